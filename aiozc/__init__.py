@@ -1,0 +1,1 @@
+"""Zero-copy file transfers for asyncio and uvloop, on io_uring."""
