@@ -1,0 +1,317 @@
+"""The far ends of the connections: processes of their own that take bytes and count them.
+
+``Receiver`` starts one such process and talks to it over a socket pair: it hears the port, the
+count of each connection that has ended, with the time of its end, and counts so far when it asks.
+CLOCK_MONOTONIC is one clock for all processes, so that time can be set against the sender's.
+
+The process ends when its control socket does, however its parent ended.
+
+Ways to receive:
+
+- ``discard``: ``recv`` with MSG_TRUNC, which for TCP throws the bytes away without a copy
+  (man 7 tcp): as near to a peer that costs nothing as loopback has.
+- ``read``: copies every byte into one buffer, as a client does.
+- ``slow``: reads 16 KiB from each connection every 40 ms, the connections spread over that time.
+
+On loopback the sender pays for waking a receiver that sleeps: in a virtual machine some 10 us each
+time. A receiver a little faster than the sender sleeps after every segment, one a little slower
+never does: one and the same ``sock_sendfile`` of 512 MiB ran at 1.9 to 5.2 GB/s, and at 6.7 to 7.1
+to a receiver that looked for more for another 50 us before it slept (``awake``). A peer at the far
+end of a network is never woken by the sender's CPU.
+"""
+
+import json
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from bench.errors import BenchError
+
+Mode = Literal["discard", "read", "slow"]
+
+HOST: Final = "127.0.0.1"
+SLOW_READ: Final = 16 * 1024
+SLOW_PERIOD: Final = 0.040
+_SLOW_SLOTS: Final = 10
+_DISCARD_AT_ONCE: Final = 16 * 1024 * 1024
+_READ_AT_ONCE: Final = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A connection that the receiver has read to its end."""
+
+    received: int
+    at: float
+    """When, by ``time.monotonic``."""
+    error: str | None
+
+
+class Receiver:
+    """A receiver process, from its start to its end; a context manager."""
+
+    def __init__(self, mode: Mode, *, awake: float = 0) -> None:
+        ours, theirs = socket.socketpair()
+        # A session of its own, so that Ctrl-C comes to the parent alone.
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bench.receivers", mode, str(theirs.fileno()), str(awake)],
+                env=importing_bench(),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._control = ours
+        self._incoming = ours.makefile("rb")
+        self._ended: dict[int, Ended] = {}
+        try:
+            self.address: tuple[str, int] = (HOST, int(self._message(timeout=30)["port"]))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def wait_ended(self, ports: Collection[int], timeout: float = 60) -> dict[int, Ended]:
+        """Wait for the end of the connections from these local ports; give each one's count.
+
+        Raises BenchError when the process dies, a connection breaks, or the time is over.
+        """
+        deadline = time.monotonic() + timeout
+        missing = set(ports) - self._ended.keys()
+        while missing:
+            self._note(self._message(deadline - time.monotonic()))
+            missing -= self._ended.keys()
+        ended = {port: self._ended.pop(port) for port in ports}
+        for end in ended.values():
+            if end.error is not None:
+                raise BenchError(f"a connection broke at the receiver: {end.error}")
+        return ended
+
+    def counts(self, timeout: float = 60) -> list[int]:
+        """Give the count of each open connection, as it is now."""
+        try:
+            self._control.sendall(b"counts\n")
+        except OSError:
+            raise self._death() from None
+        deadline = time.monotonic() + timeout
+        while True:
+            message = self._message(deadline - time.monotonic())
+            if "counts" in message:
+                return [int(count) for count in message["counts"]]
+            self._note(message)
+
+    def check(self) -> None:
+        """Raise BenchError if the process is dead or dying: why connections may have broken."""
+        try:
+            self._process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            return
+        raise self._death()
+
+    def close(self) -> None:
+        """End the process, if it has not ended by itself."""
+        self._incoming.close()
+        self._control.close()
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _note(self, message: dict[str, Any]) -> None:
+        if "ended" in message:
+            self._ended[message["ended"]] = Ended(
+                message["received"], message["at"], message["error"]
+            )
+
+    def _message(self, timeout: float) -> dict[str, Any]:
+        self._control.settimeout(max(timeout, 0.001))
+        try:
+            line = self._incoming.readline()
+        except TimeoutError:
+            raise BenchError("the receiver has not seen the end of every connection") from None
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise self._death()
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _death(self) -> BenchError:
+        try:
+            status = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return BenchError("the receiver process no longer answers")
+        return BenchError(f"the receiver process ended too early, with status {status}")
+
+
+def importing_bench() -> dict[str, str]:
+    """Give an environment in which a child process finds this package, wherever it starts."""
+    path = [str(Path(__file__).resolve().parent.parent)]
+    if inherited := os.environ.get("PYTHONPATH"):
+        path.append(inherited)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def allow_many_descriptors() -> None:
+    """Raise the soft limit of open descriptors to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# What follows runs in the receiver process.
+
+
+@dataclass(slots=True)
+class _Connection:
+    sock: socket.socket
+    port: int
+    received: int = 0
+    open: bool = True
+
+
+class _Counter:
+    """Accepts connections, keeps their counts, and tells them to the parent."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.connections: dict[int, _Connection] = {}
+        self.listener = socket.create_server((HOST, 0), backlog=4096)
+        self.listener.setblocking(False)
+        self.epoll = select.epoll()
+        self.epoll.register(self.listener, select.EPOLLIN)
+        self.epoll.register(control, select.EPOLLIN)
+        self.tell(port=self.listener.getsockname()[1])
+
+    def tell(self, **message: object) -> None:
+        self.control.sendall(json.dumps(message).encode() + b"\n")
+
+    def accept(self) -> _Connection | None:
+        try:
+            sock, (_, port) = self.listener.accept()
+        except BlockingIOError:
+            return None
+        sock.setblocking(False)
+        connection = self.connections[sock.fileno()] = _Connection(sock, port)
+        return connection
+
+    def answer(self) -> None:
+        """Answer the parent; end the process with it."""
+        if not self.control.recv(64):
+            raise SystemExit(0)
+        self.tell(counts=[connection.received for connection in self.connections.values()])
+
+    def receive(self, connection: _Connection, into: Callable[[socket.socket], int]) -> None:
+        """Receive once; at its end, close the connection and tell its count."""
+        error = None
+        try:
+            received = into(connection.sock)
+        except BlockingIOError:
+            return
+        except ConnectionError as broken:
+            received, error = 0, str(broken)
+        if received:
+            connection.received += received
+            return
+        at = time.monotonic()
+        connection.open = False
+        del self.connections[connection.sock.fileno()]
+        connection.sock.close()
+        self.tell(ended=connection.port, received=connection.received, at=at, error=error)
+
+
+def _serve_at_once(counter: _Counter, into: Callable[[socket.socket], int], awake: float) -> None:
+    """Receive whatever is there, from every connection; look ``awake`` seconds before a sleep."""
+    listener = counter.listener.fileno()
+    poll, connections, receive = counter.epoll.poll, counter.connections, counter.receive
+    monotonic = time.monotonic
+    while True:
+        asleep_from = monotonic() + awake
+        while not (events := poll(0)):
+            if monotonic() >= asleep_from:
+                events = poll()
+                break
+        for descriptor, _ in events:
+            connection = connections.get(descriptor)
+            if connection is not None:
+                receive(connection, into)
+            elif descriptor == listener:
+                accepted = counter.accept()
+                if accepted is not None:
+                    counter.epoll.register(accepted.sock, select.EPOLLIN)
+            else:
+                counter.answer()
+
+
+def _serve_slowly(counter: _Counter, into: Callable[[socket.socket], int]) -> None:
+    """Receive once from each connection in every period, each at its own time in the period."""
+    slots: list[list[_Connection]] = [[] for _ in range(_SLOW_SLOTS)]
+    listener = counter.listener.fileno()
+    due, turn, accepted = time.monotonic(), 0, 0
+    while True:
+        for descriptor, _ in counter.epoll.poll(max(due - time.monotonic(), 0)):
+            if descriptor != listener:
+                counter.answer()
+            elif (connection := counter.accept()) is not None:
+                slots[accepted % _SLOW_SLOTS].append(connection)
+                accepted += 1
+        if time.monotonic() < due:
+            continue
+        slot = slots[turn % _SLOW_SLOTS]
+        for connection in slot:
+            counter.receive(connection, into)
+        slot[:] = [connection for connection in slot if connection.open]
+        turn += 1
+        due += SLOW_PERIOD / _SLOW_SLOTS
+
+
+def _main(mode: str, control: int, awake: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allow_many_descriptors()
+    with socket.socket(fileno=control) as channel:
+        counter = _Counter(channel)
+        try:
+            if mode == "discard":
+                # Never touched: it only has to be as long as what may be thrown away at once.
+                nothing = mmap.mmap(-1, _DISCARD_AT_ONCE)
+                _serve_at_once(
+                    counter, lambda sock: sock.recv_into(nothing, 0, socket.MSG_TRUNC), awake
+                )
+            elif mode == "read":
+                buffer = bytearray(_READ_AT_ONCE)
+                _serve_at_once(counter, lambda sock: sock.recv_into(buffer), awake)
+            else:
+                little = bytearray(SLOW_READ)
+                _serve_slowly(counter, lambda sock: sock.recv_into(little))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the parent has gone
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -1,0 +1,102 @@
+"""Files to send: real, incompressible, and cold when they have to be."""
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bench.errors import BenchError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+_BLOCK: Final = 4 * MIB
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
+# The same number on every architecture; Linux 6.5 (include/uapi/asm-generic/unistd.h).
+_NR_CACHESTAT: Final = 451
+
+
+class _CachestatRange(ctypes.Structure):
+    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+
+class _Cachestat(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
+@contextmanager
+def scratch_directory(where: Path | None) -> Iterator[Path]:
+    """Make a directory that is gone, with all in it, after the block."""
+    with tempfile.TemporaryDirectory(prefix="aiozc-bench-", dir=where) as name:
+        yield Path(name)
+
+
+def make_file(path: Path, size: int) -> Path:
+    """Write a file of random bytes and wait until the disk has it: nothing is written back later.
+
+    Its blocks are one random block, turned by a different amount each time.
+    """
+    block = os.urandom(min(size, _BLOCK))
+    with path.open("wb") as file:
+        written = 0
+        while written < size:
+            turn = (written // _PAGE * 977) % len(block)
+            piece = (block[turn:] + block[:turn])[: size - written]
+            written += file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def make_sparse_file(path: Path, size: int) -> Path:
+    """Make a file that is one hole."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def warm(path: Path) -> None:
+    """Read a file once, so that it is in the page cache."""
+    buffer = bytearray(MIB)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def make_cold(path: Path) -> None:
+    """Drop a file from the page cache; raise BenchError if a part of it stays there."""
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        pages = -(-os.fstat(file.fileno()).st_size // _PAGE)
+        cached = cached_pages(file.fileno())
+    # A page or two can be held by whoever touched the file last; a hundredth is no matter.
+    if cached is not None and cached > max(pages // 100, 1):
+        raise BenchError(
+            f"the files cannot be made cold ({cached} of {pages} pages stay in the page cache); "
+            "choose a directory on a disk with --dir"
+        )
+
+
+def cached_pages(descriptor: int) -> int | None:
+    """Count the pages of a file in the page cache; None where the kernel has no cachestat(2).
+
+    Not ``preadv2(RWF_NOWAIT)``: on a cold page that may start the very readahead that warms it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = _Cachestat()
+    everything = _CachestatRange(0, 0)
+    result = libc.syscall(
+        ctypes.c_long(_NR_CACHESTAT),
+        ctypes.c_uint(descriptor),
+        ctypes.byref(everything),
+        ctypes.byref(found),
+        ctypes.c_uint(0),
+    )
+    return int(found.cached) if result == 0 else None
