@@ -1,0 +1,240 @@
+"""``python -m bench``: compare aiozc with asyncio's sock_sendfile."""
+
+import argparse
+import json
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.measure import Sample
+    from bench.report import WorkResult
+    from bench.senders import Sender
+    from bench.works import Settings, Work
+
+_WIDTH = 140
+WORK_NAMES = ("small", "stream", "cold", "slow-clients")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the works that were asked for; give the exit status."""
+    options = _parse(arguments)
+    notes = Console(stderr=True, soft_wrap=True)
+    try:
+        backend = _check_senders()
+    except Exception as error:  # whatever it is, nothing can be measured
+        notes.print(f"bench: aiozc cannot run here: {_describe(error)}", markup=False)
+        return 1
+    signal.signal(signal.SIGTERM, _stop)  # so that files and processes go with this one
+    try:
+        return _run(options, backend, notes)
+    except KeyboardInterrupt:
+        notes.print("bench: stopped")
+        return 130
+    except (BenchError, OSError) as error:
+        notes.print(f"bench: {_describe(error)}", markup=False)
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Compare aiozc.loop_sendfile, on asyncio and on uvloop, with asyncio's "
+        "loop.sock_sendfile: in one run, the contenders taking turns.",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="smaller files, shorter and fewer rounds: under 20 seconds in all",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="WORK",
+        action="append",
+        choices=WORK_NAMES,
+        help=f"do this work alone, or these: {', '.join(WORK_NAMES)}",
+    )
+    parser.add_argument("--rounds", metavar="N", type=_positive, help="rounds for each case")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write all samples to FILE, as JSON"
+    )
+    parser.add_argument(
+        "--dir",
+        metavar="DIR",
+        type=Path,
+        help="make files below DIR (up to 3 GiB, removed at the end; it should be on a disk); "
+        "default: the system's directory for temporary files",
+    )
+    parser.add_argument(
+        "--awake",
+        metavar="US",
+        type=_microseconds,
+        help="how long receivers look for more before they sleep; default: "
+        "50 for the work 'stream', 0 for the others",
+    )
+    options = parser.parse_args(arguments)
+    if options.dir is not None and not options.dir.is_dir():
+        parser.error(f"--dir: {options.dir} is not a directory")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json: {options.json.parent} is not a directory")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _microseconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1e6:
+        raise ValueError(text)
+    return number / 1e6
+
+
+def _check_senders() -> str:
+    """Let every sender send a little; give aiozc's backend, or raise what keeps it from running."""
+    # Only now: a missing library is to be told in one sentence.
+    import aiozc
+    from bench.senders import SENDERS
+    from bench.transfers import run_on_loop
+
+    backend = "unknown"
+
+    async def send_a_little(sender: "Sender") -> None:
+        nonlocal backend
+        ours, theirs = socket.socketpair()
+        with ours, theirs, tempfile.TemporaryFile() as file:
+            file.write(b"little")
+            file.seek(0)
+            ours.setblocking(False)
+            sent = await sender.send(ours, file, 0, 6)
+            if sent != 6 or theirs.recv(16) != b"little":
+                raise BenchError(f"{sender.name} does not send what it is given")
+            backend = aiozc.backend()
+
+    for sender in SENDERS:
+        run_on_loop(sender, lambda sender=sender: send_a_little(sender))  # type: ignore[misc]
+    return backend
+
+
+def _run(options: argparse.Namespace, backend: str, notes: Console) -> int:
+    from bench.report import NOTE, as_json, describe_machine, make_table
+    from bench.scratch import scratch_directory
+    from bench.senders import BASELINE, SENDERS
+    from bench.works import WORKS, Settings
+
+    names = [sender.name for sender in SENDERS]
+    machine = describe_machine(backend)
+    out = Console()
+    if not out.is_terminal:
+        out = Console(width=_WIDTH)
+    out.print(
+        "{python}, uvloop {uvloop}, aiozc {aiozc} ({backend}); Linux {kernel}, "
+        "{cpus} CPUs, {date}".format(**machine),
+        markup=False,
+        highlight=False,
+    )
+    results = []
+    with scratch_directory(options.dir) as scratch:
+        settings = Settings(
+            quick=options.quick, rounds=options.rounds, scratch=scratch, awake=options.awake
+        )
+        for work in WORKS:
+            if options.only and work.name not in options.only:
+                continue
+            result = _measure(work, settings, SENDERS, notes)
+            results.append(result)
+            out.print()
+            if result.cases:
+                out.print(make_table(result, names))
+            if result.error is not None:
+                notes.print(f"bench: {work.name}: {result.error}", markup=False)
+    out.print(NOTE.format(escape(BASELINE.name)), highlight=False)
+    if options.json is not None:
+        found = as_json(results, names, machine)
+        options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return 1 if any(result.error is not None for result in results) else 0
+
+
+def _measure(
+    work: "Work", settings: "Settings", senders: Sequence["Sender"], notes: Console
+) -> "WorkResult":
+    """Let the senders take turns at each case of a work."""
+    from bench.measure import take_turns
+    from bench.report import CaseResult, WorkResult
+
+    result = WorkResult(work, [])
+    cases: list[CaseResult] = []
+    # No refreshing thread: it would take the CPU, and the GIL, from what is measured.
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=notes,
+        auto_refresh=False,
+        transient=True,
+        disable=not notes.is_terminal,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(progress)
+        task = progress.add_task(f"{work.name}: making files", total=None)
+        progress.refresh()
+        try:
+            for case in work.prepare(settings, stack):
+                title = f"{work.name}: {case.title}"
+                total = case.rounds * len(senders)
+                progress.reset(task, description=title, total=total)
+                samples = take_turns(
+                    senders,
+                    _shown(case.run, progress, task),
+                    rounds=case.rounds,
+                    budget=case.budget,
+                )
+                cases.append(CaseResult(case, samples))
+        except Exception as error:  # the other works can still be done
+            result = replace(result, error=_describe(error))
+    return replace(result, cases=cases)
+
+
+def _shown(
+    run: "Callable[[Sender], Sample]", progress: Progress, task: Any
+) -> "Callable[[Sender], Sample]":
+    """Make a run that moves the progress bar when it is done."""
+
+    def shown(sender: "Sender") -> "Sample":
+        progress.refresh()
+        sample = run(sender)
+        progress.advance(task)
+        return sample
+
+    return shown
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, BenchError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

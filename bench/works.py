@@ -1,0 +1,263 @@
+"""What is measured. A work makes what it needs, and gives the cases that the contenders take."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.measure import AtLeast, AtMost, Metric, Sample, percentile
+from bench.receivers import Mode, Receiver
+from bench.scratch import GIB, KIB, MIB, make_cold, make_file, make_sparse_file, warm
+from bench.senders import Sender
+from bench.slow_clients import SlowPlan, serve_slow_clients
+from bench.transfers import Plan, Turn, take_turn
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much is to be done, and where files may lie."""
+
+    quick: bool
+    rounds: int | None
+    scratch: Path
+    """A directory for files, which someone else removes."""
+    awake: float | None = None
+    """Seconds that receivers look for more before they sleep, in place of each work's own."""
+
+    def choose_rounds(self, quick: int, full: int) -> int:
+        """Give the rounds asked for on the command line, or else one of these."""
+        if self.rounds is not None:
+            return self.rounds
+        return quick if self.quick else full
+
+    def receive(self, mode: Mode, awake: float = 0) -> Receiver:
+        """Start a receiver."""
+        return Receiver(mode, awake=awake if self.awake is None else self.awake)
+
+    def choose_budget(self, quick: float) -> float:
+        """Give the seconds after which no further round begins."""
+        return quick if self.quick and self.rounds is None else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing that all contenders do, in turns."""
+
+    title: str
+    metrics: Sequence[Metric]
+    run: Callable[[Sender], Sample]
+    rounds: int
+    budget: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A family of cases, which share one table."""
+
+    name: str
+    title: str
+    prepare: Callable[[Settings, ExitStack], list[Case]]
+    """Makes files and starts receivers; what it leaves open goes to the stack."""
+
+
+# Small files
+
+_SMALL_SIZES: Final = (4 * KIB, 64 * KIB, 256 * KIB)
+_SMALL_CONNECTIONS: Final = (1, 16, 64)
+_SMALL_TARGETS: Final = {
+    (4 * KIB, 1): AtLeast(5, aim=8),
+    (4 * KIB, 64): AtLeast(4, aim=6),
+    (64 * KIB, 1): AtLeast(4, aim=6),
+    (256 * KIB, 16): AtLeast(1.8, aim=2.5),
+}
+_TRANSFERS_IN_A_TURN: Final = {4 * KIB: 6400, 64 * KIB: 4096, 256 * KIB: 2048}
+
+
+def _small(settings: Settings, stack: ExitStack) -> list[Case]:
+    receiver = stack.enter_context(settings.receive("discard"))
+    cases = []
+    for size in _SMALL_SIZES:
+        file = make_file(settings.scratch / f"small-{size}", size)
+        warm(file)
+        for connections in _SMALL_CONNECTIONS:
+            transfers = _TRANSFERS_IN_A_TURN[size] // (5 if settings.quick else 1)
+            repeats = max(transfers // connections, 4)
+            plan = Plan(
+                files=[file] * connections,
+                size=size,
+                repeats=repeats,
+                warm_file=file,
+                warm_size=size,
+                warm_repeats=max(repeats // 8, 4),
+            )
+
+            def run(sender: Sender, plan: Plan = plan) -> Sample:
+                elapsed = take_turn(sender, receiver, plan).elapsed
+                return {"time": elapsed * 1e6 / plan.transfers}
+
+            cases.append(
+                Case(
+                    f"{size // KIB} KiB, {connections} conn.",
+                    [Metric("time", "us", "less", _SMALL_TARGETS.get((size, connections)))],
+                    run,
+                    settings.choose_rounds(5, 11),
+                    settings.choose_budget(0.6),
+                )
+            )
+    return cases
+
+
+# One large stream
+
+STREAM_AWAKE: Final = 50e-6
+"""Without it the throughput depends, fourfold, on whether the receiver happens to fall asleep."""
+_LOOP_CPU_TARGETS: Final[dict[Mode, AtLeast]] = {"discard": AtLeast(8), "read": AtLeast(2)}
+
+
+def _stream(settings: Settings, stack: ExitStack) -> list[Case]:
+    size = 256 * MIB if settings.quick else GIB
+    file = make_file(settings.scratch / "stream", size)
+    warm(file)
+    # The warm-up is small: only loop and engine are to be ready, the connection is a new one.
+    plan = Plan(
+        files=[file], size=size, repeats=1, warm_file=file, warm_size=4 * KIB, warm_repeats=2
+    )
+    peers: list[tuple[Mode, str]] = [("discard", "discards"), ("read", "reads")]
+    cases = []
+    for mode, does in peers:
+        receiver = stack.enter_context(settings.receive(mode, awake=STREAM_AWAKE))
+
+        def run(sender: Sender, receiver: Receiver = receiver) -> Sample:
+            turn = take_turn(sender, receiver, plan)
+            return {
+                "throughput": _gigabytes_a_second(plan, turn),
+                "loop CPU": turn.loop_cpu * 1e3 / (plan.bytes / 1e9),
+                "process CPU": turn.process_cpu * 1e3 / (plan.bytes / 1e9),
+            }
+
+        metrics = [
+            Metric("throughput", "GB/s", "more", AtLeast(1.0)),
+            Metric("loop CPU", "ms/GB", "less", _LOOP_CPU_TARGETS[mode]),
+            Metric("process CPU", "ms/GB", "less"),
+        ]
+        cases.append(
+            Case(
+                f"{_size(size)}, peer {does}",
+                metrics,
+                run,
+                settings.choose_rounds(3, 7),
+                settings.choose_budget(1.5),
+            )
+        )
+    return cases
+
+
+# Many cold files
+
+
+def _cold(settings: Settings, stack: ExitStack) -> list[Case]:
+    count, size = (16, 16 * MIB) if settings.quick else (64, 32 * MIB)
+    receiver = stack.enter_context(settings.receive("discard"))
+    files = [make_file(settings.scratch / f"cold-{i}", size) for i in range(count)]
+    warm_file = make_file(settings.scratch / "cold-warm-up", 4 * KIB)
+    warm(warm_file)
+    plan = Plan(
+        files=files,
+        size=size,
+        repeats=1,
+        warm_file=warm_file,
+        warm_size=4 * KIB,
+        warm_repeats=2,
+        timer=True,
+    )
+
+    def run(sender: Sender) -> Sample:
+        for file in files:
+            make_cold(file)
+        turn = take_turn(sender, receiver, plan)
+        return {
+            "lateness p50": percentile(turn.lateness, 50) * 1e3,
+            "lateness p99": percentile(turn.lateness, 99) * 1e3,
+            "lateness max": max(turn.lateness) * 1e3,
+            "throughput": _gigabytes_a_second(plan, turn),
+        }
+
+    metrics = [
+        Metric("lateness p50", "ms", "less"),
+        Metric("lateness p99", "ms", "less"),
+        Metric("lateness max", "ms", "less", AtLeast(20)),
+        Metric("throughput", "GB/s", "more", AtLeast(0.95)),
+    ]
+    return [
+        Case(
+            f"{count} of {_size(size)}",
+            metrics,
+            run,
+            settings.choose_rounds(3, 5),
+            settings.choose_budget(3.0),
+        )
+    ]
+
+
+# Slow clients
+
+_CLIENTS: Final = 500
+
+
+def _slow_clients(settings: Settings, stack: ExitStack) -> list[Case]:  # noqa: ARG001
+    file = make_sparse_file(settings.scratch / "slow", 64 * MIB)
+    warm(file)
+    seconds = 1.2 if settings.quick else 6.0
+    plan = SlowPlan(str(file), 64 * MIB, _CLIENTS, seconds)
+
+    def run(sender: Sender) -> Sample:
+        served = serve_slow_clients(sender, plan)
+        return {
+            "threads": served.threads,
+            "memory growth": served.growth / MIB,
+            "process CPU": served.cpu * 100,
+            "client with least": served.least / KIB,
+            "client with most": served.most / KIB,
+        }
+
+    metrics = [
+        Metric("threads", "", "less", AtMost(24)),
+        Metric("memory growth", "MiB", "less", AtMost(64)),
+        Metric("process CPU", "%", "less"),
+        Metric("client with least", "KiB", "more"),
+        Metric("client with most", "KiB", "more"),
+    ]
+    return [
+        Case(
+            f"{_CLIENTS}, for {seconds:g} s",
+            metrics,
+            run,
+            settings.choose_rounds(1, 2),
+            settings.choose_budget(0),
+        )
+    ]
+
+
+WORKS: Final[tuple[Work, ...]] = (
+    Work("small", "Small cached files: time per transfer, peer discards", _small),
+    Work("stream", "One large cached file: throughput, and CPU time per GB", _stream),
+    Work(
+        "cold",
+        "Cold files, all at once, peer discards: how late a 1 ms timer is on the loop",
+        _cold,
+    ),
+    Work(
+        "slow-clients",
+        "Slow clients, each reads 16 KiB every 40 ms; the process that serves them is unprivileged",
+        _slow_clients,
+    ),
+)
+
+
+def _gigabytes_a_second(plan: Plan, turn: Turn) -> float:
+    return plan.bytes / turn.elapsed / 1e9
+
+
+def _size(size: int) -> str:
+    return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"

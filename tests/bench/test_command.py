@@ -1,0 +1,154 @@
+"""``python -m bench``: its tables, its JSON, and how it refuses."""
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.__main__ import WORK_NAMES
+from bench.measure import AtLeast, AtMost, Metric
+from bench.receivers import importing_bench
+from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
+from bench.works import WORKS, Case, Work
+
+CASE = Case(
+    "a case",
+    [
+        Metric("time", "us", "less", AtLeast(4, aim=6)),
+        Metric("threads", "", "less", AtMost(24)),
+    ],
+    run=lambda _: {},
+    rounds=2,
+    budget=0,
+)
+RESULT = WorkResult(
+    Work("a-work", "A work", lambda _, __: []),
+    [
+        CaseResult(
+            CASE,
+            [
+                [{"time": 40, "threads": 1}, {"time": 60, "threads": 1}],
+                [{"time": 5, "threads": 0}, {"time": 6, "threads": 30}],
+                [{"time": 20, "threads": 2}, {"time": 60, "threads": 2}],
+            ],
+        )
+    ],
+)
+CONTENDERS = ["base", "first", "second"]
+
+
+def run_bench(
+    *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        env=env or importing_bench(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_the_table_shows_medians_ratios_targets_and_marks() -> None:
+    console = Console(width=140, file=io.StringIO())
+    console.print(make_table(RESULT, CONTENDERS))
+    assert isinstance(console.file, io.StringIO)
+    rows = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+    assert "A work" in rows
+    assert "a case time us 50 5.50 9x aim 40 1.50x miss 4x 6x 2" in rows
+    assert "threads 1 15 infx pass 2 0.50x pass <= 24" in rows
+
+
+def test_the_json_holds_every_sample_and_is_strict_json() -> None:
+    found = json.loads(json.dumps(as_json([RESULT], CONTENDERS, {}), allow_nan=False))
+    time, threads = found["works"][0]["cases"][0]["metrics"]
+
+    assert time["contenders"]["first"] == {
+        "median": 5.5,
+        "ratio": 9,
+        "verdict": "aim",
+        "samples": [5, 6],
+    }
+    assert time["contenders"]["base"]["verdict"] is None
+    assert threads["contenders"]["first"]["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.01234, "0.012"),
+        (0.5, "0.50"),
+        (1.234, "1.23"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (500, "500"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_have_about_three_digits(value: float, shown: str) -> None:
+    assert show_number(value) == shown
+
+
+def test_the_command_line_names_every_work() -> None:
+    assert tuple(work.name for work in WORKS) == WORK_NAMES
+
+
+def test_the_smallest_work_prints_its_table_writes_json_and_leaves_no_file(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    found = tmp_path / "found.json"
+
+    done = run_bench(
+        *("--quick", "--only", "small", "--rounds", "1"),
+        *("--dir", str(scratch), "--json", str(found)),
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("Small cached files", "4 KiB, 1 conn.", "256 KiB, 64 conn.", "ratio", "5x"):
+        assert text in done.stdout
+    assert "Slow clients" not in done.stdout
+    written = json.loads(found.read_text())
+    assert [work["name"] for work in written["works"]] == ["small"]
+    assert len(written["works"][0]["cases"]) == 9
+    assert written["machine"]["python"].endswith(sys.version.split()[0])
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--only", "no-such-work"],
+        ["--rounds", "0"],
+        ["--rounds", "x"],
+        ["--awake", "-1"],
+        ["--dir", "/no/such/directory"],
+        ["--json", "/no/such/directory/file"],
+        ["--no-such-option"],
+    ],
+)
+def test_bad_arguments_end_with_status_2(arguments: list[str]) -> None:
+    done = run_bench(*arguments)
+
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+
+
+def test_one_sentence_says_why_aiozc_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "aiozc.py").write_text("raise ImportError('no ring today')\n")
+    env = importing_bench()
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
+
+    done = run_bench("--quick", cwd=tmp_path, env=env)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "bench: aiozc cannot run here: ImportError: no ring today\n"
