@@ -37,12 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever it is, nothing can be measured
         notes.print(f"bench: aiozc cannot run here: {_describe(error)}", markup=False)
         return 1
-    signal.signal(signal.SIGTERM, _stop)  # so that files and processes go with this one
+    status = 130
+
+    def stop(*_: object) -> None:
+        nonlocal status
+        status = 143
+        signal.raise_signal(signal.SIGINT)  # which loops know how to take
+
+    signal.signal(signal.SIGTERM, stop)  # so that files and processes go with this one
     try:
         return _run(options, backend, notes)
     except KeyboardInterrupt:
         notes.print("bench: stopped")
-        return 130
+        return status
     except (BenchError, OSError) as error:
         notes.print(f"bench: {_describe(error)}", markup=False)
         return 1
@@ -230,10 +237,6 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, BenchError):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _stop(*_: object) -> None:
-    raise SystemExit(143)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def make_table(result: WorkResult, contenders: Sequence[str]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("case")
-    table.add_column("metric")
+    table.add_column("case", overflow="fold")
+    table.add_column("metric", overflow="fold")
     table.add_column(escape(contenders[0]), justify="right")
     for contender in contenders[1:]:
         table.add_column(escape(contender), justify="right")
