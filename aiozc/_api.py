@@ -1,0 +1,189 @@
+"""The public coroutines: arguments checked, then one transfer on one engine."""
+
+import _socket
+import asyncio
+import errno
+import io
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from aiozc._engines import fallback as fallback_engine
+from aiozc._engines import uring
+from aiozc._engines.reactor import Reactor, get_reactor
+from aiozc._engines.records import check_idle
+from aiozc._errors import RingUnavailableError, error_from
+from aiozc._transfers.sendfile import AT_ONCE, Sendfile
+
+# The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
+# member of it, 0.5 us for each transfer.
+_type_of: Callable[[socket.socket], int] = _socket.socket.type.__get__
+
+# io's own classes read what their descriptor holds. Any other BufferedIOBase (gzip, bz2,
+# lzma, ...) may have a descriptor too, whose bytes are not what it reads.
+_HONEST = (io.BufferedReader, io.BufferedRandom, io.BufferedWriter)
+_STREAM = int(socket.SOCK_STREAM)
+# What splice(2) answers where a file system or a socket cannot be spliced.
+_CANNOT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+async def loop_sendfile(
+    sock: Any,
+    file: Any,
+    offset: int = 0,
+    count: int | None = None,
+    *,
+    fallback: bool = True,
+) -> int:
+    """Send a file over a connected stream socket; return the number of bytes sent.
+
+    As `loop.sock_sendfile` (asyncio, "Working with socket objects directly"), on asyncio's
+    selector loop and on uvloop, without the loop ever waiting for a disk or for the peer.
+
+    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, or
+    anything with `fileno()`. `file` is a file object opened in binary mode. Bytes are sent
+    from `offset` (0 or more) on, `count` of them (1 or more) or, with None, to the end of
+    the file. When it ends, in whatever way, the file's position is `offset` plus the number
+    of bytes that the socket took.
+
+    What the kernel cannot move by itself (a file object without a descriptor or that
+    transforms what it reads, a source that is no regular file, a TLS or a blocking socket)
+    is read in a worker thread and sent from memory, or, where `fallback` is false, refused.
+
+    Its return says that the socket has taken the bytes, not that the peer has them: large
+    files are sent as references to their cached pages, so a program that overwrites the
+    file meanwhile may change what a slow peer receives (see "NOTES" in sendfile(2)).
+
+    Raises:
+        ValueError: a file in text mode, a socket of another type, a negative offset, a
+            count below 1, a closed file; in the loop's debug mode a blocking socket.
+        TypeError: an offset or a count that is not an integer.
+        asyncio.SendfileNotAvailableError: see `fallback`.
+        RuntimeError: another transfer into the socket is under way.
+        OSError: what the file or the socket answered (ConnectionResetError,
+            BrokenPipeError, ...); EBADF where the caller closed one of them meanwhile.
+        asyncio.CancelledError: once nothing more of the transfer can reach the socket.
+    """
+    loop = asyncio.get_running_loop()
+    timeout = sock.gettimeout() if hasattr(sock, "gettimeout") else _timeout_of(sock)
+    if timeout != 0 and loop.get_debug():
+        raise ValueError("the socket must be non-blocking")
+    _check(sock, file, offset, count)
+    try:
+        if timeout is None:
+            raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
+        if isinstance(sock, ssl.SSLSocket):
+            raise asyncio.SendfileNotAvailableError(f"{sock!r} encrypts what it sends")
+        size = _size_of_regular(file)
+        reactor = _reactor()
+    except asyncio.SendfileNotAvailableError:
+        if not fallback:
+            raise
+        return await _fall_back(sock, file, offset, count, 0)
+    length = size - offset
+    if count is not None and count < length:
+        length = count
+    if length <= 0:
+        check_idle(sock)
+        _set_position(file, offset)
+        reactor.count_transfer(0)
+        return 0
+    transfer = Sendfile(offset, length)
+    if length <= AT_ONCE:
+        # The hot path: nothing is duplicated, and nothing suspends unless the turn of the
+        # loop is used up.
+        if not reactor.at_once.may_spend(loop, length):
+            await uring.wait_for_budget(reactor, length)
+        check_idle(sock)
+        transfer.begin(reactor.at_once.send(sock.fileno(), file.fileno(), offset, length))
+    try:
+        if not transfer.done:
+            await uring.send_file(reactor, transfer, sock, file, to_the_end=count is None)
+        if not transfer.error:
+            return transfer.position
+    finally:
+        _set_position(file, offset + transfer.position)
+        reactor.count_transfer(transfer.position)
+    if transfer.error in _CANNOT and fallback:
+        return await _fall_back(sock, file, offset, count, transfer.position)
+    if transfer.error in _CANNOT and not transfer.position:
+        raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
+    raise error_from(transfer.error, f"after {transfer.position} bytes were sent")
+
+
+def _check(sock: Any, file: Any, offset: int, count: int | None) -> None:
+    """Check as `loop.sock_sendfile` does, in its order and with its words."""
+    mode = getattr(file, "mode", "b")
+    # GzipFile's mode is a number before Python 3.13.
+    if isinstance(mode, str) and "b" not in mode:
+        raise ValueError("file should be opened in binary mode")
+    kind = _type_of(sock) if isinstance(sock, socket.socket) else _type_by_fileno(sock)
+    if kind != _STREAM:
+        raise ValueError("only SOCK_STREAM type sockets are supported")
+    if count is not None:
+        if not isinstance(count, int):
+            raise TypeError(f"count must be a positive integer (got {count!r})")
+        if count <= 0:
+            raise ValueError(f"count must be a positive integer (got {count!r})")
+    if not isinstance(offset, int):
+        raise TypeError(f"offset must be a non-negative integer (got {offset!r})")
+    if offset < 0:
+        raise ValueError(f"offset must be a non-negative integer (got {offset!r})")
+
+
+def _type_by_fileno(sock: Any) -> int:
+    """Return the socket type behind anything with `fileno()`; OSError for no socket."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
+        return _type_of(duplicate)
+
+
+def _timeout_of(sock: Any) -> float | None:
+    """Return what `gettimeout()` would, of an object that has none."""
+    return None if os.get_blocking(sock.fileno()) else 0
+
+
+def _size_of_regular(file: Any) -> int:
+    """Return the size of a regular file, or raise SendfileNotAvailableError."""
+    if isinstance(file, io.BufferedIOBase) and not isinstance(file, _HONEST):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what it reads")
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, io.UnsupportedOperation):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")
+    if not status.st_size and _says_more_than_its_size(file.fileno()):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} does not tell its size")
+    return status.st_size
+
+
+def _says_more_than_its_size(fd: int) -> bool:
+    """Return whether a file of size 0 may have content all the same, as procfs's do."""
+    try:
+        return bool(os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT))
+    except OSError:
+        return True
+
+
+def _reactor() -> Reactor:
+    try:
+        return get_reactor()
+    except RingUnavailableError as error:
+        raise asyncio.SendfileNotAvailableError(str(error)) from error
+
+
+def _set_position(file: Any, position: int) -> None:
+    try:
+        file.seek(position)
+    except (AttributeError, ValueError):
+        # It has no position, or it was closed and has none any more.
+        return
+
+
+async def _fall_back(sock: Any, file: Any, offset: int, count: int | None, position: int) -> int:
+    progress = fallback_engine.Progress(position)
+    await fallback_engine.send_file(sock, file, offset, count, progress)
+    return progress.position

@@ -1,0 +1,85 @@
+"""What is small and cached goes at once, in the coroutine's own turn of the loop.
+
+This is the shorter way through the rooms that the design allows for a path measured to be
+hot. Per transfer, in us, medians over loopback TCP: `os.sendfile` alone 2.0 (4 KiB), 11 (64
+KiB), 27 (256 KiB); a chain on the ring and back 40 to 65; `loop.sock_sendfile` 27 to 90.
+
+Two ways to touch no disk, both asked of the kernel and not guessed:
+
+- Up to 16 KiB the bytes are read with preadv2(RWF_NOWAIT), which gives what is cached and
+  nothing else, and sent from memory: 2.4 us for 4 KiB, where cachestat and sendfile take
+  3.0, and 3.8 against 3.3 for 16 KiB.
+- Above, cachestat(2) says whether all pages are there (0.8 us), then sendfile(2) moves
+  them: 30 us for 256 KiB, where reading and sending them takes 58. The pages can be evicted
+  between the two calls; that window is a few hundred ns wide.
+"""
+
+import asyncio
+import errno
+import os
+
+from aiozc._kernel.pagecache import Probe
+from aiozc._transfers.sendfile import AT_ONCE
+
+COPIED = 16 * 1024
+"""The most bytes that are read and sent rather than spliced."""
+TURN = 2 << 20
+"""Bytes that one turn of the loop may send at once: 0.2 to 0.3 ms of it."""
+CALL = 32 << 10
+"""What a call costs beside its bytes, in bytes."""
+
+
+class AtOnce:
+    """The loop thread's own sender: its scratch memory, and the budget of a turn."""
+
+    def __init__(self) -> None:
+        self._probe = Probe()
+        self._scratch = memoryview(bytearray(COPIED))
+        self._spent = 0
+        self._renewing = False
+
+    def may_spend(self, loop: asyncio.AbstractEventLoop, length: int) -> bool:
+        """Take `length` bytes from this turn's budget, or say that it is used up.
+
+        A loop's turn cannot be asked for; a callback marks the next one. It is scheduled
+        when half of the budget is gone, so that a few small files cost nothing.
+        """
+        spent = self._spent + length + CALL
+        if spent > TURN:
+            return False
+        self._spent = spent
+        if spent > TURN // 2 and not self._renewing:
+            self._renewing = True
+            loop.call_soon(self._renew)
+        return True
+
+    def _renew(self) -> None:
+        self._spent = 0
+        self._renewing = False
+
+    def send(self, sock: int, file: int, offset: int, length: int) -> int:
+        """Do the step SendCached: see there for what is returned."""
+        try:
+            if length <= COPIED:
+                return self._copy(sock, file, offset, length)
+            cached = self._probe.is_cached(file, offset, length)
+            if cached is None:
+                return self._copy(sock, file, offset, length)
+            if not cached:
+                return -errno.ENODATA
+            return os.sendfile(sock, file, offset, length)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+    def _copy(self, sock: int, file: int, offset: int, length: int) -> int:
+        if length > len(self._scratch):
+            self._scratch = memoryview(bytearray(AT_ONCE))
+        memory = self._scratch[:length]
+        try:
+            got = os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
+        except OSError as error:
+            # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell.
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return -errno.ENODATA
+            raise
+        return os.write(sock, memory[:got]) if got else 0

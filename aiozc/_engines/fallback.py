@@ -1,0 +1,150 @@
+"""The stdlib's fallback way: read in a worker thread, send as the socket has room.
+
+For what a ring cannot move: file objects without a descriptor or that transform what they
+read, TLS and blocking sockets, sources that are no regular files, file systems that cannot
+splice; and for everything where no ring can be had. As the other ways, it knows what the
+socket took, and returns only when nothing of it is under way any more: a thread that reads
+is waited for.
+
+A TLS socket that was cancelled between two halves of a record is fit for closing alone:
+OpenSSL has taken the whole record, and wants the same bytes again.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from aiozc._engines.records import HasFileno, Outlet
+from aiozc._errors import error_from
+
+T = TypeVar("T")
+
+READ = 256 * 1024
+"""Bytes of one read."""
+RECORD = 16 * 1024
+"""Bytes of one TLS record: what is handed to OpenSSL at once."""
+TICK = 0.1
+"""Seconds between two looks at whether the caller has closed the socket."""
+
+
+class Progress:
+    """How many bytes the socket took."""
+
+    def __init__(self, position: int = 0) -> None:
+        self.position = position
+
+
+async def send_file(
+    sock: HasFileno, file: Any, offset: int, count: int | None, progress: Progress
+) -> None:
+    """Send `file` from `offset + progress.position` on, until `count` or its end."""
+    memory = memoryview(bytearray(READ if count is None else min(count, READ)))
+    seekable = await _in_thread(_is_seekable, file)
+    outlet = Outlet(sock)
+    try:
+        if seekable:
+            await _in_thread(_seek, file, offset + progress.position)
+        while count is None or progress.position < count:
+            rest = READ if count is None else count - progress.position
+            got = await _in_thread(_read_into, file, memory[:rest])
+            if not got:
+                break
+            await _send_all(outlet, sock, memory[:got], progress)
+    finally:
+        outlet.close()
+        if seekable:
+            await _in_thread(_seek, file, offset + progress.position)
+
+
+def _is_seekable(file: Any) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return bool(seekable()) if seekable is not None else hasattr(file, "seek")
+
+
+def _seek(file: Any, position: int) -> None:
+    # A file that was closed has no position. A decompressor seeks back from its start: not
+    # where that can be spared.
+    with contextlib.suppress(ValueError):
+        if file.tell() != position:
+            file.seek(position)
+
+
+def _read_into(file: Any, memory: memoryview) -> int:
+    if hasattr(file, "readinto"):
+        return int(file.readinto(memory) or 0)
+    data = file.read(len(memory))
+    memory[: len(data)] = data
+    return len(data)
+
+
+async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function in the loop's executor; when cancelled, raise that once it has ended."""
+    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait((future,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        with contextlib.suppress(Exception):
+            future.result()
+        raise cancelled
+    return future.result()
+
+
+async def _send_all(outlet: Outlet, sock: HasFileno, data: memoryview, progress: Progress) -> None:
+    loop = asyncio.get_running_loop()
+    send = sock.send if isinstance(sock, ssl.SSLSocket) else _plain_send(outlet.copy)
+    while data:
+        if not outlet.is_open():
+            raise error_from(
+                errno.EBADF, f"the socket was closed after {progress.position} bytes were sent"
+            )
+        try:
+            sent = send(data[:RECORD] if isinstance(sock, ssl.SSLSocket) else data)
+        except ssl.SSLWantReadError:
+            await _wait(loop, loop.add_reader, loop.remove_reader, outlet.copy)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            await _wait(loop, loop.add_writer, loop.remove_writer, outlet.copy)
+        else:
+            progress.position += sent
+            data = data[sent:]
+
+
+def _plain_send(fd: int) -> Callable[[memoryview], int]:
+    """Return what sends without waiting, whatever the mode of the socket behind `fd`."""
+    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+    def send(data: memoryview) -> int:
+        with socket.socket(fileno=os.dup(fd)) as duplicate:
+            return duplicate.send(data, flags)
+
+    return send
+
+
+async def _wait(
+    loop: asyncio.AbstractEventLoop,
+    add: Callable[..., None],
+    remove: Callable[[int], bool],
+    fd: int,
+) -> None:
+    """Wait until `fd` is ready, or for a tick: closing the caller's number wakes nobody."""
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(fd, wake)
+    timer = loop.call_later(TICK, wake)
+    try:
+        await ready
+    finally:
+        timer.cancel()
+        remove(fd)

@@ -1,0 +1,134 @@
+"""The record of a transfer: it owns all that the kernel may still touch.
+
+Every number in an SQE is looked up when its link runs, not when it is submitted (fact 4,
+seen here: bytes went to the stranger who had taken the number). So a record has duplicates
+of its own. A duplicate keeps a connection alive that the caller has closed; the caller's
+object is therefore looked at before each chain, and in each tick of the reactor.
+"""
+
+import os
+from typing import Protocol
+
+from aiozc._engines.pipes import Pipe, PipePool
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, or -1 where it is closed."""
+
+
+class Original:
+    """A caller's object, our duplicate of it, and whether it is still what it was.
+
+    A number alone tells nothing: it may be closed and taken by another file. The inode of
+    the duplicate is compared with the one behind the caller's number.
+    """
+
+    __slots__ = ("_holder", "copy", "identity")
+
+    def __init__(self, holder: HasFileno) -> None:
+        self._holder = holder
+        self.copy = os.dup(holder.fileno())
+        self.identity = identity(self.copy)
+
+    def is_open(self) -> bool:
+        """Return whether the caller's object still has the same open file."""
+        try:
+            return identity(self._holder.fileno()) == self.identity
+        except (OSError, ValueError):
+            return False
+
+    def close(self) -> None:
+        """Close the duplicate."""
+        if self.copy >= 0:
+            os.close(self.copy)
+            self.copy = -1
+
+
+class Outlet(Original):
+    """The socket of a transfer. A socket has one at a time, in the whole process."""
+
+    __slots__ = ()
+
+    def __init__(self, holder: HasFileno) -> None:
+        super().__init__(holder)
+        if _sending.setdefault(self.identity, self) is not self:
+            super().close()
+            raise already_sending(holder)
+
+    def close(self) -> None:
+        """Close the duplicate; the socket may send again."""
+        if _sending.get(self.identity) is self:
+            del _sending[self.identity]
+        super().close()
+
+
+_sending: dict[tuple[int, int], Outlet] = {}
+os.register_at_fork(after_in_child=_sending.clear)
+
+
+def check_idle(sock: HasFileno) -> None:
+    """Raise RuntimeError where a transfer into the socket is under way."""
+    if _sending and identity(sock.fileno()) in _sending:
+        raise already_sending(sock)
+
+
+def already_sending(sock: HasFileno) -> RuntimeError:
+    """Return the error for a second transfer into a socket."""
+    return RuntimeError(f"{sock!r} is sending a file already: await that transfer first")
+
+
+def identity(fd: int) -> tuple[int, int]:
+    """Return the device and inode behind a number; OSError where there is nothing."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+class Record:
+    """Duplicates of a socket and of a file, and the pipe lent to the transfer, if any.
+
+    `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
+    come back for it.
+    """
+
+    __slots__ = ("_pipes", "abandoned", "busy", "file", "pipe", "sock")
+
+    def __init__(self, pipes: PipePool, sock: HasFileno, file: HasFileno) -> None:
+        self._pipes = pipes
+        self.busy = False
+        self.abandoned = False
+        self.pipe: Pipe | None = None
+        self.sock = Outlet(sock)
+        try:
+            self.file = Original(file)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def take_pipe(self) -> int:
+        """Have a pipe, lent now if need be; return its size in bytes."""
+        if self.pipe is None:
+            self.pipe = self._pipes.lend()
+        return self.pipe.size
+
+    def drop_pipe(self, *, empty: bool) -> None:
+        """Have no pipe; what it still holds is gone."""
+        if self.pipe is not None:
+            self._pipes.give_back(self.pipe, empty=empty)
+            self.pipe = None
+
+    def what_was_closed(self) -> str | None:
+        """Return which of the caller's objects is no longer what it was, if any."""
+        if not self.sock.is_open():
+            return "the socket"
+        if not self.file.is_open():
+            return "the file"
+        return None
+
+    def close(self) -> None:
+        """Give everything back. No SQE may name it any more."""
+        self.drop_pipe(empty=False)
+        self.sock.close()
+        self.file.close()

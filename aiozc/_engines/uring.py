@@ -1,0 +1,71 @@
+"""A transfer's chains run by a reactor, one after the other, to the transfer's end."""
+
+import asyncio
+import errno
+import os
+
+from aiozc._engines.reactor import Reactor
+from aiozc._engines.records import HasFileno, Record
+from aiozc._errors import error_from
+from aiozc._transfers.sendfile import Sendfile
+from aiozc._transfers.steps import SendCached
+
+
+async def send_file(
+    reactor: Reactor, transfer: Sendfile, sock: HasFileno, file: HasFileno, *, to_the_end: bool
+) -> None:
+    """Run `transfer` to its end; `to_the_end` goes on where the file has grown meanwhile.
+
+    Raises OSError where one of the two is closed meanwhile, and what the reactor raises; a
+    step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
+    how many bytes the socket took; when this returns or raises, nothing more reaches it.
+    """
+    record = reactor.open(sock, file)
+    try:
+        await _run(reactor, record, transfer)
+        while to_the_end and not transfer.error:
+            size = os.fstat(record.file.copy).st_size - transfer.offset
+            if size <= transfer.length:
+                return
+            transfer.extend(size)
+            await _run(reactor, record, transfer)
+    finally:
+        if not transfer.in_pipe and not record.busy:
+            record.drop_pipe(empty=True)
+        reactor.release(record)
+
+
+async def _run(reactor: Reactor, record: Record, transfer: Sendfile) -> None:
+    while not transfer.done:
+        chain = transfer.next_chain(_pipe_for(transfer, record), reactor.longest_chain)
+        first = chain[0]
+        if isinstance(first, SendCached):
+            await wait_for_budget(reactor, first.length)
+        if closed := record.what_was_closed():
+            raise error_from(
+                errno.EBADF, f"{closed} was closed after {transfer.position} bytes were sent"
+            )
+        if isinstance(first, SendCached):
+            sock, file = record.sock.copy, record.file.copy
+            transfer.advance(chain, [reactor.at_once.send(sock, file, first.offset, first.length)])
+        else:
+            results, cancelled = await reactor.run(record, chain)
+            transfer.advance(chain, results)
+            if cancelled is not None:
+                raise cancelled
+
+
+def _pipe_for(transfer: Sendfile, record: Record) -> int:
+    """Have a pipe or give it up, as the next chain needs; return its size in bytes."""
+    if transfer.needs_pipe:
+        return record.take_pipe()
+    record.drop_pipe(empty=not transfer.in_pipe)
+    return 0
+
+
+async def wait_for_budget(reactor: Reactor, length: int) -> None:
+    """Let other callbacks of the loop run until this turn may send `length` bytes more."""
+    loop = asyncio.get_running_loop()
+    # Each of those who wait takes its share of the next turn: an Event would let all go on.
+    while not reactor.at_once.may_spend(loop, length):  # noqa: ASYNC110
+        await asyncio.sleep(0)

@@ -1,0 +1,17 @@
+"""The library's exceptions, and error numbers made into exceptions in one place."""
+
+import os
+
+
+class RingUnavailableError(RuntimeError):
+    """No ring can be had here: the sentence says what was tried and what refused.
+
+    Raised for named set-up causes alone: liburing missing, too old or of another
+    layout; io_uring refused by the kernel, a sysctl or a seccomp filter; no memory
+    that may be locked.
+    """
+
+
+def error_from(number: int, doing: str) -> OSError:
+    """Return the OSError (of the matching subclass) for a positive error number."""
+    return OSError(number, f"{os.strerror(number)} ({doing})")

@@ -1,0 +1,217 @@
+"""Struct layouts, opcodes and flags of the kernel's interfaces.
+
+Sources: `include/uapi/linux/io_uring.h` (SQE, CQE, opcodes, flags), `liburing.h`
+(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`.
+"""
+
+import ctypes
+import enum
+import struct
+import sys
+
+
+class Op(enum.IntEnum):
+    """`enum io_uring_op`."""
+
+    NOP = 0
+    POLL_ADD = 6
+    ASYNC_CANCEL = 14
+    READ = 22
+    SEND = 26
+    SPLICE = 30
+
+
+class SqeFlag(enum.IntFlag):
+    """`IOSQE_*`: how one SQE stands to the others."""
+
+    IO_LINK = 1 << 2
+    IO_HARDLINK = 1 << 3
+    CQE_SKIP_SUCCESS = 1 << 6
+
+
+class SetupFlag(enum.IntFlag):
+    """`IORING_SETUP_*`."""
+
+    CLAMP = 1 << 4
+    SUBMIT_ALL = 1 << 7
+    COOP_TASKRUN = 1 << 8
+
+
+class Feature(enum.IntFlag):
+    """`IORING_FEAT_*`, as the kernel reports them when a ring is made."""
+
+    NODROP = 1 << 1
+    FAST_POLL = 1 << 5
+    CQE_SKIP = 1 << 11
+
+
+class SqRingFlag(enum.IntFlag):
+    """`IORING_SQ_*`: what the kernel tells in the SQ ring's flags."""
+
+    CQ_OVERFLOW = 1 << 1
+
+
+class CancelFlag(enum.IntFlag):
+    """`IORING_ASYNC_CANCEL_*`: what an ASYNC_CANCEL is to match."""
+
+    ALL = 1 << 0
+    FD = 1 << 1
+    ANY = 1 << 2
+
+
+class SpliceFlag(enum.IntFlag):
+    """`SPLICE_F_*` of splice(2)."""
+
+    MOVE = 1
+    NONBLOCK = 2
+    MORE = 4
+
+
+SQE_SIZE = 64
+# opcode, flags, ioprio, fd, off, addr (splice_off_in), len, op flags, user_data,
+# buf_index, personality, splice_fd_in, addr3, padding
+SQE = struct.Struct("=BBHiQQIIQHHiQQ")
+assert SQE.size == SQE_SIZE
+
+# user_data, res, flags
+CQE = struct.Struct("=Qii")
+
+NO_OFFSET = (1 << 64) - 1
+"""The offset of a pipe end or a socket: "none", -1 as the kernel counts."""
+
+
+def poll_mask(events: int) -> int:
+    """Return `poll32_events`, whose halves big-endian machines hold swapped."""
+    if sys.byteorder == "big":
+        return (events & 0xFFFF) << 16 | events >> 16
+    return events
+
+
+class SqOffsets(ctypes.Structure):
+    """`struct io_sqring_offsets`."""
+
+    _fields_ = [("head_to_array", ctypes.c_uint32 * 8), ("user_addr", ctypes.c_uint64)]
+
+
+class CqOffsets(ctypes.Structure):
+    """`struct io_cqring_offsets`."""
+
+    _fields_ = [("head_to_resv1", ctypes.c_uint32 * 8), ("user_addr", ctypes.c_uint64)]
+
+
+class Params(ctypes.Structure):
+    """`struct io_uring_params`."""
+
+    _fields_ = [
+        ("sq_entries", ctypes.c_uint32),
+        ("cq_entries", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("sq_thread_cpu", ctypes.c_uint32),
+        ("sq_thread_idle", ctypes.c_uint32),
+        ("features", ctypes.c_uint32),
+        ("wq_fd", ctypes.c_uint32),
+        ("resv", ctypes.c_uint32 * 3),
+        ("sq_off", SqOffsets),
+        ("cq_off", CqOffsets),
+    ]
+
+
+class Sq(ctypes.Structure):
+    """`struct io_uring_sq`."""
+
+    _fields_ = [
+        ("khead", ctypes.c_void_p),
+        ("ktail", ctypes.c_void_p),
+        ("kring_mask", ctypes.c_void_p),
+        ("kring_entries", ctypes.c_void_p),
+        ("kflags", ctypes.c_void_p),
+        ("kdropped", ctypes.c_void_p),
+        ("array", ctypes.c_void_p),
+        ("sqes", ctypes.c_void_p),
+        ("sqe_head", ctypes.c_uint32),
+        ("sqe_tail", ctypes.c_uint32),
+        ("ring_sz", ctypes.c_size_t),
+        ("ring_ptr", ctypes.c_void_p),
+        ("pad", ctypes.c_uint32 * 4),
+    ]
+
+
+class Cq(ctypes.Structure):
+    """`struct io_uring_cq`."""
+
+    _fields_ = [
+        ("khead", ctypes.c_void_p),
+        ("ktail", ctypes.c_void_p),
+        ("kring_mask", ctypes.c_void_p),
+        ("kring_entries", ctypes.c_void_p),
+        ("kflags", ctypes.c_void_p),
+        ("koverflow", ctypes.c_void_p),
+        ("cqes", ctypes.c_void_p),
+        ("ring_sz", ctypes.c_size_t),
+        ("ring_ptr", ctypes.c_void_p),
+        ("pad", ctypes.c_uint32 * 4),
+    ]
+
+
+class Uring(ctypes.Structure):
+    """`struct io_uring`, with room behind it: a later library may have made it longer."""
+
+    _fields_ = [
+        ("sq", Sq),
+        ("cq", Cq),
+        ("flags", ctypes.c_uint32),
+        ("ring_fd", ctypes.c_int32),
+        ("features", ctypes.c_uint32),
+        ("enter_ring_fd", ctypes.c_int32),
+        ("int_flags", ctypes.c_uint8),
+        ("rest", ctypes.c_uint8 * 255),
+    ]
+
+
+class ProbeOp(ctypes.Structure):
+    """`struct io_uring_probe_op`."""
+
+    _fields_ = [
+        ("op", ctypes.c_uint8),
+        ("resv", ctypes.c_uint8),
+        ("flags", ctypes.c_uint16),
+        ("resv2", ctypes.c_uint32),
+    ]
+
+
+PROBE_OP_SUPPORTED = 1 << 0
+"""`IO_URING_OP_SUPPORTED`."""
+
+
+class Probe(ctypes.Structure):
+    """`struct io_uring_probe`, as long as liburing allocates it."""
+
+    _fields_ = [
+        ("last_op", ctypes.c_uint8),
+        ("ops_len", ctypes.c_uint8),
+        ("resv", ctypes.c_uint16),
+        ("resv2", ctypes.c_uint32 * 3),
+        ("ops", ProbeOp * 256),
+    ]
+
+
+CACHESTAT_NUMBER = 451
+"""The system call's number, the same on every architecture (Linux 6.5)."""
+
+
+class CachestatRange(ctypes.Structure):
+    """`struct cachestat_range`: bytes from `off`, `len` of them."""
+
+    _fields_ = [("off", ctypes.c_uint64), ("len", ctypes.c_uint64)]
+
+
+class Cachestat(ctypes.Structure):
+    """`struct cachestat`: numbers of pages."""
+
+    _fields_ = [
+        ("cached", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("writeback", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+        ("recently_evicted", ctypes.c_uint64),
+    ]

@@ -1,0 +1,39 @@
+"""Asking whether a file's pages are cached, without reading them.
+
+cachestat(2), Linux 6.5, costs 0.8 us for 4 KiB to 256 KiB here (fact 16). Since Linux 6.14
+(and in stable kernels before) it answers EPERM for a file that the caller neither owns nor
+may write: then nothing is known, and `None` says so.
+"""
+
+import ctypes
+import errno
+import mmap
+from typing import Any
+
+from aiozc._kernel import abi
+
+
+class Probe:
+    """cachestat(2) with its structures, to be used by one thread at a time."""
+
+    def __init__(self) -> None:
+        libc = ctypes.PyDLL(None, use_errno=True)
+        self._syscall: Any = libc.syscall
+        self._syscall.restype = ctypes.c_long
+        self._range = abi.CachestatRange()
+        self._stat = abi.Cachestat()
+        self._range_address = ctypes.byref(self._range)
+        self._stat_address = ctypes.byref(self._stat)
+        self._known = True
+
+    def is_cached(self, fd: int, offset: int, length: int) -> bool | None:
+        """Return whether all pages of the range are cached, or None where unknown."""
+        if not self._known:
+            return None
+        self._range.off = offset
+        self._range.len = length
+        if self._syscall(abi.CACHESTAT_NUMBER, fd, self._range_address, self._stat_address, 0):
+            self._known = ctypes.get_errno() != errno.ENOSYS
+            return None
+        first, last = offset // mmap.PAGESIZE, (offset + length - 1) // mmap.PAGESIZE
+        return bool(self._stat.cached > last - first)

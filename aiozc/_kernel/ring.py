@@ -1,0 +1,303 @@
+"""One io_uring ring: mapped, filled, submitted chain by chain, drained, closed.
+
+It knows no event loop and owns no buffer: what an SQE names is the caller's, until the
+CQE that ends it has been drained.
+
+Facts that the code below relies on (numbers as in the project's design notes):
+
+- A chain must be submitted by one `io_uring_enter` (fact 5). `IORING_SETUP_SUBMIT_ALL`
+  makes the kernel take the SQEs behind one that it refuses; the room is looked at before
+  the first SQE of a chain is written. `io_uring_submit` itself moves the tail, so that an
+  SQE is never seen half written.
+- Entries beyond the CQ wait in the kernel until somebody enters with GETEVENTS (fact 9);
+  `io_uring_peek_batch_cqe` does so when the CQ is empty and the flag is up.
+- The layouts of `struct io_uring` that liburing 2.2 and later share are read here directly
+  (fact 11); what the library filled in is compared with what the kernel told, so that a
+  library of another layout is refused rather than used.
+"""
+
+import ctypes
+import errno
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from aiozc._errors import RingUnavailableError, error_from
+from aiozc._kernel import abi, liburing
+
+Sqe = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int]
+"""The fields of one SQE, in the order of `abi.SQE`."""
+
+
+class Completion(NamedTuple):
+    """One CQE: whose it is, and its result (negative: an error number)."""
+
+    user_data: int
+    result: int
+
+
+def prep_nop(user_data: int, flags: int = 0) -> Sqe:
+    """Return an SQE that does nothing."""
+    return (abi.Op.NOP, flags, 0, -1, 0, 0, 0, 0, user_data, 0, 0, 0, 0, 0)
+
+
+def prep_poll(fd: int, events: int, user_data: int, flags: int = 0) -> Sqe:
+    """Return an SQE that waits for `events` (select.POLLIN, ...) on `fd`."""
+    mask = abi.poll_mask(events)
+    return (abi.Op.POLL_ADD, flags, 0, fd, 0, 0, 0, mask, user_data, 0, 0, 0, 0, 0)
+
+
+def prep_splice(
+    source: int,
+    source_offset: int,
+    target: int,
+    target_offset: int,
+    length: int,
+    splice_flags: int,
+    user_data: int,
+    flags: int = 0,
+) -> Sqe:
+    """Return an SQE for splice(2); `abi.NO_OFFSET` where an end is a pipe or a socket."""
+    return (
+        abi.Op.SPLICE,
+        flags,
+        0,
+        target,
+        target_offset,
+        source_offset,
+        length,
+        splice_flags,
+        user_data,
+        0,
+        0,
+        source,
+        0,
+        0,
+    )
+
+
+def prep_cancel_fd(fd: int, user_data: int) -> Sqe:
+    """Return an SQE that cancels whatever is under way on `fd` (Linux 5.19)."""
+    match = abi.CancelFlag.FD | abi.CancelFlag.ALL
+    return (abi.Op.ASYNC_CANCEL, 0, 0, fd, 0, 0, 0, match, user_data, 0, 0, 0, 0, 0)
+
+
+def prep_cancel_all(user_data: int) -> Sqe:
+    """Return an SQE that cancels whatever is under way on the ring (Linux 5.19)."""
+    match = abi.CancelFlag.ANY | abi.CancelFlag.ALL
+    return (abi.Op.ASYNC_CANCEL, 0, 0, -1, 0, 0, 0, match, user_data, 0, 0, 0, 0, 0)
+
+
+class Ring:
+    """An io_uring instance. `entries` is rounded up to a power of two by the kernel.
+
+    `max_workers` bounds the kernel threads that the ring may use (fact 15), for regular
+    files and for all else, each. Raises RingUnavailableError where no ring can be had.
+    """
+
+    def __init__(self, entries: int = 256, max_workers: int = 4) -> None:
+        self._lib = liburing.load()
+        self._uring = abi.Uring()
+        self._by_reference = ctypes.byref(self._uring)
+        features = self._set_up(entries)
+        self.fd: int = self._uring.ring_fd
+        _live.add(self)
+        if missing := (abi.Feature.NODROP | abi.Feature.CQE_SKIP) & ~features:
+            self.close()
+            raise RingUnavailableError(f"this kernel's io_uring lacks {missing!r}: 5.19 is needed")
+        self._map()
+        self._bound_workers(max_workers)
+
+    def _set_up(self, entries: int) -> int:
+        flags = abi.SetupFlag.CLAMP | abi.SetupFlag.SUBMIT_ALL | abi.SetupFlag.COOP_TASKRUN
+        parameters = abi.Params(flags=flags)
+        result = self._lib.queue_init_params(entries, self._by_reference, ctypes.byref(parameters))
+        if result < 0:
+            _refused(-result)
+        if not _layout_fits(self._uring, parameters):
+            # Only the library itself knows how to undo what it did.
+            self._lib.queue_exit(self._by_reference)
+            raise RingUnavailableError(
+                f"{self._lib.path} (liburing {self._lib.version}) has another layout of"
+                " struct io_uring than 2.2 and later"
+            )
+        self.entries: int = parameters.sq_entries
+        return int(parameters.features)
+
+    def _map(self) -> None:
+        sq, cq = self._uring.sq, self._uring.cq
+        word = ctypes.c_uint32
+        self._sq_mask = self.entries - 1
+        self._sq_head = word.from_address(sq.khead)
+        self._sq_flags = word.from_address(sq.kflags)
+        self._sqes = (ctypes.c_char * (self.entries * abi.SQE_SIZE)).from_address(sq.sqes)
+        cq_entries = word.from_address(cq.kring_entries).value
+        self._cq_mask = cq_entries - 1
+        self._cq_head = word.from_address(cq.khead)
+        self._cq_tail = word.from_address(cq.ktail)
+        self._cqes = (ctypes.c_char * (cq_entries * abi.CQE.size)).from_address(cq.cqes)
+        self._peeked = (ctypes.c_void_p * 1)()
+
+    def _bound_workers(self, max_workers: int) -> None:
+        bounds = (ctypes.c_uint * 2)(max_workers, max_workers)
+        result = self._lib.register_iowq_max_workers(self._by_reference, bounds)
+        if result < 0:
+            self.close()
+            raise error_from(-result, f"bounding the ring's workers to {max_workers}")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ring is closed."""
+        return self.fd < 0
+
+    def supports(self, op: abi.Op) -> bool:
+        """Return whether this kernel knows the operation."""
+        probe = self._lib.get_probe_ring(self._by_reference)
+        if not probe:
+            return False
+        try:
+            return bool(
+                op <= probe.contents.last_op
+                and probe.contents.ops[op].flags & abi.PROBE_OP_SUPPORTED
+            )
+        finally:
+            self._lib.free_probe(probe)
+
+    def submit(self, chain: Sequence[Sqe]) -> None:
+        """Submit all SQEs of a chain by one system call, or none of them.
+
+        Raises ValueError for a chain longer than the ring, and OSError where the kernel
+        takes none of it (EAGAIN, EBUSY: no memory, or completions wait to be drained).
+        """
+        if len(chain) > self.entries:
+            raise ValueError(f"a chain of {len(chain)} SQEs exceeds the ring's {self.entries}")
+        if self.fd < 0:
+            raise ValueError("the ring is closed")
+        sq = self._uring.sq
+        tail: int = sq.sqe_tail
+        position = tail
+        pack_into, sqes, mask = abi.SQE.pack_into, self._sqes, self._sq_mask
+        for sqe in chain:
+            pack_into(sqes, (position & mask) * 64, *sqe)
+            position += 1
+        sq.sqe_tail = position & 0xFFFFFFFF
+        result = self._enter()
+        if result != len(chain):
+            self._refuse_rest(tail, len(chain), result)
+
+    def _enter(self) -> int:
+        while True:
+            result: int = self._lib.submit(self._by_reference)
+            if result != -errno.EINTR:
+                return result
+
+    def _refuse_rest(self, tail: int, length: int, result: int) -> None:
+        """Take back what the kernel has not taken, so that no later call submits it.
+
+        A chain cut in two would run its second half on its own: the ring is not to be
+        used after that, and says so.
+        """
+        taken = (self._sq_head.value - tail) & 0xFFFFFFFF
+        sq = self._uring.sq
+        sq.sqe_head = sq.sqe_tail = self._sq_head.value
+        ctypes.c_uint32.from_address(sq.ktail).value = self._sq_head.value
+        if taken:
+            raise BrokenRingError(f"the kernel took {taken} of a chain's {length} SQEs")
+        raise error_from(-result if result < 0 else errno.EAGAIN, "submitting to the ring")
+
+    def drain(self) -> list[Completion]:
+        """Return every CQE that is there, oldest first, those that overflowed included."""
+        found: list[Completion] = []
+        if self.fd < 0:
+            return found
+        unpack_from, mask, cqes = abi.CQE.unpack_from, self._cq_mask, self._cqes
+        while True:
+            head, tail = self._cq_head.value, self._cq_tail.value
+            while head != tail:
+                user_data, result, _ = unpack_from(cqes, (head & mask) * 16)
+                found.append(Completion(user_data, result))
+                head = (head + 1) & 0xFFFFFFFF
+            self._cq_head.value = head
+            if not self.overflowed:
+                return found
+            # Enters with GETEVENTS; the kernel then moves what fits.
+            if not self._lib.peek_batch_cqe(self._by_reference, self._peeked, 1):
+                return found
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether CQEs wait in the kernel because the CQ was full."""
+        return bool(self._sq_flags.value & abi.SqRingFlag.CQ_OVERFLOW)
+
+    def close(self) -> None:
+        """Unmap the ring and close its descriptor; twice does nothing more.
+
+        In a forked child this gives up the child's copies alone: `io_uring_queue_exit`
+        makes no call on a ring whose descriptor is not registered but munmap and close.
+        """
+        if self.fd < 0:
+            return
+        self.fd = -1
+        _live.discard(self)
+        self._lib.queue_exit(self._by_reference)
+
+
+class BrokenRingError(OSError):
+    """The kernel took a part of a chain: the ring must be closed."""
+
+
+_live: "weakref.WeakSet[Ring]" = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    # Fact 11: the child shares the parent's rings and must not use them.
+    for ring in list(_live):
+        ring.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _layout_fits(uring: abi.Uring, parameters: abi.Params) -> bool:
+    """Compare what the library filled in with what the kernel answered."""
+    if uring.features != parameters.features or uring.flags != parameters.flags:
+        return False
+    word = ctypes.c_uint32
+    pairs = ((uring.sq, parameters.sq_entries), (uring.cq, parameters.cq_entries))
+    for queue, entries in pairs:
+        if not (queue.kring_entries and queue.kring_mask):
+            return False
+        if word.from_address(queue.kring_entries).value != entries:
+            return False
+        if word.from_address(queue.kring_mask).value != entries - 1:
+            return False
+    try:
+        return "io_uring" in os.readlink(f"/proc/self/fd/{uring.ring_fd}")
+    except OSError:
+        return False
+
+
+def _refused(number: int) -> NoReturn:
+    """Raise what io_uring_setup(2)'s error number means, and what would lift it."""
+    if number == errno.EPERM:
+        raise RingUnavailableError(_who_forbids())
+    causes = {
+        errno.ENOMEM: "no memory that may be locked is left for a ring (ENOMEM; see ulimit -l)",
+        errno.EINVAL: "this kernel's io_uring is older than Linux 5.19 (EINVAL)",
+        errno.ENOSYS: "this kernel has no io_uring (ENOSYS)",
+    }
+    if cause := causes.get(number):
+        raise RingUnavailableError(cause)
+    raise error_from(number, "setting up an io_uring")
+
+
+def _who_forbids() -> str:
+    try:
+        value = Path("/proc/sys/kernel/io_uring_disabled").read_text(encoding="ascii").strip()
+    except OSError:
+        value = "absent"
+    if value in {"1", "2"}:
+        return f"io_uring is refused by the sysctl kernel.io_uring_disabled = {value} (EPERM)"
+    return "io_uring is refused by a seccomp filter or a security module (EPERM)"

@@ -1,0 +1,172 @@
+"""A file into a socket: every transition of the transfer, and no I/O.
+
+The rules:
+
+1. `position` is the number of bytes that the socket took. `taken` is the number that left
+   the file; what is between them lies in the pipe. Only what the socket took counts, so
+   bytes in a pipe may be thrown away with it and read again: none is sent twice.
+2. A chain reads on where `taken` stands and is cut by a short read (fact 2: a short splice
+   severs a soft link), so every later read has the offset that it was made for.
+3. Sending may be short: the socket takes what it has room for. What stays in the pipe is
+   sent first, in the next chain, before anything else is read.
+4. Chunks end on page boundaries: a pipe's slot holds part of one page (facts 7 and 12), so
+   that a chunk from an unaligned offset to a boundary never needs a slot more than it has.
+5. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what
+   is known to have moved. It waits for room where the socket had none.
+6. A peer is slow when the engine had to interrupt the wait for it. Then the pipe goes, and
+   the transfer waits with nothing in hand; when there is room again, what is cached goes at
+   once, and the rest by short chains, until the peer takes all that it is offered.
+
+States and what leads on:
+
+    SENDING  a small rest, at once    --> done | WAITING (full, or short) | FLOWING (cold)
+    FLOWING  chains through a pipe    --> done | FLOWING | WAITING (slow peer)
+    WAITING  for room, with no pipe   --> SENDING
+"""
+
+import enum
+import errno
+import mmap
+from collections.abc import Sequence
+
+from aiozc._transfers.steps import Chain, End, PollOut, SendCached, Splice, Step
+
+AT_ONCE = 256 * 1024
+"""The most bytes that one step may send in the loop's own thread: about 25 us."""
+
+_UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
+
+
+class State(enum.Enum):
+    """Where the transfer stands."""
+
+    SENDING = enum.auto()
+    FLOWING = enum.auto()
+    WAITING = enum.auto()
+
+
+class Sendfile:
+    """The bytes of a file from `offset` on, `length` of them or fewer if the file ends.
+
+    `error` is the positive errno that ended the transfer, or 0.
+    """
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.offset = offset
+        self.length = length
+        self.position = 0
+        self.error = 0
+        self.ended = False
+        self._taken = 0
+        self._state = State.SENDING if length <= AT_ONCE else State.FLOWING
+
+    @property
+    def state(self) -> State:
+        """The present state."""
+        return self._state
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: all was sent, the file ended, or it failed."""
+        return self.error != 0 or self.position == self.length or self.ended
+
+    @property
+    def in_pipe(self) -> int:
+        """Bytes that left the file and have not reached the socket."""
+        return self._taken - self.position
+
+    @property
+    def needs_pipe(self) -> bool:
+        """Whether the next chain goes through a pipe; where not, the pipe is given up."""
+        return self._state is State.FLOWING
+
+    def extend(self, length: int) -> None:
+        """Go on to a new end: the file has grown while it was sent."""
+        if length > self.length:
+            self.length = length
+            self.ended = False
+
+    def begin(self, result: int) -> None:
+        """Take in the result of a first step that was done at once."""
+        self.advance(self.next_chain(0, 1), [result])
+
+    def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
+        """Return the next chain: `most_steps` (3 or more) at the most."""
+        if self._state is State.WAITING:
+            # The pipe is gone, and what was in it is read again (rule 1).
+            self._taken = self.position
+            return (PollOut(),)
+        if self._state is State.SENDING:
+            rest = min(self.length - self.position, AT_ONCE)
+            return (SendCached(self.offset + self.position, rest),)
+        return self._flow(pipe_size, most_steps)
+
+    def _flow(self, pipe_size: int, most_steps: int) -> Chain:
+        chain: list[Step] = []
+        if left := self.in_pipe:
+            chain += (PollOut(), Splice(End.PIPE, End.SOCKET, left, may_be_short=True))
+        taken = self._taken
+        while taken < self.length and len(chain) + 3 <= most_steps:
+            start = self.offset + taken
+            size = min(pipe_size - start % mmap.PAGESIZE, self.length - taken)
+            chain += (
+                Splice(End.FILE, End.PIPE, size, start),
+                PollOut(),
+                Splice(End.PIPE, End.SOCKET, size, may_be_short=True),
+            )
+            taken += size
+        return chain
+
+    def advance(self, chain: Chain, results: Sequence[int]) -> None:
+        """Take in what became of a chain: a result for each step that ran."""
+        for step, result in zip(chain, results, strict=False):
+            if isinstance(step, PollOut):
+                self._polled(result)
+            elif isinstance(step, SendCached):
+                self._sent_at_once(step, result)
+            elif step.target is End.PIPE:
+                self._read(result)
+            else:
+                self._sent(result)
+
+    def _polled(self, result: int) -> None:
+        if result in (-errno.ECANCELED, -errno.EINTR):
+            self._state = State.WAITING
+        elif result < 0:
+            self.error = -result
+        elif self._state is State.WAITING:
+            self._state = State.SENDING
+
+    def _sent_at_once(self, step: SendCached, result: int) -> None:
+        if result == -errno.ENODATA:
+            self._state = State.FLOWING
+        elif result == 0:
+            self.ended = True
+        elif result > 0:
+            self.position += result
+            self._taken = self.position
+            self._state = State.WAITING if result < step.length else self._after_room()
+        elif -result in _UNLUCKY:
+            self._state = State.WAITING
+        else:
+            self.error = -result
+
+    def _after_room(self) -> State:
+        rest = self.length - self.position
+        return State.SENDING if rest <= AT_ONCE else State.FLOWING
+
+    def _read(self, result: int) -> None:
+        if result > 0:
+            self._taken += result
+        elif result == 0:
+            # The file ends here; what lies in the pipe is still to be sent.
+            self.length = self._taken
+            self.ended = self.in_pipe == 0
+        elif -result not in _UNLUCKY:
+            self.error = -result
+
+    def _sent(self, result: int) -> None:
+        if result > 0:
+            self.position += result
+        elif result < 0 and -result not in _UNLUCKY:
+            self.error = -result
