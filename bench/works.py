@@ -71,7 +71,7 @@ _SMALL_TARGETS: Final = {
     (64 * KIB, 1): AtLeast(4, aim=6),
     (256 * KIB, 16): AtLeast(1.8, aim=2.5),
 }
-_TRANSFERS_IN_A_TURN: Final = {4 * KIB: 6400, 64 * KIB: 4096, 256 * KIB: 2048}
+_TRANSFERS_IN_A_TURN: Final = {4 * KIB: 4096, 64 * KIB: 2048, 256 * KIB: 1536}
 
 
 def _small(settings: Settings, stack: ExitStack) -> list[Case]:
@@ -81,7 +81,7 @@ def _small(settings: Settings, stack: ExitStack) -> list[Case]:
         file = make_file(settings.scratch / f"small-{size}", size)
         warm(file)
         for connections in _SMALL_CONNECTIONS:
-            transfers = _TRANSFERS_IN_A_TURN[size] // (5 if settings.quick else 1)
+            transfers = _TRANSFERS_IN_A_TURN[size] // (4 if settings.quick else 1)
             repeats = max(transfers // connections, 4)
             plan = Plan(
                 files=[file] * connections,
@@ -101,7 +101,7 @@ def _small(settings: Settings, stack: ExitStack) -> list[Case]:
                     f"{size // KIB} KiB, {connections} conn.",
                     [Metric("time", "us", "less", _SMALL_TARGETS.get((size, connections)))],
                     run,
-                    settings.choose_rounds(5, 11),
+                    settings.choose_rounds(5, 15),
                     settings.choose_budget(0.6),
                 )
             )
