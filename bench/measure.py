@@ -37,7 +37,7 @@ class AtLeast:
     must: float
     aim: float | None = None
 
-    def verdict(self, value: float, ratio: float) -> Verdict:  # noqa: ARG002
+    def verdict(self, worst: float, ratio: float) -> Verdict:  # noqa: ARG002
         """Judge one contender by its ratio."""
         if ratio < self.must:
             return Verdict.MISS
@@ -46,13 +46,13 @@ class AtLeast:
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """A target for the measured value itself, in the metric's unit."""
+    """A target for the measured value itself, in the metric's unit, in every round."""
 
     must: float
 
-    def verdict(self, value: float, ratio: float) -> Verdict:  # noqa: ARG002
-        """Judge one contender by its value."""
-        return Verdict.PASS if value <= self.must else Verdict.MISS
+    def verdict(self, worst: float, ratio: float) -> Verdict:  # noqa: ARG002
+        """Judge one contender by the largest value it had."""
+        return Verdict.PASS if worst <= self.must else Verdict.MISS
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def compare(metric: Metric, baseline: Sequence[Sample], samples: Sequence[Sample
     pairs = zip((sample[metric.name] for sample in baseline), values, strict=True)
     median = statistics.median(values)
     ratio = statistics.median(metric.ratio(base, value) for base, value in pairs)
-    verdict = metric.target.verdict(median, ratio) if metric.target is not None else None
+    verdict = metric.target.verdict(max(values), ratio) if metric.target is not None else None
     return Standing(median, ratio, verdict)
 
 

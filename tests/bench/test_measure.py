@@ -85,12 +85,17 @@ def test_a_ratio_to_nothing_is_infinite_and_of_nothing_to_nothing_one() -> None:
 def test_a_target_for_the_ratio_is_missed_passed_or_reached_to_the_aim(
     ratio: float, verdict: Verdict
 ) -> None:
-    assert AtLeast(4, aim=6).verdict(value=0, ratio=ratio) is verdict
+    assert AtLeast(4, aim=6).verdict(worst=0, ratio=ratio) is verdict
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(24, Verdict.PASS), (25, Verdict.MISS)])
 def test_a_target_for_the_value_does_not_look_at_the_ratio(value: float, verdict: Verdict) -> None:
-    assert AtMost(24).verdict(value=value, ratio=0.01) is verdict
+    assert AtMost(24).verdict(worst=value, ratio=0.01) is verdict
+
+
+def test_a_target_for_the_value_holds_for_the_worst_round() -> None:
+    metric = Metric("time", "", "less", AtMost(24))
+    assert compare(metric, samples(1, 1, 1), samples(5, 30, 5)).verdict is Verdict.MISS
 
 
 def test_a_metric_without_a_target_gets_no_verdict() -> None:
