@@ -91,14 +91,19 @@ async def loop_sendfile(
         _set_position(file, offset)
         reactor.count_transfer(0)
         return 0
-    transfer = Sendfile(offset, length)
+    at_once = -errno.ENODATA
     if length <= AT_ONCE:
         # The hot path: nothing is duplicated, and nothing suspends unless the turn of the
         # loop is used up.
         if not reactor.at_once.may_spend(loop, length):
             await uring.wait_for_budget(reactor, length)
         check_idle(sock)
-        transfer.begin(reactor.at_once.send(sock.fileno(), file.fileno(), offset, length))
+        at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
+        if at_once == length:
+            _set_position(file, offset + length)
+            reactor.count_transfer(length)
+            return length
+    transfer = Sendfile(offset, length, at_once)
     try:
         if not transfer.done:
             await uring.send_file(reactor, transfer, sock, file, to_the_end=count is None)
@@ -147,7 +152,7 @@ def _timeout_of(sock: Any) -> float | None:
 
 def _size_of_regular(file: Any) -> int:
     """Return the size of a regular file, or raise SendfileNotAvailableError."""
-    if isinstance(file, io.BufferedIOBase) and not isinstance(file, _HONEST):
+    if type(file) is not io.BufferedReader and _transforms(file):
         raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what it reads")
     try:
         status = os.fstat(file.fileno())
@@ -158,6 +163,11 @@ def _size_of_regular(file: Any) -> int:
     if not status.st_size and _says_more_than_its_size(file.fileno()):
         raise asyncio.SendfileNotAvailableError(f"{file!r} does not tell its size")
     return status.st_size
+
+
+def _transforms(file: Any) -> bool:
+    """Return whether the bytes behind the descriptor are not what the object reads."""
+    return isinstance(file, io.BufferedIOBase) and not isinstance(file, _HONEST)
 
 
 def _says_more_than_its_size(fd: int) -> bool:

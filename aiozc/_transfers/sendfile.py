@@ -48,17 +48,19 @@ class State(enum.Enum):
 class Sendfile:
     """The bytes of a file from `offset` on, `length` of them or fewer if the file ends.
 
-    `error` is the positive errno that ended the transfer, or 0.
+    `at_once` is the result of a SendCached from `offset` that was tried before; ENODATA
+    where none was. `error` is the positive errno that ended the transfer, or 0.
     """
 
-    def __init__(self, offset: int, length: int) -> None:
+    def __init__(self, offset: int, length: int, at_once: int = -errno.ENODATA) -> None:
         self.offset = offset
         self.length = length
         self.position = 0
         self.error = 0
         self.ended = False
         self._taken = 0
-        self._state = State.SENDING if length <= AT_ONCE else State.FLOWING
+        self._state = State.FLOWING
+        self._sent_at_once(length, at_once)
 
     @property
     def state(self) -> State:
@@ -85,10 +87,6 @@ class Sendfile:
         if length > self.length:
             self.length = length
             self.ended = False
-
-    def begin(self, result: int) -> None:
-        """Take in the result of a first step that was done at once."""
-        self.advance(self.next_chain(0, 1), [result])
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (3 or more) at the most."""
@@ -123,7 +121,7 @@ class Sendfile:
             if isinstance(step, PollOut):
                 self._polled(result)
             elif isinstance(step, SendCached):
-                self._sent_at_once(step, result)
+                self._sent_at_once(step.length, result)
             elif step.target is End.PIPE:
                 self._read(result)
             else:
@@ -137,7 +135,7 @@ class Sendfile:
         elif self._state is State.WAITING:
             self._state = State.SENDING
 
-    def _sent_at_once(self, step: SendCached, result: int) -> None:
+    def _sent_at_once(self, asked: int, result: int) -> None:
         if result == -errno.ENODATA:
             self._state = State.FLOWING
         elif result == 0:
@@ -145,7 +143,7 @@ class Sendfile:
         elif result > 0:
             self.position += result
             self._taken = self.position
-            self._state = State.WAITING if result < step.length else self._after_room()
+            self._state = State.WAITING if result < asked else self._after_room()
         elif -result in _UNLUCKY:
             self._state = State.WAITING
         else:
