@@ -13,8 +13,6 @@ OpenSSL has taken the whole record, and wants the same bytes again.
 import asyncio
 import contextlib
 import errno
-import os
-import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -100,14 +98,12 @@ async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 async def _send_all(outlet: Outlet, sock: HasFileno, data: memoryview, progress: Progress) -> None:
     loop = asyncio.get_running_loop()
-    send = sock.send if isinstance(sock, ssl.SSLSocket) else _plain_send(outlet.copy)
+    tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
         if not outlet.is_open():
-            raise error_from(
-                errno.EBADF, f"the socket was closed after {progress.position} bytes were sent"
-            )
+            raise error_from(errno.EBADF, "the socket was closed during the transfer")
         try:
-            sent = send(data[:RECORD] if isinstance(sock, ssl.SSLSocket) else data)
+            sent = tls.send(data[:RECORD]) if tls is not None else outlet.send_nowait(data)
         except ssl.SSLWantReadError:
             await _wait(loop, loop.add_reader, loop.remove_reader, outlet.copy)
         except (BlockingIOError, ssl.SSLWantWriteError):
@@ -115,17 +111,6 @@ async def _send_all(outlet: Outlet, sock: HasFileno, data: memoryview, progress:
         else:
             progress.position += sent
             data = data[sent:]
-
-
-def _plain_send(fd: int) -> Callable[[memoryview], int]:
-    """Return what sends without waiting, whatever the mode of the socket behind `fd`."""
-    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
-    def send(data: memoryview) -> int:
-        with socket.socket(fileno=os.dup(fd)) as duplicate:
-            return duplicate.send(data, flags)
-
-    return send
 
 
 async def _wait(

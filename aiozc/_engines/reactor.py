@@ -409,7 +409,7 @@ class Reactor:
         if run.ended or run.stopping:
             return
         run.age += 1
-        if run.record.what_was_closed():
+        if run.record.find_fault():
             self._stop(run)
         elif run.record.pipe is not None and run.age >= PATIENCE:
             self._interrupt(run)

@@ -6,10 +6,13 @@ of its own. A duplicate keeps a connection alive that the caller has closed; the
 object is therefore looked at before each chain, and in each tick of the reactor.
 """
 
+import errno
 import os
+import socket
 from typing import Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
+from aiozc._errors import error_from
 
 
 class HasFileno(Protocol):
@@ -50,21 +53,38 @@ class Original:
 class Outlet(Original):
     """The socket of a transfer. A socket has one at a time, in the whole process."""
 
-    __slots__ = ()
+    __slots__ = ("_socket",)
 
     def __init__(self, holder: HasFileno) -> None:
         super().__init__(holder)
         if _sending.setdefault(self.identity, self) is not self:
             super().close()
             raise already_sending(holder)
+        self._socket = socket.socket(fileno=self.copy)
+
+    def send_nowait(self, data: memoryview) -> int:
+        """Send what there is room for, whatever the socket's mode; BlockingIOError for none."""
+        return self._socket.send(data, _NOWAIT)
+
+    def check(self) -> None:
+        """Raise the OSError that sending would end with, whether or not there is room.
+
+        A socket that was shut for writing while its buffer was full is never writable: a
+        poll for that waits for ever (seen with AF_UNIX). Sending nothing does not wait.
+        """
+        self._socket.send(b"", _NOWAIT)
 
     def close(self) -> None:
         """Close the duplicate; the socket may send again."""
+        if self.copy < 0:
+            return
         if _sending.get(self.identity) is self:
             del _sending[self.identity]
-        super().close()
+        self._socket.close()
+        self.copy = -1
 
 
+_NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _sending: dict[tuple[int, int], Outlet] = {}
 os.register_at_fork(after_in_child=_sending.clear)
 
@@ -90,15 +110,16 @@ class Record:
     """Duplicates of a socket and of a file, and the pipe lent to the transfer, if any.
 
     `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
-    come back for it.
+    come back for it; `fault` is what a look at it found, for the coroutine to raise.
     """
 
-    __slots__ = ("_pipes", "abandoned", "busy", "file", "pipe", "sock")
+    __slots__ = ("_pipes", "abandoned", "busy", "fault", "file", "pipe", "sock")
 
     def __init__(self, pipes: PipePool, sock: HasFileno, file: HasFileno) -> None:
         self._pipes = pipes
         self.busy = False
         self.abandoned = False
+        self.fault: OSError | None = None
         self.pipe: Pipe | None = None
         self.sock = Outlet(sock)
         try:
@@ -119,13 +140,22 @@ class Record:
             self._pipes.give_back(self.pipe, empty=empty)
             self.pipe = None
 
-    def what_was_closed(self) -> str | None:
-        """Return which of the caller's objects is no longer what it was, if any."""
-        if not self.sock.is_open():
-            return "the socket"
-        if not self.file.is_open():
-            return "the file"
-        return None
+    def check_open(self) -> None:
+        """Raise OSError (EBADF) where the caller has closed one of the two."""
+        for name, original in (("socket", self.sock), ("file", self.file)):
+            if not original.is_open():
+                raise error_from(errno.EBADF, f"the {name} was closed during the transfer")
+
+    def find_fault(self) -> bool:
+        """Look whether the transfer cannot go on, and keep the reason as `fault`."""
+        try:
+            self.check_open()
+            self.sock.check()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.fault = error
+        return self.fault is not None
 
     def close(self) -> None:
         """Give everything back. No SQE may name it any more."""

@@ -1,12 +1,10 @@
 """A transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
 import asyncio
-import errno
 import os
 
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import HasFileno, Record
-from aiozc._errors import error_from
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import SendCached
 
@@ -41,10 +39,9 @@ async def _run(reactor: Reactor, record: Record, transfer: Sendfile) -> None:
         first = chain[0]
         if isinstance(first, SendCached):
             await wait_for_budget(reactor, first.length)
-        if closed := record.what_was_closed():
-            raise error_from(
-                errno.EBADF, f"{closed} was closed after {transfer.position} bytes were sent"
-            )
+        if record.fault is not None:
+            raise record.fault
+        record.check_open()
         if isinstance(first, SendCached):
             sock, file = record.sock.copy, record.file.copy
             transfer.advance(chain, [reactor.at_once.send(sock, file, first.offset, first.length)])
