@@ -14,7 +14,7 @@ from typing import Any
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
 from aiozc._engines.reactor import Reactor, get_reactor
-from aiozc._engines.records import check_idle
+from aiozc._engines.records import check_idle, set_position
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
@@ -22,9 +22,7 @@ from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 # member of it, 0.5 us for each transfer.
 _type_of: Callable[[socket.socket], int] = _socket.socket.type.__get__
 
-# io's own classes read what their descriptor holds. Any other BufferedIOBase (gzip, bz2,
-# lzma, ...) may have a descriptor too, whose bytes are not what it reads.
-_HONEST = (io.BufferedReader, io.BufferedRandom, io.BufferedWriter)
+_BUFFERED = (io.BufferedReader, io.BufferedRandom, io.BufferedWriter)
 _STREAM = int(socket.SOCK_STREAM)
 # What splice(2) answers where a file system or a socket cannot be spliced.
 _CANNOT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -88,7 +86,7 @@ async def loop_sendfile(
         length = count
     if length <= 0:
         check_idle(sock)
-        _set_position(file, offset)
+        set_position(file, offset)
         reactor.count_transfer(0)
         return 0
     at_once = -errno.ENODATA
@@ -96,21 +94,23 @@ async def loop_sendfile(
         # The hot path: nothing is duplicated, and nothing suspends unless the turn of the
         # loop is used up.
         if not reactor.at_once.may_spend(loop, length):
+            set_position(file, offset)
             await uring.wait_for_budget(reactor, length)
         check_idle(sock)
         at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
         if at_once == length:
-            _set_position(file, offset + length)
+            set_position(file, offset + length)
             reactor.count_transfer(length)
             return length
     transfer = Sendfile(offset, length, at_once)
     try:
         if not transfer.done:
-            await uring.send_file(reactor, transfer, sock, file, to_the_end=count is None)
+            await uring.send_file(reactor, transfer, sock, file, count)
+        else:
+            set_position(file, offset + transfer.position)
         if not transfer.error:
             return transfer.position
     finally:
-        _set_position(file, offset + transfer.position)
         reactor.count_transfer(transfer.position)
     if transfer.error in _CANNOT and fallback:
         return await _fall_back(sock, file, offset, count, transfer.position)
@@ -152,7 +152,7 @@ def _timeout_of(sock: Any) -> float | None:
 
 def _size_of_regular(file: Any) -> int:
     """Return the size of a regular file, or raise SendfileNotAvailableError."""
-    if type(file) is not io.BufferedReader and _transforms(file):
+    if _transforms(file):
         raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what it reads")
     try:
         status = os.fstat(file.fileno())
@@ -166,8 +166,14 @@ def _size_of_regular(file: Any) -> int:
 
 
 def _transforms(file: Any) -> bool:
-    """Return whether the bytes behind the descriptor are not what the object reads."""
-    return isinstance(file, io.BufferedIOBase) and not isinstance(file, _HONEST)
+    """Return whether the bytes behind the descriptor are not what the object reads.
+
+    A BufferedIOBase of another module (gzip, bz2, lzma, ...) may have a descriptor too, and
+    so has one of io's own classes around such an object.
+    """
+    if isinstance(file, _BUFFERED):
+        return not isinstance(file.raw, io.FileIO)
+    return isinstance(file, io.BufferedIOBase)
 
 
 def _says_more_than_its_size(fd: int) -> bool:
@@ -183,14 +189,6 @@ def _reactor() -> Reactor:
         return get_reactor()
     except RingUnavailableError as error:
         raise asyncio.SendfileNotAvailableError(str(error)) from error
-
-
-def _set_position(file: Any, position: int) -> None:
-    try:
-        file.seek(position)
-    except (AttributeError, ValueError):
-        # It has no position, or it was closed and has none any more.
-        return
 
 
 async def _fall_back(sock: Any, file: Any, offset: int, count: int | None, position: int) -> int:

@@ -9,7 +9,7 @@ object is therefore looked at before each chain, and in each tick of the reactor
 import errno
 import os
 import socket
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
@@ -98,6 +98,15 @@ def check_idle(sock: HasFileno) -> None:
 def already_sending(sock: HasFileno) -> RuntimeError:
     """Return the error for a second transfer into a socket."""
     return RuntimeError(f"{sock!r} is sending a file already: await that transfer first")
+
+
+def set_position(file: Any, position: int) -> None:
+    """Let a file that has a position stand there."""
+    try:
+        file.seek(position)
+    except (AttributeError, ValueError):
+        # It cannot seek, or it was closed and has no position any more.
+        return
 
 
 def identity(fd: int) -> tuple[int, int]:

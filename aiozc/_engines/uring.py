@@ -4,32 +4,39 @@ import asyncio
 import os
 
 from aiozc._engines.reactor import Reactor
-from aiozc._engines.records import HasFileno, Record
+from aiozc._engines.records import HasFileno, Record, set_position
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import SendCached
 
 
 async def send_file(
-    reactor: Reactor, transfer: Sendfile, sock: HasFileno, file: HasFileno, *, to_the_end: bool
+    reactor: Reactor, transfer: Sendfile, sock: HasFileno, file: HasFileno, count: int | None
 ) -> None:
-    """Run `transfer` to its end; `to_the_end` goes on where the file has grown meanwhile.
+    """Run `transfer` to its end, and on where a file that has grown has more of `count`.
 
     Raises OSError where one of the two is closed meanwhile, and what the reactor raises; a
     step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
-    record = reactor.open(sock, file)
+    try:
+        record = reactor.open(sock, file)
+    except BaseException:
+        set_position(file, transfer.offset + transfer.position)
+        raise
     try:
         await _run(reactor, record, transfer)
-        while to_the_end and not transfer.error:
-            size = os.fstat(record.file.copy).st_size - transfer.offset
-            if size <= transfer.length:
+        while not transfer.error and transfer.position != count:
+            there = os.fstat(record.file.copy).st_size - transfer.offset
+            length = there if count is None else min(there, count)
+            if length <= transfer.position:
                 return
-            transfer.extend(size)
+            transfer.extend(length)
             await _run(reactor, record, transfer)
     finally:
         if not transfer.in_pipe and not record.busy:
             record.drop_pipe(empty=True)
+        if record.file.is_open():
+            set_position(file, transfer.offset + transfer.position)
         reactor.release(record)
 
 

@@ -84,9 +84,8 @@ class Sendfile:
 
     def extend(self, length: int) -> None:
         """Go on to a new end: the file has grown while it was sent."""
-        if length > self.length:
-            self.length = length
-            self.ended = False
+        self.length = length
+        self.ended = False
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (3 or more) at the most."""
