@@ -1,0 +1,150 @@
+"""Fixtures: the loops to test on, connections, files, and a check that nothing is left behind."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pytest
+import uvloop
+
+import aiozc
+
+from .support import FarEnd, Receiver, check_nothing_left, holdings, socket_pair
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+LOOPS: dict[str, LoopFactory] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+IDLE_PIPES = 4  # what a reactor at rest may keep
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """Run each asynchronous test on both loops."""
+    return request.param
+
+
+@pytest.fixture(params=[pytest.param(make, id=name) for name, make in LOOPS.items()])
+def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
+    """Give a test that runs its own loops each make of loop."""
+    make: LoopFactory = request.param
+    return make
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
+    """Have pytest-asyncio (from 1.4) run each of its tests on both loops."""
+    return LOOPS
+
+
+@pytest.fixture(
+    params=[pytest.param(socket.AF_INET, id="tcp"), pytest.param(socket.AF_UNIX, id="unix")]
+)
+def family(request: pytest.FixtureRequest) -> int:
+    """Run the test over TCP and over UNIX stream sockets."""
+    value: int = request.param
+    return value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once() -> None:
+    """Make what a process makes once and keeps (libuv's signal pipe) before anything is counted."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves descriptors, rings or threads."""
+    before = holdings()
+    yield
+    check_nothing_left(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_in_flight(
+    nothing_left_behind: None,  # noqa: ARG001 - it looks when the loop has ended
+    request: pytest.FixtureRequest,
+) -> None:
+    """Have each asynchronous test end with a reactor at rest."""
+    if "anyio_backend" in request.fixturenames:
+        request.getfixturevalue("reactor_at_rest")
+
+
+@pytest.fixture
+async def reactor_at_rest() -> AsyncIterator[None]:
+    """Fail a test at whose end, on its loop, operations are in flight or many pipes open."""
+    yield
+    statistics = aiozc.get_reactor().statistics()
+    assert statistics.in_flight == 0
+    assert statistics.pipes <= IDLE_PIPES
+
+
+@pytest.fixture
+def far_end() -> Iterator[FarEnd]:
+    """The thread behind the far ends of this test's connections."""
+    with FarEnd() as far_end:
+        yield far_end
+
+
+class Connect(Protocol):
+    """Make a connection; see `connect`."""
+
+    def __call__(
+        self,
+        family: int = ...,
+        *,
+        limit: int | None = ...,
+        sndbuf: int | None = ...,
+        rcvbuf: int | None = ...,
+    ) -> tuple[socket.socket, Receiver]: ...
+
+
+@pytest.fixture
+def connect(far_end: FarEnd) -> Iterator[Connect]:
+    """Make a connection: a socket to send by, and at its far end a receiver of `limit` bytes."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(
+            family: int = socket.AF_INET,
+            *,
+            limit: int | None = None,
+            sndbuf: int | None = None,
+            rcvbuf: int | None = None,
+        ) -> tuple[socket.socket, Receiver]:
+            near, far = socket_pair(family, sndbuf=sndbuf, rcvbuf=rcvbuf)
+            return stack.enter_context(near), far_end.receive(far, limit=limit)
+
+        yield connect
+
+
+class MakeFile(Protocol):
+    """Make a file; see `make_file`."""
+
+    def __call__(self, content: bytes, *, buffering: int = ...) -> BinaryIO: ...
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> Iterator[MakeFile]:
+    """Make a file with that content, open for reading, gone after the test."""
+    with contextlib.ExitStack() as stack:
+        made = 0
+
+        def make_file(content: bytes, *, buffering: int = -1) -> BinaryIO:
+            nonlocal made
+            made += 1
+            path = tmp_path / f"file-{made}"
+            path.write_bytes(content)
+            stack.callback(path.unlink, missing_ok=True)
+            file: Any = stack.enter_context(open(path, "rb", buffering))
+            return file  # type: ignore[no-any-return]
+
+        yield make_file

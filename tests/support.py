@@ -1,0 +1,409 @@
+"""What the tests share: content, connections, far ends that behave on command, children.
+
+Nothing here knows a transfer, so that the same bodies can test another one.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import gc
+import hashlib
+import os
+import queue
+import selectors
+import socket
+import struct
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
+
+T = TypeVar("T")
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+# Content
+
+
+@functools.lru_cache(maxsize=8)
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Return `size` bytes in which eight in a row stand nowhere else: they tell their position."""
+    return hashlib.shake_128(seed.to_bytes(8, "big")).digest(size)
+
+
+def digest(data: bytes | memoryview) -> str:
+    """Return the hash by which two contents are compared."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def assert_same(arrived: bytes, *expected: bytes) -> None:
+    """Compare by hash; where they differ, say which place of `expected` stands there instead."""
+    wanted = b"".join(expected)
+    if len(arrived) == len(wanted) and digest(arrived) == digest(wanted):
+        return
+    same, differing = 0, min(len(arrived), len(wanted)) + 1
+    while differing - same > 1:
+        middle = (same + differing) // 2
+        if arrived[:middle] == wanted[:middle]:
+            same = middle
+        else:
+            differing = middle
+    window = arrived[same : same + 8]
+    place = wanted.find(window) if window else -1
+    raise AssertionError(
+        f"{len(arrived)} bytes arrived, {len(wanted)} were due; the first {same} are right, "
+        + (f"then comes byte {place}" if place >= 0 else "then comes something else")
+    )
+
+
+def write_out(file: BinaryIO) -> None:
+    """Take the file's pages out of the cache, so that the next read asks the disk."""
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# Connections
+
+
+def socket_pair(
+    family: int = socket.AF_INET, *, sndbuf: int | None = None, rcvbuf: int | None = None
+) -> tuple[socket.socket, socket.socket]:
+    """Return two ends of a stream connection, the near one and the far one, both non-blocking."""
+    if family == socket.AF_UNIX:
+        near, far = socket.socketpair(socket.AF_UNIX)
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            if rcvbuf is not None:  # the window is agreed on while connecting
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+            near = socket.create_connection(listener.getsockname())
+            far, _ = listener.accept()
+    if sndbuf is not None:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+    near.setblocking(False)
+    far.setblocking(False)
+    return near, far
+
+
+def fill(sock: socket.socket) -> int:
+    """Send zeros until the send buffer takes no more; return how many it took."""
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(bytes(64 * KIB))
+    return sent
+
+
+class FarEnd:
+    """The other ends of connections, served by one thread outside of the loop under test."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._sockets: list[socket.socket] = []
+        self._selector.register(self._wake, selectors.EVENT_READ, self._run_calls)
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="far end", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call(self._stop)
+        self._thread.join()
+        for sock in self._sockets:
+            sock.close()
+        self._selector.close()
+        os.close(self._wake)
+
+    def receive(self, sock: socket.socket, *, limit: int | None = None) -> "Receiver":
+        """Take the socket over and receive by it, `limit` bytes if one is given."""
+        self._sockets.append(sock)
+        receiver = Receiver(self, self._selector, sock)
+        receiver.allow(limit)
+        return receiver
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run it in the thread and return what it returns, or raise what it raises."""
+        outcome: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(function())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        self._calls.put(run)
+        os.eventfd_write(self._wake, 1)
+        return outcome.result()
+
+    def _run(self) -> None:
+        while self._running:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _run_calls(self) -> None:
+        os.eventfd_read(self._wake)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()()
+
+    def _stop(self) -> None:
+        self._running = False
+
+
+class Receiver:
+    """One far end: keeps what arrives, and reads, stops or resets when told to."""
+
+    def __init__(
+        self, far_end: FarEnd, selector: selectors.BaseSelector, sock: socket.socket
+    ) -> None:
+        self._far_end = far_end
+        self._selector = selector
+        self._sock = sock
+        self._data = bytearray()
+        self._limit: int | None = 0
+        self._reading = False
+        self._error: OSError | None = None
+        self._waiting: list[tuple[int, Future[None]]] = []
+        self._end: Future[bytes] = Future()
+
+    @property
+    def count(self) -> int:
+        """How many bytes have arrived."""
+        return len(self._data)
+
+    @property
+    def error(self) -> OSError | None:
+        """The error that ended the stream, if one did."""
+        return self._error
+
+    def allow(self, limit: int | None) -> None:
+        """Read until `limit` bytes have arrived in all (None: all that comes), and no further."""
+
+        def allow() -> None:
+            self._limit = limit
+            self._listen()
+
+        self._far_end.call(allow)
+
+    def reset(self) -> None:
+        """Answer with a reset (TCP), or close over what was not read (UNIX)."""
+
+        def reset() -> None:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._finish()
+
+        self._far_end.call(reset)
+
+    def close(self) -> None:
+        """Close the socket as it is."""
+        self._far_end.call(self._finish)
+
+    def arrived(self, count: int) -> Future[None]:
+        """Return a future: that many bytes have arrived, or no more will."""
+        future: Future[None] = Future()
+
+        def wait() -> None:
+            self._waiting.append((count, future))
+            self._report()
+
+        self._far_end.call(wait)
+        return future
+
+    async def wait_arrived(self, count: int) -> None:
+        """Wait until that many bytes have arrived, or no more will."""
+        await asyncio.wrap_future(self.arrived(count))
+
+    def ended(self) -> Future[bytes]:
+        """Return a future: all that arrived until the end of the stream, or an error."""
+        return self._end
+
+    async def wait_end(self) -> bytes:
+        """Read on to the end of the stream, or an error; return all that arrived."""
+        self.allow(None)
+        return await asyncio.wrap_future(self._end)
+
+    def _readable(self) -> None:
+        if not self._reading:  # stopped since the selector answered
+            return
+        room = 256 * KIB if self._limit is None else min(256 * KIB, self._limit - self.count)
+        try:
+            chunk = self._sock.recv(room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._error = error
+            chunk = b""
+        self._data += chunk
+        if chunk:
+            self._listen()
+            self._report()
+        else:
+            self._finish()
+
+    def _listen(self) -> None:
+        wanted = not self._end.done() and (self._limit is None or self.count < self._limit)
+        if wanted and not self._reading:
+            self._selector.register(self._sock, selectors.EVENT_READ, self._readable)
+        elif self._reading and not wanted:
+            self._selector.unregister(self._sock)
+        self._reading = wanted
+
+    def _finish(self) -> None:
+        if self._end.done():
+            return
+        if self._reading:
+            self._selector.unregister(self._sock)
+            self._reading = False
+        self._sock.close()
+        with contextlib.suppress(InvalidStateError):
+            self._end.set_result(bytes(self._data))
+        self._report()
+
+    def _report(self) -> None:
+        due = [entry for entry in self._waiting if entry[0] <= self.count or self._end.done()]
+        for entry in due:
+            self._waiting.remove(entry)
+            with contextlib.suppress(InvalidStateError):  # its waiter was cancelled
+                entry[1].set_result(None)
+
+
+# Loops
+
+
+async def turns(count: int) -> None:
+    """Let the loop go round `count` times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def outcome_of(task: "asyncio.Task[T]") -> T | BaseException:
+    """Return what the task returned or raised, its cancellation too."""
+    await asyncio.wait([task])
+    if task.cancelled():
+        return asyncio.CancelledError()
+    return task.exception() or task.result()
+
+
+# What a process holds
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What this process holds of the kernel."""
+
+    descriptors: dict[int, str]
+    mappings: int
+    rings: int  # mappings of them
+    threads: frozenset[str]
+    ring_workers: int
+
+    def kept(self) -> tuple[dict[int, str], int, frozenset[str]]:
+        """Return what stays as it is when all that was made has ended."""
+        return self.descriptors, self.rings, self.threads
+
+
+def holdings() -> Holdings:
+    """Count the descriptors, the mappings, the threads, and the rings' workers."""
+    descriptors = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return Holdings(
+        descriptors,
+        len(maps),
+        sum("[io_uring]" in line for line in maps),
+        frozenset(thread.name for thread in threading.enumerate()),
+        count_ring_workers(),
+    )
+
+
+def check_nothing_left(before: Holdings) -> None:
+    """Check that no more is held than before, but for the kernel's workers."""
+    after = holdings()
+    if after.kept() != before.kept():
+        gc.collect()  # slow
+        after = holdings()
+    assert after.kept() == before.kept()
+
+
+def count_ring_workers() -> int:
+    """Count the kernel's workers (`iou-wrk-*`) among this process's threads."""
+    count = 0
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            count += Path(f"/proc/self/task/{task}/comm").read_text().startswith("iou-wrk")
+    return count
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again; the test's time limit is the only one."""
+    while not condition():
+        time.sleep(0.001)
+
+
+def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:
+    """Run each in a thread of its own, all at once; the threads have ended when this returns."""
+    with ThreadPoolExecutor(len(functions)) as pool:
+        outcomes = [pool.submit(function) for function in functions]
+    return [outcome.result() for outcome in outcomes]
+
+
+def in_a_thread(function: Callable[[], T]) -> T:
+    """Run it in a thread of its own that has ended when this returns."""
+    return in_threads([function])[0]
+
+
+# Children
+
+
+class Child:
+    """A fork of this process that runs one function, and tells how it ended."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._report, writing = os.pipe()
+        with warnings.catch_warnings():
+            # The far end's thread makes this a fork of several threads; the child uses
+            # nothing that the thread may have locked.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid = os.fork()
+        if self._pid == 0:
+            self._become(function, writing)
+        os.close(writing)
+
+    def _become(self, function: Callable[[], object], writing: int) -> None:
+        status = 1
+        try:
+            faulthandler.dump_traceback_later(60, exit=True)
+            function()
+            status = 0
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-4096:])
+        finally:
+            os._exit(status)
+
+    def wait(self) -> None:
+        """Wait for its end; raise AssertionError with its traceback if it failed."""
+        with open(self._report, "rb") as report:
+            told = report.read().decode()
+        _, status = os.waitpid(self._pid, 0)
+        assert status == 0, f"the child ended with {os.waitstatus_to_exitcode(status)}\n{told}"
+
+
+def run_on(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, T]
+) -> T:
+    """Run it on a new loop of that make."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(main)

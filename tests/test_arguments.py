@@ -1,0 +1,140 @@
+"""Wrong arguments raise what `loop.sock_sendfile` of asyncio raises: the same type and words."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import pytest
+
+import aiozc
+
+from .conftest import Connect, MakeFile
+from .support import Receiver, in_a_thread, pattern, run_on
+
+pytestmark = pytest.mark.anyio
+
+Send = Callable[..., Awaitable[int]]
+Raised = tuple[type[BaseException], str]
+
+
+@dataclass
+class Things:
+    """What the arguments are made of."""
+
+    stream: socket.socket
+    receiver: Receiver
+    datagram: socket.socket
+    binary: BinaryIO
+    text: TextIO
+
+    def blocking(self, timeout: float | None) -> socket.socket:
+        """Return the stream socket, waiting for so long when it is used by itself."""
+        self.stream.settimeout(timeout)
+        return self.stream
+
+
+@pytest.fixture
+def things(connect: Connect, make_file: MakeFile, tmp_path: Path) -> Iterator[Things]:
+    """Make one of each."""
+    stream, receiver = connect()
+    path = tmp_path / "text"
+    path.write_text("text")
+    with socket.socket(type=socket.SOCK_DGRAM) as datagram, path.open() as text:
+        datagram.setblocking(False)
+        yield Things(stream, receiver, datagram, make_file(pattern(5000)), text)
+
+
+WRONG: dict[str, Callable[[Things], tuple[Any, ...]]] = {
+    "a text file": lambda the: (the.stream, the.text),
+    "a datagram socket": lambda the: (the.datagram, the.binary),
+    "count 0": lambda the: (the.stream, the.binary, 0, 0),
+    "count False": lambda the: (the.stream, the.binary, 0, False),
+    "count -1": lambda the: (the.stream, the.binary, 0, -1),
+    "count 1.0": lambda the: (the.stream, the.binary, 0, 1.0),
+    "count '1'": lambda the: (the.stream, the.binary, 0, "1"),
+    "count b''": lambda the: (the.stream, the.binary, 0, b""),
+    "offset -1": lambda the: (the.stream, the.binary, -1),
+    "offset 1.0": lambda the: (the.stream, the.binary, 1.0),
+    "offset '1'": lambda the: (the.stream, the.binary, "1"),
+    "offset None": lambda the: (the.stream, the.binary, None),
+    "a text file and a datagram socket": lambda the: (the.datagram, the.text),
+    "a datagram socket and count 0": lambda the: (the.datagram, the.binary, 0, 0),
+    "count 0 and offset -1": lambda the: (the.stream, the.binary, -1, 0),
+    "count -1 and offset '1'": lambda the: (the.stream, the.binary, "1", -1),
+}
+WRONG_IN_DEBUG_MODE: dict[str, Callable[[Things], tuple[Any, ...]]] = {
+    "a blocking socket": lambda the: (the.blocking(None), the.binary),
+    "a socket with a timeout": lambda the: (the.blocking(5.0), the.binary),
+    "a blocking socket and a text file": lambda the: (the.blocking(None), the.text),
+    "a blocking socket and count 0": lambda the: (the.blocking(None), the.binary, 0, 0),
+    "a text file": lambda the: (the.stream, the.text),
+    "count 0": lambda the: (the.stream, the.binary, 0, 0),
+}
+
+
+def cases(table: dict[str, Callable[[Things], tuple[Any, ...]]]) -> pytest.MarkDecorator:
+    """Make parameters of a table."""
+    return pytest.mark.parametrize("wrong", table.values(), ids=table.keys())
+
+
+async def raised_by(send: Send, arguments: tuple[Any, ...], **options: bool) -> Raised:
+    """Return the type and the words of what the call raises."""
+    try:
+        returned = await send(*arguments, **options)
+    except Exception as error:
+        return type(error), str(error)
+    raise AssertionError(f"returned {returned!r}")
+
+
+def raised_by_asyncio(arguments: tuple[Any, ...], *, debug: bool = False) -> Raised:
+    """Return the type and the words of what asyncio's own method raises."""
+
+    async def main() -> Raised:
+        asyncio.get_running_loop().set_debug(debug)
+        return await raised_by(asyncio.get_running_loop().sock_sendfile, arguments)
+
+    return in_a_thread(lambda: run_on(asyncio.SelectorEventLoop, main()))
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+@cases(WRONG)
+async def test_a_wrong_argument_raises_what_asyncio_raises(
+    wrong: Callable[[Things], tuple[Any, ...]], fallback: bool, things: Things
+) -> None:
+    arguments = wrong(things)
+    expected = raised_by_asyncio(arguments)
+    assert await raised_by(aiozc.loop_sendfile, arguments, fallback=fallback) == expected
+    await check_nothing_sent(things)
+
+
+@cases(WRONG_IN_DEBUG_MODE)
+async def test_a_wrong_argument_in_debug_mode_raises_what_asyncio_raises(
+    wrong: Callable[[Things], tuple[Any, ...]], things: Things
+) -> None:
+    arguments = wrong(things)
+    expected = raised_by_asyncio(arguments, debug=True)
+    asyncio.get_running_loop().set_debug(True)
+    try:
+        assert await raised_by(aiozc.loop_sendfile, arguments) == expected
+    finally:
+        asyncio.get_running_loop().set_debug(False)
+    await check_nothing_sent(things)
+
+
+async def check_nothing_sent(things: Things) -> None:
+    """Check that the call did no more than raise."""
+    assert things.binary.tell() == things.text.tell() == 0
+    things.stream.close()
+    assert await things.receiver.wait_end() == b""
+
+
+async def test_arguments_are_keywords_as_asyncio_names_them(things: Things) -> None:
+    sent = await aiozc.loop_sendfile(
+        sock=things.stream, file=things.binary, offset=10, count=True, fallback=False
+    )
+    assert sent == 1
+    things.stream.close()
+    assert await things.receiver.wait_end() == pattern(5000)[10:11]

@@ -1,0 +1,359 @@
+"""How a transfer ends when the peer, the socket or the file goes away or changes under it."""
+
+import asyncio
+import errno
+import io
+import os
+import socket
+from typing import BinaryIO
+
+import pytest
+
+import aiozc
+
+from .conftest import Connect, MakeFile
+from .support import (
+    KIB,
+    MIB,
+    FarEnd,
+    Receiver,
+    assert_same,
+    outcome_of,
+    pattern,
+    socket_pair,
+    turns,
+)
+
+pytestmark = pytest.mark.anyio
+
+SIZE = 16 * MIB
+CONTENT = pattern(SIZE)
+OTHER = pattern(SIZE, 1)
+SEEN = 200_000  # bytes that the reader takes before something happens
+
+
+async def start(
+    connect: Connect, file: BinaryIO, family: int = socket.AF_INET, count: int | None = None
+) -> tuple[socket.socket, Receiver, "asyncio.Task[int]"]:
+    """Start a transfer that is far from its end and cannot go on."""
+    sock, receiver = connect(family, limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    task = asyncio.create_task(aiozc.loop_sendfile(sock, file, 0, count))
+    await receiver.wait_arrived(SEEN)
+    assert not task.done()
+    return sock, receiver, task
+
+
+def append(file: BinaryIO, content: bytes) -> None:
+    """Let it grow."""
+    with open(file.name, "ab") as writing:
+        writing.write(content)
+
+
+# The peer
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["reading", "stopped"])
+async def test_a_peer_that_resets_ends_it_with_a_connection_error(
+    reading: bool, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    _, receiver, task = await start(connect, file, family)
+    if reading:
+        receiver.allow(None)
+        await receiver.wait_arrived(SEEN + 1)
+    receiver.reset()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        await task
+    assert receiver.count <= file.tell() <= SIZE
+
+
+async def test_a_peer_that_closes_ends_it_with_a_connection_error(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    _, receiver, task = await start(connect, file, family)
+    receiver.close()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        await task
+    assert receiver.count <= file.tell() <= SIZE
+
+
+@pytest.mark.parametrize("size", [4096, 2 * MIB])
+async def test_a_peer_that_was_gone_before_ends_it_with_a_connection_error(
+    size: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    sock, receiver = connect(family)
+    file = make_file(pattern(size))
+    receiver.reset()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        await aiozc.loop_sendfile(sock, file)
+    assert file.tell() == 0
+
+
+async def test_a_socket_that_was_never_connected_is_refused(make_file: MakeFile) -> None:
+    file = make_file(CONTENT)
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+        assert isinstance(await outcome_of(task), OSError)
+    assert file.tell() == 0
+
+
+# The socket
+
+
+async def test_a_socket_shut_for_writing_in_mid_transfer_ends_it_with_a_broken_pipe(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(BrokenPipeError):
+        await task
+    assert_same(await receiver.wait_end(), CONTENT[: file.tell()])
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["reading", "stopped"])
+async def test_a_socket_closed_in_mid_transfer_ends_it_with_an_oserror(
+    reading: bool, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """And the peer gets the end of the stream, behind what the file position says."""
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    if reading:
+        receiver.allow(SIZE - 1)
+    sock.close()
+    assert isinstance(await outcome_of(task), OSError)
+    assert_same(await receiver.wait_end(), CONTENT[: file.tell()])
+
+
+async def test_a_socket_closed_before_ends_it_with_an_oserror(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    sock, receiver = connect()
+    file = make_file(CONTENT)
+    sock.close()
+    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    assert isinstance(await outcome_of(task), OSError)
+    assert file.tell() == 0
+    assert await receiver.wait_end() == b""
+
+
+@pytest.mark.parametrize("ending", ["close", "abort"])
+async def test_a_transport_closed_in_mid_transfer_ends_it_with_an_oserror(
+    ending: str, far_end: FarEnd, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    near, far = socket_pair(sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    receiver = far_end.receive(far, limit=SEEN)
+    _, writer = await asyncio.open_connection(sock=near)
+    sock = writer.get_extra_info("socket")
+    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    await receiver.wait_arrived(SEEN)
+    if ending == "close":
+        writer.close()
+    else:
+        writer.transport.abort()
+    assert isinstance(await outcome_of(task), OSError)
+    arrived = await receiver.wait_end()
+    assert_same(arrived, CONTENT[: file.tell()])
+
+
+@pytest.mark.parametrize("closing", [True, False], ids=["closed before", "closed by dup2"])
+@pytest.mark.parametrize("reading", [True, False], ids=["reading", "stopped"])
+async def test_another_socket_that_takes_the_number_gets_nothing(
+    reading: bool, closing: bool, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    stranger, stranger_receiver = connect(family)
+    if reading:
+        receiver.allow(SIZE - 1)
+    number = sock.fileno()
+    if closing:
+        sock.close()
+    os.dup2(stranger.fileno(), number)
+    assert isinstance(await outcome_of(task), OSError)
+    assert_same(await receiver.wait_end(), CONTENT[: file.tell()])
+    sock.detach()
+    os.close(number)
+    stranger.close()
+    assert await stranger_receiver.wait_end() == b""
+
+
+async def test_a_connection_accepted_on_the_number_of_a_closed_one_gets_nothing(
+    connect: Connect, far_end: FarEnd, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(20)]
+        sock, receiver, task = await start(connect, file)
+        number = sock.fileno()
+        sock.close()
+        strangers: list[socket.socket] = []
+        while not strangers or strangers[-1].fileno() != number:
+            strangers.append(listener.accept()[0])
+        assert isinstance(await outcome_of(task), OSError)
+    assert_same(await receiver.wait_end(), CONTENT[: file.tell()])
+    for stranger in strangers:
+        stranger.close()
+    for client in clients:
+        client.setblocking(False)
+        assert await far_end.receive(client).wait_end() == b""
+
+
+@pytest.mark.parametrize("source", ["file", "memory"])
+async def test_a_second_send_on_a_sending_socket_is_refused_and_the_first_unharmed(
+    source: str, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT) if source == "file" else io.BytesIO(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    small, large = make_file(OTHER[:4096]), make_file(OTHER)
+    for other in (small, large, io.BytesIO(OTHER)):
+        with pytest.raises(RuntimeError):
+            await aiozc.loop_sendfile(sock, other)
+        assert other.tell() == 0
+    receiver.allow(None)
+    assert await task == SIZE
+    assert await aiozc.loop_sendfile(sock, small) == 4096
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT, OTHER[:4096])
+
+
+# The file
+
+
+async def test_a_file_closed_in_mid_transfer_ends_it_with_ebadf(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    file.close()
+    receiver.allow(None)
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        await task
+    assert caught.value.errno == errno.EBADF
+    sock.close()
+    arrived = await receiver.wait_end()
+    assert len(arrived) < SIZE
+    assert_same(arrived, CONTENT[: len(arrived)])
+
+
+async def test_another_file_that_takes_the_number_of_a_closed_one_is_neither_sent_nor_moved(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file, other = make_file(CONTENT), make_file(OTHER)
+    sock, receiver, task = await start(connect, file, family)
+    number = file.fileno()
+    file.close()
+    os.dup2(other.fileno(), number)
+    receiver.allow(None)
+    assert isinstance(await outcome_of(task), OSError)
+    assert os.lseek(number, 0, os.SEEK_CUR) == 0
+    os.close(number)
+    sock.close()
+    arrived = await receiver.wait_end()
+    assert_same(arrived, CONTENT[: len(arrived)])
+
+
+async def test_another_file_put_in_place_of_an_open_one_is_not_sent(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file, other = make_file(CONTENT), make_file(OTHER)
+    sock, receiver, task = await start(connect, file, family)
+    os.dup2(other.fileno(), file.fileno())
+    receiver.allow(None)
+    assert isinstance(await outcome_of(task), OSError)
+    assert os.lseek(other.fileno(), 0, os.SEEK_CUR) == 0
+    sock.close()
+    arrived = await receiver.wait_end()
+    assert_same(arrived, CONTENT[: len(arrived)])
+
+
+@pytest.mark.parametrize("count", [None, SIZE])
+async def test_a_file_emptied_in_mid_transfer_ends_it_early(
+    count: int | None, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """It returns what was sent: what was under way already still arrives."""
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family, count)
+    os.truncate(file.name, 0)
+    receiver.allow(None)
+    sent = await task
+    assert SEEN <= sent < SIZE
+    assert file.tell() == sent
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT[:sent])
+
+
+@pytest.mark.parametrize("count", [None, SIZE])
+@pytest.mark.parametrize("end", [8 * MIB - 1, 8 * MIB, 8 * MIB + 4097])
+async def test_a_file_truncated_in_mid_transfer_ends_it_at_its_new_end(
+    end: int, count: int | None, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family, count)
+    os.truncate(file.name, end)
+    receiver.allow(None)
+    assert await task == end
+    assert file.tell() == end
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT[:end])
+
+
+@pytest.mark.parametrize("more", [1, 4096, 3 * MIB + 5])
+async def test_a_file_grown_in_mid_transfer_is_sent_to_its_new_end(
+    more: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    append(file, OTHER[:more])
+    receiver.allow(None)
+    assert await task == SIZE + more
+    assert file.tell() == SIZE + more
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT, OTHER[:more])
+
+
+async def test_a_file_grown_in_mid_transfer_is_sent_to_the_count(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, count=SIZE + 1000)
+    append(file, OTHER[:5000])
+    receiver.allow(None)
+    assert await task == SIZE + 1000
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT, OTHER[:1000])
+
+
+async def test_a_file_deleted_in_mid_transfer_makes_no_difference(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver, task = await start(connect, file, family)
+    os.unlink(file.name)
+    receiver.allow(None)
+    assert await task == SIZE
+    assert file.tell() == SIZE
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT)
+
+
+async def test_others_go_on_when_one_fails(connect: Connect, make_file: MakeFile) -> None:
+    file = make_file(CONTENT)
+    started = [await start(connect, file) for _ in range(6)]
+    started[0][1].reset()
+    started[1][0].close()
+    started[2][2].cancel()
+    await turns(3)
+    for _, receiver, _ in started[3:]:
+        receiver.allow(None)
+    outcomes = await asyncio.gather(*(task for *_, task in started), return_exceptions=True)
+    assert isinstance(outcomes[0], ConnectionError)
+    assert isinstance(outcomes[1], OSError)
+    assert isinstance(outcomes[2], asyncio.CancelledError)
+    assert outcomes[3:] == [SIZE] * 3
+    for sock, receiver, _ in started[3:]:
+        sock.close()
+        assert_same(await receiver.wait_end(), CONTENT)

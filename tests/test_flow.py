@@ -1,0 +1,160 @@
+"""Readers that are slow, stop or never read, small buffers, and many transfers at once."""
+
+import asyncio
+
+import pytest
+
+import aiozc
+
+from .conftest import Connect, MakeFile
+from .support import KIB, MIB, assert_same, pattern, turns
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("step", [10_000, 300_000])
+async def test_a_slow_reader_gets_everything(
+    step: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """It takes the next step once the last has arrived."""
+    content = pattern(2 * MIB + 3)
+    sock, receiver = connect(family, limit=0)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    for due in range(step, len(content), step):
+        receiver.allow(due)
+        await receiver.wait_arrived(due)
+    receiver.allow(None)
+    assert await sending == len(content)
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+async def test_a_reader_that_stops_for_a_while_gets_everything(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """While it stops, others are served from beginning to end."""
+    content = pattern(16 * MIB)
+    sock, receiver = connect(family, limit=MIB, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    await receiver.wait_arrived(MIB)
+    for seed in range(1, 6):
+        other = pattern(MIB, seed)
+        other_sock, other_receiver = connect(family)
+        assert await aiozc.loop_sendfile(other_sock, make_file(other)) == MIB
+        other_sock.close()
+        assert_same(await other_receiver.wait_end(), other)
+    assert not sending.done()
+    receiver.allow(None)
+    assert await sending == len(content)
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@pytest.mark.parametrize("sndbuf", [1, 5000, 100_000])
+@pytest.mark.parametrize("size", [100_000, MIB + 1])
+async def test_a_small_send_buffer_slows_but_does_not_harm(
+    size: int, sndbuf: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    sock, receiver = connect(family, sndbuf=sndbuf)
+    assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@pytest.mark.parametrize("entries", [8, 256])
+async def test_two_hundred_transfers_at_once_all_arrive(
+    entries: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    async with aiozc.Reactor(entries=entries) as reactor:
+        await send_two_hundred(family, connect, make_file)
+        statistics = reactor.statistics()
+        assert statistics.transfers > 0
+        assert statistics.in_flight == 0
+
+
+async def send_two_hundred(family: int, connect: Connect, make_file: MakeFile) -> None:
+    contents = [pattern(MIB + seed, seed) for seed in range(8)]
+    files = [make_file(content) for content in contents]
+    connections = [connect(family) for _ in range(200)]
+    sent = await asyncio.gather(
+        *(
+            aiozc.loop_sendfile(sock, files[number % 8], number * 1000)
+            for number, (sock, _) in enumerate(connections)
+        )
+    )
+    for number, (sock, receiver) in enumerate(connections):
+        chosen = contents[number % 8][number * 1000 :]
+        assert sent[number] == len(chosen)
+        sock.close()
+        assert_same(await receiver.wait_end(), chosen)
+
+
+async def test_slow_peers_do_not_slow_another(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """Fifty read nothing until the one has all of its 8 MiB."""
+    content, other = pattern(8 * MIB), pattern(4 * MIB, 1)
+    file = make_file(other)
+    slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(50)]
+    sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
+    await turns(10)
+    sock, receiver = connect(family)
+    assert await aiozc.loop_sendfile(sock, make_file(content)) == len(content)
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+    assert not any(task.done() for task in sending)
+    for _, slow_receiver in slow:
+        slow_receiver.allow(None)
+    assert await asyncio.gather(*sending) == [len(other)] * 50
+    for slow_sock, slow_receiver in slow:
+        slow_sock.close()
+        assert_same(await slow_receiver.wait_end(), other)
+
+
+async def test_all_but_a_handful_of_pipes_are_given_back_at_the_end(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(pattern(4 * MIB))
+    slow = [connect(limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(20)]
+    sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
+    await turns(10)
+    assert aiozc.get_reactor().statistics().in_flight > 0
+    for _, receiver in slow:
+        receiver.allow(None)
+    await asyncio.gather(*sending)
+    assert aiozc.get_reactor().statistics().in_flight == 0
+    assert aiozc.get_reactor().statistics().pipes <= 4
+
+
+async def test_the_statistics_count_what_went_by_the_ring(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(4 * MIB)
+    sock, receiver = connect()
+    before = aiozc.get_reactor().statistics()
+    await aiozc.loop_sendfile(sock, make_file(content))
+    after = aiozc.get_reactor().statistics()
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+    assert after.transfers == before.transfers + 1
+    assert after.bytes == before.bytes + len(content)
+    assert after.chains > before.chains
+    assert after.submissions > before.submissions
+    assert after.completions > before.completions
+    assert after.in_flight == before.in_flight == 0
+
+
+@pytest.mark.parametrize("size", [1, 4096, 100_000])
+async def test_a_small_cached_file_needs_no_turn_of_the_loop(
+    size: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    sock, receiver = connect()
+    gone_round = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(gone_round.set_result, None)
+    assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    assert not gone_round.done()
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+    await gone_round

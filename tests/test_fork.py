@@ -1,0 +1,121 @@
+"""A fork shares its parent's ring: it never touches it, and makes one of its own."""
+
+import asyncio
+import gc
+import socket
+from typing import BinaryIO
+
+import pytest
+
+import aiozc
+
+from .conftest import Connect, LoopFactory, MakeFile
+from .support import KIB, MIB, Child, assert_same, outcome_of, pattern, run_on, socket_pair
+
+CONTENT = pattern(8 * MIB)
+OTHER = pattern(2 * MIB, 1)
+SEEN = 200_000
+
+
+async def send_to_oneself(file: BinaryIO) -> None:
+    """Send OTHER by a ring, without any thread that a fork does not have."""
+    loop = asyncio.get_running_loop()
+    near, far = socket_pair(socket.AF_UNIX)
+    with near, far:
+        sending = loop.create_task(aiozc.loop_sendfile(near, file))
+        arrived = bytearray()
+        while len(arrived) < len(OTHER):
+            arrived += await loop.sock_recv(far, 256 * KIB)
+        assert await sending == len(OTHER)
+    assert_same(bytes(arrived), OTHER)
+    statistics = aiozc.get_reactor().statistics()
+    assert statistics.transfers == 1
+    assert statistics.submissions > 0
+    assert statistics.bytes == len(OTHER)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("children", [1, 3])
+async def test_a_fork_in_mid_transfer_harms_neither_side(
+    children: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """The children send while the parent's transfers wait, and while they go on."""
+    file, other = make_file(CONTENT), make_file(OTHER)
+    connections = [connect(limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(4)]
+    tasks = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in connections]
+    for _, receiver in connections:
+        await receiver.wait_arrived(SEEN)
+    parents = aiozc.get_reactor()
+    make_loop = type(asyncio.get_running_loop())
+
+    async def main() -> None:
+        await send_to_oneself(other)
+        assert aiozc.get_reactor() is not parents
+
+    def child() -> None:
+        run_on(make_loop, main())
+        gc.collect()
+
+    forks = [Child(child) for _ in range(children)]
+    await asyncio.to_thread(forks[0].wait)
+    for _, receiver in connections:
+        receiver.allow(None)
+    assert await asyncio.gather(*tasks) == [len(CONTENT)] * 4
+    for fork in forks[1:]:
+        await asyncio.to_thread(fork.wait)
+    assert file.tell() == len(CONTENT)
+    for sock, receiver in connections:
+        sock.close()
+        assert_same(await receiver.wait_end(), CONTENT)
+
+
+@pytest.mark.anyio
+async def test_what_a_fork_inherited_cannot_reach_the_parents_transfers(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    """The child drops all it knows of them, loop and tasks and reactor, while they wait."""
+    file = make_file(CONTENT)
+    sock, receiver = connect(limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    await receiver.wait_arrived(SEEN)
+    reactor = aiozc.get_reactor()
+
+    def child() -> None:
+        nonlocal task, reactor
+        coroutine = task.get_coro()
+        assert coroutine is not None
+        coroutine.close()
+        del task, reactor, coroutine
+        gc.collect()
+
+    fork = Child(child)
+    await asyncio.to_thread(fork.wait)
+    assert reactor.statistics().in_flight == 1
+    receiver.allow(None)
+    assert await task == len(CONTENT)
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT)
+
+
+@pytest.mark.anyio
+async def test_transfers_can_be_cancelled_after_a_fork(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    sock, receiver = connect(limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    await receiver.wait_arrived(SEEN)
+    await asyncio.to_thread(Child(gc.collect).wait)
+    task.cancel()
+    assert isinstance(await outcome_of(task), asyncio.CancelledError)
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT[: file.tell()])
+
+
+def test_a_fork_of_a_process_whose_loops_have_ended_can_send(
+    loop_factory: LoopFactory, make_file: MakeFile
+) -> None:
+    other = make_file(OTHER)
+    run_on(loop_factory, send_to_oneself(other))
+    Child(lambda: run_on(loop_factory, send_to_oneself(other))).wait()
+    run_on(loop_factory, send_to_oneself(other))

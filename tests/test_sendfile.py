@@ -1,0 +1,284 @@
+"""What arrives: every size, offset and count, over every kind of connection."""
+
+import asyncio
+import io
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+import aiozc
+
+from .conftest import Connect, MakeFile
+from .support import KIB, MIB, FarEnd, assert_same, fill, pattern, turns, write_out
+
+pytestmark = pytest.mark.anyio
+
+SIZES = [
+    *(0, 1, 4095, 4096, 4097, 65535, 65536, 65537),
+    *(MIB - 1, MIB, MIB + 1),
+]
+SMALL = 64 * KIB + 7  # sent at once, if it is cached
+LARGE = 2 * MIB + 7  # sent by the ring
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_file_of_any_size_arrives_whole(
+    size: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    sock, receiver = connect(family)
+    file = make_file(content)
+    assert await aiozc.loop_sendfile(sock, file) == size
+    assert file.tell() == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+async def test_a_file_of_64_mib_arrives_whole(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(64 * MIB)
+    sock, receiver = connect(family)
+    file = make_file(content)
+    assert await aiozc.loop_sendfile(sock, file) == 64 * MIB
+    assert file.tell() == 64 * MIB
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@pytest.mark.parametrize("count", [None, 1, 4096, 40_000, SMALL, 10 * LARGE])
+@pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 8192, 61_441])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_an_offset_and_a_count_choose_what_arrives(
+    size: int, offset: int, count: int | None, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    chosen = content[offset:] if count is None else content[offset : offset + count]
+    sock, receiver = connect(family)
+    file = make_file(content)
+    assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
+    assert file.tell() == offset + len(chosen)
+    sock.close()
+    assert_same(await receiver.wait_end(), chosen)
+
+
+@pytest.mark.parametrize("count", [None, 1, MIB])
+@pytest.mark.parametrize("beyond", [0, 1, 4096, 1 << 33])
+@pytest.mark.parametrize("size", [0, SMALL, LARGE])
+async def test_at_the_end_and_beyond_it_there_is_nothing_to_send(
+    size: int, beyond: int, count: int | None, connect: Connect, make_file: MakeFile
+) -> None:
+    sock, receiver = connect()
+    file = make_file(pattern(size))
+    file.seek(size + beyond)
+    assert await aiozc.loop_sendfile(sock, file, size + beyond, count) == 0
+    assert file.tell() == size + beyond
+    sock.close()
+    assert await receiver.wait_end() == b""
+
+
+@pytest.mark.parametrize("before", [0, 1, 4095, 3 * MIB])
+async def test_bytes_beyond_4_gib_of_a_sparse_file_arrive(
+    before: int, connect: Connect, tmp_path: Path
+) -> None:
+    """The first bytes sent lie `before` the mark of 4 GiB; the last lie beyond it."""
+    start = (4 << 30) - before
+    content = pattern(5 * MIB + 1)
+    sock, receiver = connect()
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        file.truncate(5 << 30)
+        file.seek(start)
+        file.write(content)
+        file.flush()
+        count = len(content) + 100  # and some of the hole behind it
+        assert await aiozc.loop_sendfile(sock, file, start, count) == count
+        assert file.tell() == start + count
+    sock.close()
+    assert_same(await receiver.wait_end(), content, bytes(100))
+
+
+async def test_the_end_of_a_file_of_5_gib_arrives(connect: Connect, tmp_path: Path) -> None:
+    content = pattern(MIB + 5)
+    sock, receiver = connect()
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        file.truncate(5 << 30)
+        file.seek((5 << 30) - len(content))
+        file.write(content)
+        file.flush()
+        start = (5 << 30) - 3 * MIB - 11
+        assert await aiozc.loop_sendfile(sock, file, start) == 3 * MIB + 11
+        assert file.tell() == 5 << 30
+    sock.close()
+    assert_same(await receiver.wait_end(), bytes(2 * MIB + 6), content)
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_the_position_before_does_not_choose_what_arrives(
+    size: int, buffering: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    sock, receiver = connect()
+    file = make_file(content, buffering=buffering)
+    file.seek(1000)
+    assert await aiozc.loop_sendfile(sock, file, 10, 50_000) == 50_000
+    assert file.tell() == 50_010
+    assert file.read(10) == content[50_010:50_020]
+    sock.close()
+    assert_same(await receiver.wait_end(), content[10:50_010])
+
+
+@pytest.mark.parametrize("size", [4096, SMALL, LARGE])
+async def test_transfers_follow_each_other_on_one_connection(
+    size: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    contents = [pattern(size, seed) for seed in range(5)]
+    sock, receiver = connect(family)
+    for content in contents:
+        assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    sock.close()
+    assert_same(await receiver.wait_end(), *contents)
+
+
+@pytest.mark.parametrize("size", [1, SMALL, LARGE])
+async def test_what_was_sent_before_arrives_before(
+    size: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """The send buffer is full when the transfer starts."""
+    content = pattern(size)
+    sock, receiver = connect(family, limit=0)
+    filler = fill(sock)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    await turns(5)
+    assert not sending.done()
+    receiver.allow(None)
+    assert await sending == size
+    sock.close()
+    assert_same(await receiver.wait_end(), bytes(filler), content)
+
+
+@pytest.mark.parametrize("size", [4096, MIB, 8 * MIB + 1])
+@pytest.mark.parametrize("warm", [0, 4096, 700_000], ids=lambda warm: f"{warm}-warm")
+async def test_a_file_that_is_not_cached_arrives_whole(
+    size: int, warm: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """The first `warm` bytes are cached, and what the kernel read ahead with them."""
+    content = pattern(size)
+    sock, receiver = connect(family)
+    file = make_file(content, buffering=0)
+    write_out(file)
+    assert len(os.pread(file.fileno(), warm, 0)) == min(warm, size)
+    assert await aiozc.loop_sendfile(sock, file) == size
+    assert file.tell() == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@pytest.mark.parametrize("size", [4096, LARGE])
+async def test_the_socket_of_a_transport_will_do(
+    size: int, far_end: FarEnd, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    near, far = socket.socketpair()
+    receiver = far_end.receive(far)
+    _, writer = await asyncio.open_connection(sock=near)
+    writer.write(b"before ")
+    await writer.drain()
+    sock = writer.get_extra_info("socket")
+    assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    writer.write(b" after")
+    writer.close()
+    await writer.wait_closed()
+    assert_same(await receiver.wait_end(), b"before ", content, b" after")
+
+
+class Numbered:
+    """Anything that has a descriptor."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._number
+
+
+@pytest.mark.parametrize("size", [4096, LARGE])
+async def test_anything_with_the_descriptor_of_a_stream_socket_will_do(
+    size: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(size)
+    sock, receiver = connect(family)
+    assert await aiozc.loop_sendfile(Numbered(sock.fileno()), make_file(content)) == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@pytest.mark.parametrize("size", [4096, LARGE])
+async def test_a_blocking_socket_does_not_block_the_loop(
+    size: int, family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """Outside of debug mode it passes the checks, as the loop's own method lets it."""
+    content = pattern(size)
+    sock, receiver = connect(family, limit=0)
+    filler = fill(sock)
+    sock.setblocking(True)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    await turns(5)
+    receiver.allow(None)
+    assert await sending == size
+    sock.close()
+    assert_same(await receiver.wait_end(), bytes(filler), content)
+
+
+async def test_one_file_is_sent_to_many_at_once(connect: Connect, make_file: MakeFile) -> None:
+    content = pattern(LARGE)
+    file = make_file(content)
+    connections = [connect() for _ in range(8)]
+    sent = await asyncio.gather(
+        *(aiozc.loop_sendfile(sock, file, place) for place, (sock, _) in enumerate(connections))
+    )
+    assert sent == [LARGE - place for place in range(8)]
+    for place, (sock, receiver) in enumerate(connections):
+        sock.close()
+        assert_same(await receiver.wait_end(), content[place:])
+
+
+KINDS = ["FileIO", "open for update", "NamedTemporaryFile", "TemporaryFile"]
+
+
+@contextmanager
+def opened(kind: str, folder: Path) -> Iterator[IO[bytes]]:
+    """Open an empty file of that kind."""
+    with ExitStack() as stack:
+        match kind:
+            case "NamedTemporaryFile":
+                yield stack.enter_context(tempfile.NamedTemporaryFile(dir=folder))
+            case "TemporaryFile":
+                yield stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            case "open for update":
+                yield stack.enter_context((folder / "file").open("w+b"))
+            case _:
+                yield stack.enter_context(io.FileIO(folder / "file", "w+"))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_kind_of_regular_file_needs_the_fallback(
+    kind: str, size: int, connect: Connect, tmp_path: Path
+) -> None:
+    content = pattern(size)
+    sock, receiver = connect()
+    with opened(kind, tmp_path) as file:
+        file.write(content)
+        file.seek(0)
+        assert await aiozc.loop_sendfile(sock, file, 0, None, fallback=False) == size
+        assert file.tell() == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
