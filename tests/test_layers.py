@@ -1,0 +1,64 @@
+"""Imports run one way, and what is pure stays pure."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aiozc
+
+PACKAGE = Path(aiozc.__file__).parent
+
+# A room, and the rooms beneath it that it may import.
+ROOMS: dict[str, set[str]] = {
+    "_errors": set(),
+    "_version": set(),
+    "_kernel": {"_errors"},
+    "_transfers": {"_errors"},
+    "_engines": {"_errors", "_kernel", "_transfers"},
+    "_api": {"_errors", "_transfers", "_engines"},
+    "__init__": {"_errors", "_version", "_engines", "_api"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(module: Path) -> Iterator[str]:
+    """Yield the dotted names of everything that a module imports, wherever it does."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_its_own_room_and_those_beneath_it(module: Path) -> None:
+    room = room_of(module)
+    for name in imported(module):
+        top, _, rest = name.partition(".")
+        if top == "aiozc":
+            assert rest.split(".")[0] in ROOMS[room] | {room}, f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_ctypes_has_one_home_and_transfers_do_nothing_themselves(module: Path) -> None:
+    room = room_of(module)
+    tops = {name.split(".")[0] for name in imported(module)}
+    assert "ctypes" not in tops or room == "_kernel"
+    if room in {"_transfers", "_kernel"}:
+        assert "asyncio" not in tops
+    if room == "_transfers":
+        assert not tops & {"os", "socket", "select", "fcntl"}
+
+
+def test_the_top_module_only_lists() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    kinds = (ast.Expr, ast.ImportFrom, ast.Assign)
+    assert all(isinstance(node, kinds) for node in tree.body)
+    assert set(aiozc.__all__) <= set(vars(aiozc))
