@@ -475,6 +475,11 @@ def _forget_inherited() -> None:
 os.register_at_fork(after_in_child=_forget_inherited)
 
 
+def latest_reactor(loop: asyncio.AbstractEventLoop) -> Reactor | None:
+    """Return the loop's reactor if it was the last that was asked for."""
+    return _latest if _latest is not None and _latest.serves(loop) else None
+
+
 def get_reactor() -> Reactor:
     """Return the running loop's reactor; make it where there is none yet.
 
@@ -484,8 +489,8 @@ def get_reactor() -> Reactor:
     """
     global _latest
     loop = asyncio.get_running_loop()
-    if _latest is not None and _latest.serves(loop):
-        return _latest
+    if (latest := latest_reactor(loop)) is not None:
+        return latest
     known = _reactors.get(loop)
     if isinstance(known, Reactor):
         if known.serves(loop):
