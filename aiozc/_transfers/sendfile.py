@@ -15,7 +15,9 @@ The rules:
    is known to have moved. It waits for room where the socket had none.
 6. A peer is slow when the engine had to interrupt the wait for it. Then the pipe goes, and
    the transfer waits with nothing in hand; when there is room again, what is cached goes at
-   once, and the rest by short chains, until the peer takes all that it is offered.
+   once, until the peer takes more in a row than a send buffer's free part.
+7. A poll before each send costs the loop's thread a wake-up in the kernel, so it stands only
+   in the chain after one whose socket was full.
 
 States and what leads on:
 
@@ -33,6 +35,13 @@ from aiozc._transfers.steps import Chain, End, PollOut, SendCached, Splice, Step
 
 AT_ONCE = 256 * 1024
 """The most bytes that one step may send in the loop's own thread: about 25 us."""
+
+FAST = 8
+"""Full steps of AT_ONCE in a row that make a peer a fast one.
+
+A socket is writable when a third of its send buffer is free: 1.3 MiB of tcp_wmem's 4 MiB.
+Every peer takes that much when it is offered after a wait.
+"""
 
 _UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
 
@@ -59,6 +68,8 @@ class Sendfile:
         self.error = 0
         self.ended = False
         self._taken = 0
+        self._in_full = 0
+        self._full = False
         self._state = State.FLOWING
         self._sent_at_once(length, at_once)
 
@@ -101,6 +112,7 @@ class Sendfile:
     def _flow(self, pipe_size: int, most_steps: int) -> Chain:
         chain: list[Step] = []
         if left := self.in_pipe:
+            self._full = True
             chain += (PollOut(), Splice(End.PIPE, End.SOCKET, left, may_be_short=True))
         taken = self._taken
         while taken < self.length and len(chain) + 3 <= most_steps:
@@ -108,10 +120,11 @@ class Sendfile:
             size = min(pipe_size - start % mmap.PAGESIZE, self.length - taken)
             chain += (
                 Splice(End.FILE, End.PIPE, size, start),
-                PollOut(),
+                *((PollOut(),) if self._full else ()),
                 Splice(End.PIPE, End.SOCKET, size, may_be_short=True),
             )
             taken += size
+        self._full = False
         return chain
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
@@ -129,6 +142,7 @@ class Sendfile:
     def _polled(self, result: int) -> None:
         if result in (-errno.ECANCELED, -errno.EINTR):
             self._state = State.WAITING
+            self._in_full = 0
         elif result < 0:
             self.error = -result
         elif self._state is State.WAITING:
@@ -142,15 +156,16 @@ class Sendfile:
         elif result > 0:
             self.position += result
             self._taken = self.position
-            self._state = State.WAITING if result < asked else self._after_room()
+            self._in_full = self._in_full + 1 if result == asked else 0
+            if result < asked:
+                self._state = State.WAITING
+            else:
+                fast = self._in_full >= FAST and self.length - self.position > AT_ONCE
+                self._state = State.FLOWING if fast else State.SENDING
         elif -result in _UNLUCKY:
             self._state = State.WAITING
         else:
             self.error = -result
-
-    def _after_room(self) -> State:
-        rest = self.length - self.position
-        return State.SENDING if rest <= AT_ONCE else State.FLOWING
 
     def _read(self, result: int) -> None:
         if result > 0:
@@ -159,7 +174,8 @@ class Sendfile:
             # The file ends here; what lies in the pipe is still to be sent.
             self.length = self._taken
             self.ended = self.in_pipe == 0
-        elif -result not in _UNLUCKY:
+        elif -result not in _UNLUCKY or (result == -errno.EAGAIN and not self.in_pipe):
+            # EAGAIN says that the pipe is full; of an empty one it is the file that says so.
             self.error = -result
 
     def _sent(self, result: int) -> None:

@@ -7,12 +7,12 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiozc._transfers.sendfile import AT_ONCE, Sendfile, State
+from aiozc._transfers.sendfile import AT_ONCE, FAST, Sendfile, State
 from aiozc._transfers.steps import Chain, End, PollOut, SendCached, Splice
 
 PAGE = 4096
 KIB = 1024
-UNLUCKY = (-errno.EAGAIN, -errno.EINTR, -errno.ECANCELED)
+UNLUCKY = (-errno.EINTR, -errno.ECANCELED, -errno.EAGAIN)
 
 
 class World:
@@ -50,7 +50,7 @@ class World:
         if isinstance(step, PollOut):
             return -errno.ECANCELED if percent < 10 else 0
         if percent < 12 and not isinstance(step, SendCached):
-            return UNLUCKY[percent % 3]
+            return UNLUCKY[percent % (3 if self.pipe else 2)]
         if isinstance(step, SendCached):
             return self.send_cached(step, percent)
         assert isinstance(step, Splice)
@@ -172,7 +172,7 @@ def test_a_step_that_fails_ends_the_transfer_with_what_the_socket_took(
 
 
 def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
-    chain = Sendfile(5 * PAGE + 1, 1 << 20).next_chain(16 * PAGE, 12)
+    chain = Sendfile(5 * PAGE + 1, 1 << 20).next_chain(16 * PAGE, 9)
     reads = [step for step in chain if isinstance(step, Splice) and step.source is End.FILE]
     assert [(step.offset, step.length) for step in reads] == [
         (5 * PAGE + 1, 16 * PAGE - 1),
@@ -184,8 +184,8 @@ def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
 
 def test_a_peer_found_slow_costs_no_pipe_until_there_is_room() -> None:
     transfer = Sendfile(0, 1 << 20)
-    chain = transfer.next_chain(16 * PAGE, 6)
-    transfer.advance(chain, [16 * PAGE, -errno.ECANCELED])
+    transfer.advance(transfer.next_chain(16 * PAGE, 3), [16 * PAGE, -errno.EAGAIN])
+    transfer.advance(transfer.next_chain(16 * PAGE, 3), [-errno.ECANCELED])
     assert transfer.state is State.WAITING
     assert transfer.in_pipe == 16 * PAGE, "whoever gives up the pipe must know that it is not empty"
     assert not transfer.needs_pipe
@@ -194,19 +194,39 @@ def test_a_peer_found_slow_costs_no_pipe_until_there_is_room() -> None:
     assert transfer.next_chain(0, 6) == (SendCached(0, AT_ONCE),)
 
 
-def test_a_peer_that_takes_all_it_is_offered_gets_a_pipe_again() -> None:
-    transfer = Sendfile(0, 8 * AT_ONCE, at_once=64 * KIB)
+def test_a_peer_that_takes_more_than_a_buffers_room_in_a_row_gets_a_pipe_again() -> None:
+    transfer = Sendfile(0, 16 * AT_ONCE, at_once=64 * KIB)
     transfer.advance((PollOut(),), [0])
-    offered = transfer.next_chain(0, 6)
-    assert isinstance(offered[0], SendCached)
-    transfer.advance(offered, [offered[0].length])
+    for _ in range(FAST):
+        assert not transfer.needs_pipe
+        offered = SendCached(transfer.position, AT_ONCE)
+        assert transfer.next_chain(0, 6) == (offered,)
+        transfer.advance((offered,), [AT_ONCE])
     assert transfer.needs_pipe
+
+
+def test_an_empty_pipe_that_takes_nothing_is_an_error_and_no_endless_loop() -> None:
+    transfer = Sendfile(0, 1 << 20)
+    chain = transfer.next_chain(16 * PAGE, 6)
+    transfer.advance(chain, [-errno.EAGAIN])
+    assert transfer.error == errno.EAGAIN
+
+
+def test_polls_stand_only_in_the_chain_behind_a_full_socket() -> None:
+    transfer = Sendfile(0, 64 * AT_ONCE)
+    fast = transfer.next_chain(16 * PAGE, 6)
+    assert PollOut() not in fast
+    transfer.advance(fast, [16 * PAGE, PAGE, -errno.EAGAIN])
+    slow = transfer.next_chain(16 * PAGE, 8)
+    assert [isinstance(step, PollOut) for step in slow] == [True, False] + [False, True, False] * 2
+    transfer.advance(slow, [0, 15 * PAGE, *[16 * PAGE, 0, 16 * PAGE] * 2])
+    assert PollOut() not in transfer.next_chain(16 * PAGE, 6)
 
 
 def test_what_stays_in_the_pipe_goes_first() -> None:
     transfer = Sendfile(0, 1 << 20)
     chain = transfer.next_chain(16 * PAGE, 3)
-    transfer.advance(chain, [16 * PAGE, 0, 5 * PAGE])
+    transfer.advance(chain, [16 * PAGE, 5 * PAGE])
     left = transfer.next_chain(16 * PAGE, 3)
     assert left == [PollOut(), Splice(End.PIPE, End.SOCKET, 11 * PAGE, may_be_short=True)]
 
