@@ -36,11 +36,10 @@ from aiozc._transfers.steps import Chain, End, PollOut, SendCached, Splice, Step
 AT_ONCE = 256 * 1024
 """The most bytes that one step may send in the loop's own thread: about 25 us."""
 
-FAST = 8
+FAST = 16
 """Full steps of AT_ONCE in a row that make a peer a fast one.
 
-A socket is writable when a third of its send buffer is free: 1.3 MiB of tcp_wmem's 4 MiB.
-Every peer takes that much when it is offered after a wait.
+A slow peer takes up to a send buffer (4 MiB by tcp_wmem) when it is offered after a wait.
 """
 
 _UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
