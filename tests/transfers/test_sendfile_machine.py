@@ -195,7 +195,7 @@ def test_a_peer_found_slow_costs_no_pipe_until_there_is_room() -> None:
 
 
 def test_a_peer_that_takes_more_than_a_buffers_room_in_a_row_gets_a_pipe_again() -> None:
-    transfer = Sendfile(0, 16 * AT_ONCE, at_once=64 * KIB)
+    transfer = Sendfile(0, 64 * AT_ONCE, at_once=64 * KIB)
     transfer.advance((PollOut(),), [0])
     for _ in range(FAST):
         assert not transfer.needs_pipe
