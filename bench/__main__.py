@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.senders import Sender
     from bench.works import Settings, Work
 
-_WIDTH = 140
+_WIDTH = 160
 WORK_NAMES = ("small", "stream", "cold", "slow-clients")
 
 
@@ -122,13 +122,6 @@ def _check_senders() -> str:
 
     backend = "unknown"
 
-    def tell_backend() -> str:
-        tell: Callable[[], str] | None = getattr(aiozc, "backend", None)
-        if tell is not None:
-            return tell()
-        aiozc.get_reactor()  # without backend() there is the ring or nothing
-        return "io_uring"
-
     async def send_a_little(sender: "Sender") -> None:
         nonlocal backend
         ours, theirs = socket.socketpair()
@@ -140,7 +133,8 @@ def _check_senders() -> str:
             if sent != 6 or theirs.recv(16) != b"little":
                 raise BenchError(f"{sender.name} does not send what it is given")
             if sender is not BASELINE:
-                backend = tell_backend()
+                aiozc.get_reactor()  # raises where there is no ring
+                backend = "io_uring"
 
     for sender in SENDERS:
         run_on_loop(sender, lambda sender=sender: send_a_little(sender))  # type: ignore[misc]
@@ -150,10 +144,9 @@ def _check_senders() -> str:
 def _run(options: argparse.Namespace, backend: str, notes: Console) -> int:
     from bench.report import NOTE, as_json, describe_machine, make_table
     from bench.scratch import scratch_directory
-    from bench.senders import BASELINE, SENDERS
+    from bench.senders import BASELINE
     from bench.works import WORKS, Settings
 
-    names = [sender.name for sender in SENDERS]
     machine = describe_machine(backend)
     out = Console()
     if not out.is_terminal:
@@ -172,23 +165,21 @@ def _run(options: argparse.Namespace, backend: str, notes: Console) -> int:
         for work in WORKS:
             if options.only and work.name not in options.only:
                 continue
-            result = _measure(work, settings, SENDERS, notes)
+            result = _measure(work, settings, notes)
             results.append(result)
             out.print()
             if result.cases:
-                out.print(make_table(result, names))
+                out.print(make_table(result))
             if result.error is not None:
                 notes.print(f"bench: {work.name}: {result.error}", markup=False)
     out.print(NOTE.format(escape(BASELINE.name)), highlight=False)
     if options.json is not None:
-        found = as_json(results, names, machine)
+        found = as_json(results, machine)
         options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     return 1 if any(result.error is not None for result in results) else 0
 
 
-def _measure(
-    work: "Work", settings: "Settings", senders: Sequence["Sender"], notes: Console
-) -> "WorkResult":
+def _measure(work: "Work", settings: "Settings", notes: Console) -> "WorkResult":
     """Let the senders take turns at each case of a work."""
     from bench.measure import take_turns
     from bench.report import CaseResult, WorkResult
@@ -213,10 +204,10 @@ def _measure(
         try:
             for case in work.prepare(settings, stack):
                 title = f"{work.name}: {case.title}"
-                total = case.rounds * len(senders)
+                total = case.rounds * len(work.senders)
                 progress.reset(task, description=title, total=total)
                 samples = take_turns(
-                    senders,
+                    work.senders,
                     _shown(case.run, progress, task),
                     rounds=case.rounds,
                     budget=case.budget,

@@ -40,9 +40,15 @@ class WorkResult:
     cases: Sequence[CaseResult]
     error: str | None = None
 
+    @property
+    def contenders(self) -> list[str]:
+        """The names of the senders, the baseline's first."""
+        return [sender.name for sender in self.work.senders]
 
-def make_table(result: WorkResult, contenders: Sequence[str]) -> Table:
+
+def make_table(result: WorkResult) -> Table:
     """Lay out a work's medians, ratios to the baseline and targets."""
+    contenders = result.contenders
     table = Table(
         title=result.work.title,
         title_justify="left",
@@ -109,23 +115,21 @@ def _show_target(metric: Metric) -> tuple[str, str]:
             return "", ""
 
 
-def as_json(
-    results: Sequence[WorkResult], contenders: Sequence[str], machine: dict[str, Any]
-) -> dict[str, Any]:
+def as_json(results: Sequence[WorkResult], machine: dict[str, Any]) -> dict[str, Any]:
     """Give everything that was measured, every sample included."""
     return {
         "machine": machine,
-        "baseline": contenders[0],
         "works": [
             {
                 "name": result.work.name,
                 "title": result.work.title,
+                "baseline": result.contenders[0],
                 "error": result.error,
                 "cases": [
                     {
                         "title": found.case.title,
                         "metrics": [
-                            _metric_as_json(found, metric, contenders)
+                            _metric_as_json(found, metric, result.contenders)
                             for metric in found.case.metrics
                         ],
                     }

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bench.__main__ import WORK_NAMES
 from bench.measure import AtLeast, AtMost, Metric
 from bench.receivers import importing_bench
 from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
+from bench.senders import BASELINE
 from bench.works import WORKS, Case, Work
 
 CASE = Case(
@@ -27,8 +29,9 @@ CASE = Case(
     rounds=2,
     budget=0,
 )
+CONTENDERS = [replace(BASELINE, name=name) for name in ("base", "first", "second")]
 RESULT = WorkResult(
-    Work("a-work", "A work", lambda _, __: []),
+    Work("a-work", "A work", lambda _, __: [], CONTENDERS),
     [
         CaseResult(
             CASE,
@@ -40,7 +43,6 @@ RESULT = WorkResult(
         )
     ],
 )
-CONTENDERS = ["base", "first", "second"]
 
 
 def run_bench(
@@ -59,7 +61,7 @@ def run_bench(
 
 def test_the_table_shows_medians_ratios_targets_and_marks() -> None:
     console = Console(width=140, file=io.StringIO())
-    console.print(make_table(RESULT, CONTENDERS))
+    console.print(make_table(RESULT))
     assert isinstance(console.file, io.StringIO)
     rows = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
@@ -69,7 +71,7 @@ def test_the_table_shows_medians_ratios_targets_and_marks() -> None:
 
 
 def test_the_json_holds_every_sample_and_is_strict_json() -> None:
-    found = json.loads(json.dumps(as_json([RESULT], CONTENDERS, {}), allow_nan=False))
+    found = json.loads(json.dumps(as_json([RESULT], {}), allow_nan=False))
     time, threads = found["works"][0]["cases"][0]["metrics"]
 
     assert time["contenders"]["first"] == {
