@@ -15,6 +15,7 @@ class Op(enum.IntEnum):
 
     NOP = 0
     POLL_ADD = 6
+    TIMEOUT = 11
     ASYNC_CANCEL = 14
     READ = 22
     SEND = 26
@@ -166,6 +167,12 @@ class Uring(ctypes.Structure):
         ("int_flags", ctypes.c_uint8),
         ("rest", ctypes.c_uint8 * 255),
     ]
+
+
+class Timespec(ctypes.Structure):
+    """`struct __kernel_timespec`."""
+
+    _fields_ = [("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_longlong)]
 
 
 class ProbeOp(ctypes.Structure):

@@ -49,6 +49,15 @@ def prep_poll(fd: int, events: int, user_data: int, flags: int = 0) -> Sqe:
     return (abi.Op.POLL_ADD, flags, 0, fd, 0, 0, 0, mask, user_data, 0, 0, 0, 0, 0)
 
 
+def prep_timeout(after: abi.Timespec, user_data: int) -> Sqe:
+    """Return an SQE that completes with -ETIME after so long.
+
+    The kernel reads `after` while it takes the SQE, not later.
+    """
+    address = ctypes.addressof(after)
+    return (abi.Op.TIMEOUT, 0, 0, -1, 0, address, 1, 0, user_data, 0, 0, 0, 0, 0)
+
+
 def prep_splice(
     source: int,
     source_offset: int,

@@ -114,14 +114,13 @@ class Sendfile:
             self._full = True
             chain += (PollOut(), Splice(End.PIPE, End.SOCKET, left, may_be_short=True))
         taken = self._taken
+        out = Splice(End.PIPE, End.SOCKET, pipe_size, may_be_short=True)
+        send = (PollOut(), out) if self._full else (out,)
         while taken < self.length and len(chain) + 3 <= most_steps:
             start = self.offset + taken
             size = min(pipe_size - start % mmap.PAGESIZE, self.length - taken)
-            chain += (
-                Splice(End.FILE, End.PIPE, size, start),
-                *((PollOut(),) if self._full else ()),
-                Splice(End.PIPE, End.SOCKET, size, may_be_short=True),
-            )
+            chain.append(Splice(End.FILE, End.PIPE, size, start))
+            chain += send if size == pipe_size else (*send[:-1], out._replace(length=size))
             taken += size
         self._full = False
         return chain
