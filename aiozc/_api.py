@@ -13,7 +13,6 @@ from typing import Any
 
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
-from aiozc._engines.at_once import COPIED
 from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
 from aiozc._engines.records import check_idle, set_position
 from aiozc._errors import RingUnavailableError, error_from
@@ -67,8 +66,8 @@ async def loop_sendfile(
         asyncio.CancelledError: once nothing more of the transfer can reach the socket.
     """
     loop = asyncio.get_running_loop()
-    at_once = _send_small(loop, sock, file, offset, count) if fallback else 0
-    if at_once and at_once == count:
+    done, at_once = _send_small(loop, sock, file, offset, count) if fallback else (False, 0)
+    if done:
         return at_once
     timeout = sock.gettimeout() if hasattr(sock, "gettimeout") else _timeout_of(sock)
     if timeout != 0 and loop.get_debug():
@@ -107,36 +106,38 @@ async def loop_sendfile(
 
 def _send_small(
     loop: asyncio.AbstractEventLoop, sock: Any, file: Any, offset: int, count: int | None
-) -> int:
+) -> tuple[bool, int]:
     """Send a small cached part of a file at once, if that is all that there is to do.
 
-    Returns the bytes sent, or 0 where anything is not plain: then nothing has been done.
-    This is the way of most transfers of a server, so it is made of the fewest calls: it
-    takes 2 us of the 6 from 4 KiB that `loop_sendfile` takes without it. Every promise is
-    kept: types that cannot be misleading, no disk (see `AtOnce`), one transfer a socket, a
-    bound on the loop's turn.
+    Returns whether that was all, and the bytes sent: 0 where anything is not plain, then
+    nothing has been done. This is the way of most transfers of a server, so it is made of
+    the fewest calls: 2 us less than the way that it shortens, of 6 for 4 KiB. Every promise
+    is kept: types that cannot be misleading, no disk (see `AtOnce`), one transfer a socket,
+    a bound on the loop's turn.
     """
     if not (
-        type(count) is int
-        and 0 < count <= COPIED
-        and type(offset) is int
+        type(offset) is int
         and offset >= 0
+        and (count is None or type(count) is int)
         and type(sock) is socket.socket
         and sock.gettimeout() == 0
         and _type_of(sock) == _STREAM
         and type(file) is io.BufferedReader
         and type(file.raw) is io.FileIO
     ):
-        return 0
+        return False, 0
+    fd = file.fileno()
+    length = os.fstat(fd).st_size - offset if count is None else count
     reactor = latest_reactor(loop)
-    if reactor is None or not reactor.at_once.may_spend(loop, count):
-        return 0
+    if not 0 < length <= AT_ONCE or reactor is None or not reactor.at_once.may_spend(loop, length):
+        return False, 0
     check_idle(sock)
-    sent = reactor.at_once.send(sock.fileno(), file.fileno(), offset, count)
-    if sent == count:
-        file.seek(offset + sent)
-        reactor.count_transfer(sent)
-    return max(sent, 0)
+    sent = reactor.at_once.send(sock.fileno(), fd, offset, length)
+    if sent != length:
+        return False, max(sent, 0)
+    file.seek(offset + sent)
+    reactor.count_transfer(sent)
+    return True, sent
 
 
 async def _send_at_once(
