@@ -39,16 +39,19 @@ def pattern(size: int, seed: int = 0) -> bytes:
     return hashlib.shake_128(seed.to_bytes(8, "big")).digest(size)
 
 
-def digest(data: bytes | memoryview) -> str:
-    """Return the hash by which two contents are compared."""
-    return hashlib.sha256(data).hexdigest()
+def digest(*parts: bytes) -> str:
+    """Return the hash by which contents are compared, of these one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def assert_same(arrived: bytes, *expected: bytes) -> None:
     """Compare by hash; where they differ, say which place of `expected` stands there instead."""
-    wanted = b"".join(expected)
-    if len(arrived) == len(wanted) and digest(arrived) == digest(wanted):
+    if digest(arrived) == digest(*expected):
         return
+    wanted = b"".join(expected)
     same, differing = 0, min(len(arrived), len(wanted)) + 1
     while differing - same > 1:
         middle = (same + differing) // 2
@@ -287,6 +290,12 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop go round until it is so; the test's time limit is the only one."""
+    while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0.001)
+
+
 async def outcome_of(task: "asyncio.Task[T]") -> T | BaseException:
     """Return what the task returned or raised, its cancellation too."""
     await asyncio.wait([task])
@@ -307,6 +316,10 @@ class Holdings:
     rings: int  # mappings of them
     threads: frozenset[str]
     ring_workers: int
+
+    def ring_descriptors(self) -> int:
+        """Return how many of the descriptors are rings."""
+        return list(self.descriptors.values()).count("anon_inode:[io_uring]")
 
     def kept(self) -> tuple[dict[int, str], int, frozenset[str]]:
         """Return what stays as it is when all that was made has ended."""

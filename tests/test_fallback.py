@@ -24,7 +24,6 @@ from .support import (
     KIB,
     MIB,
     assert_same,
-    fill,
     outcome_of,
     pattern,
     socket_pair,
@@ -294,6 +293,36 @@ async def test_a_read_that_ends_after_the_cancellation_neither_sends_nor_moves_a
     assert await receiver.wait_end() == b""
 
 
+@pytest.fixture(params=["/sys/kernel/fscaps", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def sys_file(request: pytest.FixtureRequest) -> Iterator[BinaryIO]:
+    """Open a file that says it has more than it has."""
+    with open(request.param, "rb") as file:
+        yield file
+
+
+async def test_a_file_that_says_it_has_more_than_it_has_arrives(
+    sys_file: BinaryIO, connect: Connect
+) -> None:
+    content = sys_file.read()
+    assert len(content) < os.fstat(sys_file.fileno()).st_size
+    sock, receiver = connect()
+    assert await aiozc.loop_sendfile(sock, sys_file) == len(content)
+    assert sys_file.tell() == len(content)
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+async def test_an_offset_into_a_pipe_is_refused(
+    open_source: Callable[[str], Any], connect: Connect
+) -> None:
+    """As asyncio's fallback refuses it: what cannot seek cannot be sent from elsewhere."""
+    sock, receiver = connect()
+    with pytest.raises(io.UnsupportedOperation):
+        await aiozc.loop_sendfile(sock, open_source("pipe"), 3, 5)
+    sock.close()
+    assert await receiver.wait_end() == b""
+
+
 # TLS
 
 
@@ -382,17 +411,13 @@ async def test_cancelled_by_tls_the_position_says_what_arrives(
     assert_same(await asyncio.to_thread(tls.end), CONTENT[:position])
 
 
-async def test_a_second_send_by_a_fallback_that_is_sending_is_refused(
-    connect: Connect, make_file: MakeFile
+async def test_a_tls_socket_closed_in_mid_transfer_ends_it_with_an_oserror(
+    tls: Tls, make_file: MakeFile
 ) -> None:
-    sock, receiver = connect(limit=0)
-    filler = fill(sock)
-    task = asyncio.create_task(aiozc.loop_sendfile(sock, io.BytesIO(CONTENT)))
-    await turns(5)
-    for other in (io.BytesIO(CONTENT), make_file(CONTENT)):
-        with pytest.raises(RuntimeError):
-            await aiozc.loop_sendfile(sock, other)
-    receiver.allow(None)
-    assert await task == len(CONTENT)
-    sock.close()
-    assert_same(await receiver.wait_end(), bytes(filler), CONTENT)
+    file = make_file(CONTENT)
+    task = asyncio.create_task(aiozc.loop_sendfile(tls.sock, file))
+    await turns(1000)
+    assert not task.done()
+    tls.sock.close()
+    assert isinstance(await outcome_of(task), OSError)
+    assert_same(await asyncio.to_thread(tls.end), CONTENT[: file.tell()])

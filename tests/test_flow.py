@@ -6,8 +6,8 @@ import pytest
 
 import aiozc
 
-from .conftest import Connect, MakeFile
-from .support import KIB, MIB, assert_same, pattern, turns
+from .conftest import IDLE_PIPES, Connect, MakeFile
+from .support import KIB, MIB, assert_same, pattern, turns, until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ async def test_a_reader_that_stops_for_a_while_gets_everything(
     family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """While it stops, others are served from beginning to end."""
-    content = pattern(16 * MIB)
+    content = pattern(6 * MIB)
     sock, receiver = connect(family, limit=MIB, sndbuf=64 * KIB, rcvbuf=64 * KIB)
     sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
     await receiver.wait_arrived(MIB)
@@ -74,7 +74,7 @@ async def test_two_hundred_transfers_at_once_all_arrive(
 
 
 async def send_two_hundred(family: int, connect: Connect, make_file: MakeFile) -> None:
-    contents = [pattern(MIB + seed, seed) for seed in range(8)]
+    contents = [pattern(300_000 + seed, seed) for seed in range(8)]
     files = [make_file(content) for content in contents]
     connections = [connect(family) for _ in range(200)]
     sent = await asyncio.gather(
@@ -94,7 +94,7 @@ async def test_slow_peers_do_not_slow_another(
     family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """Fifty read nothing until the one has all of its 8 MiB."""
-    content, other = pattern(8 * MIB), pattern(4 * MIB, 1)
+    content, other = pattern(8 * MIB), pattern(MIB, 1)
     file = make_file(other)
     slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(50)]
     sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
@@ -112,19 +112,46 @@ async def test_slow_peers_do_not_slow_another(
         assert_same(await slow_receiver.wait_end(), other)
 
 
-async def test_all_but_a_handful_of_pipes_are_given_back_at_the_end(
+async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """They stop for so long that the pipes are gone, again and again."""
+    content = pattern(4 * MIB)
+    file = make_file(content)
+    async with aiozc.Reactor(entries=8) as reactor:
+        slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(20)]
+        sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
+        await until(lambda: reactor.statistics().in_flight == 20)
+        for due in (50_000, 2 * MIB):
+            await until(lambda: not reactor.statistics().pipes)
+            for _, receiver in slow:
+                receiver.allow(due)
+            for _, receiver in slow:
+                await receiver.wait_arrived(due)
+            assert reactor.statistics().in_flight == 20
+        for _, receiver in slow:
+            receiver.allow(None)
+        assert await asyncio.gather(*sending) == [len(content)] * 20
+        assert reactor.statistics().in_flight == 0
+        assert reactor.statistics().pipes <= IDLE_PIPES
+    for sock, receiver in slow:
+        sock.close()
+        assert_same(await receiver.wait_end(), content)
+
+
+async def test_the_statistics_count_a_transfer_when_it_starts(
     connect: Connect, make_file: MakeFile
 ) -> None:
-    file = make_file(pattern(4 * MIB))
-    slow = [connect(limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(20)]
-    sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
-    await turns(10)
-    assert aiozc.get_reactor().statistics().in_flight > 0
-    for _, receiver in slow:
-        receiver.allow(None)
-    await asyncio.gather(*sending)
-    assert aiozc.get_reactor().statistics().in_flight == 0
-    assert aiozc.get_reactor().statistics().pipes <= 4
+    before = aiozc.get_reactor().statistics()
+    sock, receiver = connect(limit=1000, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(pattern(4 * MIB))))
+    await receiver.wait_arrived(1000)
+    during = aiozc.get_reactor().statistics()
+    receiver.allow(None)
+    await sending
+    assert during.transfers == before.transfers + 1
+    assert during.in_flight == 1
+    assert aiozc.get_reactor().statistics().transfers == during.transfers
 
 
 async def test_the_statistics_count_what_went_by_the_ring(

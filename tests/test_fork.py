@@ -10,7 +10,17 @@ import pytest
 import aiozc
 
 from .conftest import Connect, LoopFactory, MakeFile
-from .support import KIB, MIB, Child, assert_same, outcome_of, pattern, run_on, socket_pair
+from .support import (
+    KIB,
+    MIB,
+    Child,
+    assert_same,
+    holdings,
+    outcome_of,
+    pattern,
+    run_on,
+    socket_pair,
+)
 
 CONTENT = pattern(8 * MIB)
 OTHER = pattern(2 * MIB, 1)
@@ -40,6 +50,7 @@ async def test_a_fork_in_mid_transfer_harms_neither_side(
     children: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The children send while the parent's transfers wait, and while they go on."""
+    before = holdings()  # uvloop has a ring of its own
     file, other = make_file(CONTENT), make_file(OTHER)
     connections = [connect(limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(4)]
     tasks = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in connections]
@@ -53,6 +64,8 @@ async def test_a_fork_in_mid_transfer_harms_neither_side(
         assert aiozc.get_reactor() is not parents
 
     def child() -> None:
+        assert holdings().rings == before.rings
+        assert holdings().ring_descriptors() == before.ring_descriptors()
         run_on(make_loop, main())
         gc.collect()
 

@@ -52,33 +52,32 @@ async def test_a_file_of_64_mib_arrives_whole(
     assert_same(await receiver.wait_end(), content)
 
 
-@pytest.mark.parametrize("count", [None, 1, 4096, 40_000, SMALL, 10 * LARGE])
 @pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 8192, 61_441])
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 async def test_an_offset_and_a_count_choose_what_arrives(
-    size: int, offset: int, count: int | None, family: int, connect: Connect, make_file: MakeFile
+    size: int, offset: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(size)
-    chosen = content[offset:] if count is None else content[offset : offset + count]
-    sock, receiver = connect(family)
     file = make_file(content)
-    assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
-    assert file.tell() == offset + len(chosen)
-    sock.close()
-    assert_same(await receiver.wait_end(), chosen)
+    for count in (None, 1, 4096, 40_000, SMALL, 10 * LARGE):
+        chosen = content[offset:] if count is None else content[offset : offset + count]
+        sock, receiver = connect(family)
+        assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
+        assert file.tell() == offset + len(chosen)
+        sock.close()
+        assert_same(await receiver.wait_end(), chosen)
 
 
-@pytest.mark.parametrize("count", [None, 1, MIB])
-@pytest.mark.parametrize("beyond", [0, 1, 4096, 1 << 33])
 @pytest.mark.parametrize("size", [0, SMALL, LARGE])
 async def test_at_the_end_and_beyond_it_there_is_nothing_to_send(
-    size: int, beyond: int, count: int | None, connect: Connect, make_file: MakeFile
+    size: int, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect()
     file = make_file(pattern(size))
-    file.seek(size + beyond)
-    assert await aiozc.loop_sendfile(sock, file, size + beyond, count) == 0
-    assert file.tell() == size + beyond
+    for beyond in (0, 1, 4096, 1 << 33):
+        for count in (None, 1, MIB):
+            assert await aiozc.loop_sendfile(sock, file, size + beyond, count) == 0
+            assert file.tell() == size + beyond
     sock.close()
     assert await receiver.wait_end() == b""
 
@@ -250,7 +249,7 @@ async def test_one_file_is_sent_to_many_at_once(connect: Connect, make_file: Mak
         assert_same(await receiver.wait_end(), content[place:])
 
 
-KINDS = ["FileIO", "open for update", "NamedTemporaryFile", "TemporaryFile"]
+KINDS = ["FileIO", "open for update", "NamedTemporaryFile", "TemporaryFile", "memory file"]
 
 
 @contextmanager
@@ -264,6 +263,8 @@ def opened(kind: str, folder: Path) -> Iterator[IO[bytes]]:
                 yield stack.enter_context(tempfile.TemporaryFile(dir=folder))
             case "open for update":
                 yield stack.enter_context((folder / "file").open("w+b"))
+            case "memory file":
+                yield stack.enter_context(open(os.memfd_create(kind), "w+b"))
             case _:
                 yield stack.enter_context(io.FileIO(folder / "file", "w+"))
 
@@ -282,3 +283,21 @@ async def test_no_kind_of_regular_file_needs_the_fallback(
         assert file.tell() == size
     sock.close()
     assert_same(await receiver.wait_end(), content)
+
+
+@pytest.mark.parametrize(
+    ("offset", "count"),
+    [(0, None), (0, 4096), (4096, 4096), (4096, None), (0, MIB), (8192, 64 * KIB)],
+)
+async def test_a_file_opened_for_direct_access_arrives(
+    offset: int, count: int | None, connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(2 * MIB)
+    chosen = content[offset:] if count is None else content[offset : offset + count]
+    sock, receiver = connect()
+    number = os.open(make_file(content).name, os.O_RDONLY | os.O_DIRECT)
+    with io.FileIO(number) as file:
+        assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
+        assert file.tell() == offset + len(chosen)
+    sock.close()
+    assert_same(await receiver.wait_end(), chosen)

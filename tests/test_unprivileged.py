@@ -16,7 +16,7 @@ from .conftest import LoopFactory, MakeFile
 from .support import MIB, Child, assert_same, fill, pattern, run_on, socket_pair
 
 NOBODY = 65534
-CONTENT = pattern(4 * MIB + 5)
+CONTENT = pattern(2 * MIB + 5)
 
 
 def drop_privileges() -> None:
@@ -62,7 +62,7 @@ async def send_all(files: Sequence[BinaryIO], family: int) -> None:
     """Send parts of one file one after the other, then parts of all at once."""
     for offset, count in ((0, None), (0, 1), (1, 300_000), (4095, None), (4096, MIB)):
         await send(files[0], offset, count, family)
-    await asyncio.gather(*(send(file, 1, MIB, family) for file in files))
+    await asyncio.gather(*(send(file, 1, 600_000, family) for file in files))
     assert aiozc.get_reactor().statistics().transfers == 5 + len(files)
 
 
@@ -73,7 +73,7 @@ def test_an_unprivileged_user_gets_every_byte(
     path = make_file(CONTENT).name
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(path, "rb")) for _ in range(20)]
-        run_on(loop_factory, send_all(files, family))  # imports all there is to import
+        run_on(loop_factory, send_all(files[:1], family))  # imports all there is to import
 
         def child() -> None:
             drop_privileges()
