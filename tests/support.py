@@ -321,9 +321,13 @@ class Holdings:
         """Return how many of the descriptors are rings."""
         return list(self.descriptors.values()).count("anon_inode:[io_uring]")
 
-    def kept(self) -> tuple[dict[int, str], int, frozenset[str]]:
-        """Return what stays as it is when all that was made has ended."""
-        return self.descriptors, self.rings, self.threads
+    def since(self, before: "Holdings") -> tuple[set[tuple[int, str]], int, frozenset[str]]:
+        """Return what is held now that was not held before: descriptors, rings, threads."""
+        return (
+            self.descriptors.items() - before.descriptors.items(),
+            max(0, self.rings - before.rings),
+            self.threads - before.threads,
+        )
 
 
 def holdings() -> Holdings:
@@ -344,11 +348,10 @@ def holdings() -> Holdings:
 
 def check_nothing_left(before: Holdings) -> None:
     """Check that no more is held than before, but for the kernel's workers."""
-    after = holdings()
-    if after.kept() != before.kept():
+    nothing = before.since(before)
+    if holdings().since(before) != nothing:
         gc.collect()  # slow
-        after = holdings()
-    assert after.kept() == before.kept()
+    assert holdings().since(before) == nothing
 
 
 def count_ring_workers() -> int:

@@ -295,8 +295,9 @@ async def test_a_file_opened_for_direct_access_arrives(
     content = pattern(2 * MIB)
     chosen = content[offset:] if count is None else content[offset : offset + count]
     sock, receiver = connect()
-    number = os.open(make_file(content).name, os.O_RDONLY | os.O_DIRECT)
-    with io.FileIO(number) as file:
+    cached = make_file(content)
+    write_out(cached)
+    with io.FileIO(os.open(cached.name, os.O_RDONLY | os.O_DIRECT)) as file:
         assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
         assert file.tell() == offset + len(chosen)
     sock.close()
