@@ -14,7 +14,7 @@ from typing import Any
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
 from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
-from aiozc._engines.records import check_idle, set_position
+from aiozc._engines.records import Original, Outlet, check_idle, set_position
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
@@ -84,6 +84,7 @@ async def loop_sendfile(
         if not fallback:
             raise
         return await _fall_back(sock, file, offset, count, at_once)
+    reactor.count(transfers=1)
     length = max(0, size - offset if count is None else min(count, size - offset))
     if not at_once:
         at_once = await _send_at_once(loop, reactor, sock, file, offset, length)
@@ -96,7 +97,7 @@ async def loop_sendfile(
         if not transfer.error:
             return transfer.position
     finally:
-        reactor.count_transfer(transfer.position)
+        reactor.count(sent=transfer.position)
     if transfer.error in _CANNOT and fallback:
         return await _fall_back(sock, file, offset, count, transfer.position)
     if transfer.error in _CANNOT and not transfer.position:
@@ -136,7 +137,7 @@ def _send_small(
     if sent != length:
         return False, max(sent, 0)
     file.seek(offset + sent)
-    reactor.count_transfer(sent)
+    reactor.count(transfers=1, sent=sent)
     return True, sent
 
 
@@ -157,9 +158,20 @@ async def _send_at_once(
         return -errno.ENODATA
     if not reactor.at_once.may_spend(loop, length):
         set_position(file, offset)
-        await uring.wait_for_budget(reactor, length)
-        check_idle(sock)
+        await _wait_for_turn(reactor, sock, file, length)
     return reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
+
+
+async def _wait_for_turn(reactor: Reactor, sock: Any, file: Any, length: int) -> None:
+    """Wait until the loop's turn may send; raise OSError (EBADF) where one was closed."""
+    outlet = Outlet(sock)
+    try:
+        source = Original(file)
+        await uring.wait_for_budget(reactor, length)
+        outlet.check_open()
+        source.check_open()
+    finally:
+        outlet.close()
 
 
 def _check(sock: Any, file: Any, offset: int, count: int | None) -> None:

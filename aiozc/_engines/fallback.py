@@ -12,13 +12,13 @@ OpenSSL has taken the whole record, and wants the same bytes again.
 
 import asyncio
 import contextlib
-import errno
+import mmap
 import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from aiozc._engines.records import HasFileno, Outlet
-from aiozc._errors import error_from
+from aiozc._kernel.sockets import send_nowait
 
 T = TypeVar("T")
 
@@ -41,12 +41,17 @@ async def send_file(
     sock: HasFileno, file: Any, offset: int, count: int | None, progress: Progress
 ) -> None:
     """Send `file` from `offset + progress.position` on, until `count` or its end."""
-    memory = memoryview(bytearray(READ if count is None else min(count, READ)))
-    seekable = await _in_thread(_is_seekable, file)
+    # Pages of its own: a file opened with O_DIRECT is read into aligned memory alone.
+    memory = memoryview(mmap.mmap(-1, READ))
     outlet = Outlet(sock)
+    seekable = False
     try:
+        outlet.duplicate()
+        seekable = await _in_thread(_is_seekable, file)
         if seekable:
             await _in_thread(_seek, file, offset + progress.position)
+        elif offset:
+            file.seek(offset)  # raises as the stdlib's fallback does
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
             got = await _in_thread(_read_into, file, memory[:rest])
@@ -67,9 +72,8 @@ def _is_seekable(file: Any) -> bool:
 def _seek(file: Any, position: int) -> None:
     # A file that was closed has no position. A decompressor seeks back from its start: not
     # where that can be spared.
-    with contextlib.suppress(ValueError):
-        if file.tell() != position:
-            file.seek(position)
+    if not getattr(file, "closed", False) and file.tell() != position:
+        file.seek(position)
 
 
 def _read_into(file: Any, memory: memoryview) -> int:
@@ -100,10 +104,9 @@ async def _send_all(outlet: Outlet, sock: HasFileno, data: memoryview, progress:
     loop = asyncio.get_running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
-        if not outlet.is_open():
-            raise error_from(errno.EBADF, "the socket was closed during the transfer")
+        outlet.check_open()
         try:
-            sent = tls.send(data[:RECORD]) if tls is not None else outlet.send_nowait(data)
+            sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(outlet.copy, data)
         except ssl.SSLWantReadError:
             await _wait(loop, loop.add_reader, loop.remove_reader, outlet.copy)
         except (BlockingIOError, ssl.SSLWantWriteError):

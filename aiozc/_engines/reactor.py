@@ -266,9 +266,9 @@ class Reactor:
         """Return whether this is the loop's reactor, and takes transfers."""
         return self._loop() is loop and not self._closing
 
-    def count_transfer(self, sent: int) -> None:
-        """Count a transfer that has ended, and the bytes that its socket took."""
-        self._count.transfers += 1
+    def count(self, *, transfers: int = 0, sent: int = 0) -> None:
+        """Count transfers that have started, and bytes that a socket took."""
+        self._count.transfers += transfers
         self._count.bytes += sent
 
     def open(self, sock: HasFileno, file: HasFileno) -> Record:

@@ -8,11 +8,11 @@ object is therefore looked at before each chain, and in each tick of the reactor
 
 import errno
 import os
-import socket
 from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
+from aiozc._kernel.sockets import send_nowait
 
 
 class HasFileno(Protocol):
@@ -23,25 +23,39 @@ class HasFileno(Protocol):
 
 
 class Original:
-    """A caller's object, our duplicate of it, and whether it is still what it was.
+    """A caller's object, whether it is still what it was, and our duplicate of it.
 
-    A number alone tells nothing: it may be closed and taken by another file. The inode of
-    the duplicate is compared with the one behind the caller's number.
+    A number alone tells nothing: it may be closed and taken by another file. So the inode
+    behind it is kept. `copy` is -1 until `duplicate` is called.
     """
 
     __slots__ = ("_holder", "copy", "identity")
 
     def __init__(self, holder: HasFileno) -> None:
         self._holder = holder
-        self.copy = os.dup(holder.fileno())
-        self.identity = identity(self.copy)
+        self.identity = identity(holder.fileno())
+        self.copy = -1
+
+    def duplicate(self) -> None:
+        """Have a number of our own."""
+        self.copy = os.dup(self._holder.fileno())
+
+    def check_open(self) -> None:
+        """Raise OSError (EBADF) where the caller's object is no longer the same open file."""
+        try:
+            same = identity(self._holder.fileno()) == self.identity
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
 
     def is_open(self) -> bool:
-        """Return whether the caller's object still has the same open file."""
+        """Return whether the caller's object is still the same open file."""
         try:
-            return identity(self._holder.fileno()) == self.identity
-        except (OSError, ValueError):
+            self.check_open()
+        except OSError:
             return False
+        return True
 
     def close(self) -> None:
         """Close the duplicate."""
@@ -53,18 +67,12 @@ class Original:
 class Outlet(Original):
     """The socket of a transfer. A socket has one at a time, in the whole process."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ()
 
     def __init__(self, holder: HasFileno) -> None:
         super().__init__(holder)
         if _sending.setdefault(self.identity, self) is not self:
-            super().close()
             raise already_sending(holder)
-        self._socket = socket.socket(fileno=self.copy)
-
-    def send_nowait(self, data: memoryview) -> int:
-        """Send what there is room for, whatever the socket's mode; BlockingIOError for none."""
-        return self._socket.send(data, _NOWAIT)
 
     def check(self) -> None:
         """Raise the OSError that sending would end with, whether or not there is room.
@@ -72,19 +80,16 @@ class Outlet(Original):
         A socket that was shut for writing while its buffer was full is never writable: a
         poll for that waits for ever (seen with AF_UNIX). Sending nothing does not wait.
         """
-        self._socket.send(b"", _NOWAIT)
+        send_nowait(self.copy, _NOTHING)
 
     def close(self) -> None:
         """Close the duplicate; the socket may send again."""
-        if self.copy < 0:
-            return
         if _sending.get(self.identity) is self:
             del _sending[self.identity]
-        self._socket.close()
-        self.copy = -1
+        super().close()
 
 
-_NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_NOTHING = memoryview(b"")
 _sending: dict[tuple[int, int], Outlet] = {}
 os.register_at_fork(after_in_child=_sending.clear)
 
@@ -133,6 +138,8 @@ class Record:
         self.sock = Outlet(sock)
         try:
             self.file = Original(file)
+            self.sock.duplicate()
+            self.file.duplicate()
         except BaseException:
             self.sock.close()
             raise
@@ -151,9 +158,8 @@ class Record:
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller has closed one of the two."""
-        for name, original in (("socket", self.sock), ("file", self.file)):
-            if not original.is_open():
-                raise error_from(errno.EBADF, f"the {name} was closed during the transfer")
+        self.sock.check_open()
+        self.file.check_open()
 
     def find_fault(self) -> bool:
         """Look whether the transfer cannot go on, and keep the reason as `fault`."""

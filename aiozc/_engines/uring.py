@@ -24,13 +24,15 @@ async def send_file(
         set_position(file, transfer.offset + transfer.position)
         raise
     try:
+        size = transfer.offset + transfer.length
         await _run(reactor, record, transfer)
         while not transfer.error and transfer.position != count:
-            there = os.fstat(record.file.copy).st_size - transfer.offset
-            length = there if count is None else min(there, count)
-            if length <= transfer.position:
+            # Not the size alone: there are files that say they have more than they have.
+            known, size = size, os.fstat(record.file.copy).st_size
+            if size <= known:
                 return
-            transfer.extend(length)
+            there = size - transfer.offset
+            transfer.extend(there if count is None else min(there, count))
             await _run(reactor, record, transfer)
     finally:
         if not transfer.in_pipe and not record.busy:

@@ -1,0 +1,30 @@
+"""send(2) by number, without a socket object.
+
+`socket.socket(fileno=...)` would apply `socket.setdefaulttimeout` to the duplicate: it
+waits for room then, in the loop's thread, and sets O_NONBLOCK, which duplicates share.
+"""
+
+import ctypes
+import socket
+from typing import Any
+
+from aiozc._errors import error_from
+
+_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_libc = ctypes.CDLL(None, use_errno=True)
+_send: Any = _libc.send
+_send.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_send.restype = ctypes.c_ssize_t
+
+
+def send_nowait(fd: int, data: memoryview) -> int:
+    """Send what there is room for, whatever the socket's mode; return the bytes taken.
+
+    `data` is writable memory. Raises BlockingIOError where there is no room, and the OSError
+    of a connection that has failed or was shut for writing, room or not.
+    """
+    memory = (ctypes.c_char * len(data)).from_buffer(data) if data else None
+    taken: int = _send(fd, memory, len(data), _FLAGS)
+    if taken < 0:
+        raise error_from(ctypes.get_errno(), "sending")
+    return taken
