@@ -1,13 +1,17 @@
 """Readers that are slow, stop or never read, small buffers, and many transfers at once."""
 
 import asyncio
+import itertools
+import resource
+import signal
+import threading
 
 import pytest
 
 import aiozc
 
 from .conftest import IDLE_PIPES, Connect, MakeFile
-from .support import KIB, MIB, assert_same, pattern, turns, until
+from .support import KIB, MIB, assert_same, holdings, outcome_of, pattern, turns, until
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +92,53 @@ async def send_two_hundred(family: int, connect: Connect, make_file: MakeFile) -
         assert sent[number] == len(chosen)
         sock.close()
         assert_same(await receiver.wait_end(), chosen)
+
+
+async def test_signals_do_not_disturb_a_transfer(
+    family: int, connect: Connect, make_file: MakeFile
+) -> None:
+    """They interrupt the system calls of the loop's thread."""
+    content = pattern(6 * MIB)
+    sock, receiver = connect(family, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    caught = itertools.count()
+    before = signal.signal(signal.SIGUSR1, lambda *_: next(caught))
+    try:
+        while not sending.done():
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            await turns(1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert next(caught) > 0
+    assert sending.result() == len(content)
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+async def test_where_descriptors_run_out_a_transfer_ends_with_an_oserror_and_a_right_position(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(2 * MIB)
+    connections = [connect(limit=0, sndbuf=50_000, rcvbuf=50_000) for _ in range(20)]
+    files = [make_file(content) for _ in connections]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with aiozc.Reactor(entries=8):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(holdings().descriptors) + 10, hard))
+        try:
+            sending = [
+                asyncio.create_task(aiozc.loop_sendfile(sock, file))
+                for (sock, _), file in zip(connections, files, strict=True)
+            ]
+            await turns(20)
+            for _, receiver in connections:
+                receiver.allow(None)
+            outcomes = [await outcome_of(task) for task in sending]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for (sock, receiver), file, outcome in zip(connections, files, outcomes, strict=True):
+        assert isinstance(outcome, OSError) or outcome == len(content) == file.tell()
+        sock.close()
+        assert_same(await receiver.wait_end(), content[: file.tell()])
 
 
 async def test_slow_peers_do_not_slow_another(

@@ -269,6 +269,33 @@ def test_a_thousand_loops_leave_no_more_than_one(
     check_no_worker_left(before)
 
 
+def test_a_loop_that_stops_and_runs_again_goes_on_with_its_transfers(
+    loop_factory: LoopFactory, connect: Connect, make_file: MakeFile
+) -> None:
+    """Between its two runs another loop of the same thread sends; after it, too."""
+    sock, receiver = connect(limit=100_000, sndbuf=50_000, rcvbuf=50_000)
+    other_sock, other_receiver = connect()
+    file, other = make_file(CONTENT), make_file(CONTENT)
+
+    async def start() -> "asyncio.Task[int]":
+        task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+        await receiver.wait_arrived(100_000)
+        return task
+
+    loop, other_loop = loop_factory(), loop_factory()
+    task = loop.run_until_complete(start())
+    other_loop.run_until_complete(aiozc.loop_sendfile(other_sock, other))
+    receiver.allow(None)
+    assert loop.run_until_complete(task) == len(CONTENT)
+    loop.close()
+    other_loop.run_until_complete(aiozc.loop_sendfile(other_sock, other))
+    other_loop.close()
+    sock.close()
+    other_sock.close()
+    assert_same(receiver.ended().result(), CONTENT)
+    assert_same(other_receiver.ended().result(), CONTENT, CONTENT)
+
+
 def test_loops_in_several_threads_do_not_meet(connect: Connect, make_file: MakeFile) -> None:
     """Two of each make, at the same time, with a reactor and six transfers each."""
     contents = [pattern(MIB + seed, seed) for seed in range(4)]
