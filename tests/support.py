@@ -317,10 +317,6 @@ class Holdings:
     threads: frozenset[str]
     ring_workers: int
 
-    def ring_descriptors(self) -> int:
-        """Return how many of the descriptors are rings."""
-        return list(self.descriptors.values()).count("anon_inode:[io_uring]")
-
     def since(self, before: "Holdings") -> tuple[set[tuple[int, str]], int, frozenset[str]]:
         """Return what is held now that was not held before: descriptors, rings, threads."""
         return (
