@@ -11,7 +11,17 @@ import pytest
 import aiozc
 
 from .conftest import IDLE_PIPES, Connect, MakeFile
-from .support import KIB, MIB, assert_same, holdings, outcome_of, pattern, turns, until
+from .support import (
+    KIB,
+    MIB,
+    assert_same,
+    holdings,
+    outcome_of,
+    pattern,
+    turns,
+    until,
+    write_out,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -163,26 +173,30 @@ async def test_slow_peers_do_not_slow_another(
         assert_same(await slow_receiver.wait_end(), other)
 
 
+@pytest.mark.parametrize("cold", [False, True], ids=["cached", "cold"])
 async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
-    family: int, connect: Connect, make_file: MakeFile
+    cold: bool, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """They stop for so long that the pipes are gone, again and again."""
     content = pattern(4 * MIB)
-    file = make_file(content)
     async with aiozc.Reactor(entries=8) as reactor:
-        slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(20)]
-        sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
-        await until(lambda: reactor.statistics().in_flight == 20)
-        for due in (50_000, 2 * MIB):
+        slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(10)]
+        files = [make_file(content) for _ in slow]
+        sending = [
+            asyncio.create_task(aiozc.loop_sendfile(sock, file))
+            for (sock, _), file in zip(slow, files, strict=True)
+        ]
+        await until(lambda: reactor.statistics().in_flight == 10)
+        for due in (50_000, 2 * MIB, None):
             await until(lambda: not reactor.statistics().pipes)
+            for file in files if cold else ():
+                write_out(file)
             for _, receiver in slow:
                 receiver.allow(due)
             for _, receiver in slow:
-                await receiver.wait_arrived(due)
-            assert reactor.statistics().in_flight == 20
-        for _, receiver in slow:
-            receiver.allow(None)
-        assert await asyncio.gather(*sending) == [len(content)] * 20
+                await receiver.wait_arrived(due or len(content))
+            assert due is None or reactor.statistics().in_flight == 10
+        assert await asyncio.gather(*sending) == [len(content)] * 10
         assert reactor.statistics().in_flight == 0
         assert reactor.statistics().pipes <= IDLE_PIPES
     for sock, receiver in slow:
