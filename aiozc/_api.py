@@ -14,7 +14,7 @@ from typing import Any
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
 from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
-from aiozc._engines.records import Original, Outlet, check_idle, set_position
+from aiozc._engines.records import Original, Outlet, check_idle, set_position, socket_type
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
@@ -74,10 +74,13 @@ async def loop_sendfile(
         raise ValueError("the socket must be non-blocking")
     _check(sock, file, offset, count)
     try:
+        if isinstance(sock, ssl.SSLSocket):
+            if timeout != 0:
+                # It has no way to be written to without waiting, as a plain socket has.
+                raise ValueError("a TLS socket must be non-blocking")
+            raise asyncio.SendfileNotAvailableError(f"{sock!r} encrypts what it sends")
         if timeout is None:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
-        if isinstance(sock, ssl.SSLSocket):
-            raise asyncio.SendfileNotAvailableError(f"{sock!r} encrypts what it sends")
         size = _size_of_regular(file)
         reactor = _reactor()
     except asyncio.SendfileNotAvailableError:
@@ -164,13 +167,16 @@ async def _send_at_once(
 
 async def _wait_for_turn(reactor: Reactor, sock: Any, file: Any, length: int) -> None:
     """Wait until the loop's turn may send; raise OSError (EBADF) where one was closed."""
-    outlet = Outlet(sock)
+    source, outlet = Original(file), Outlet(sock)
     try:
-        source = Original(file)
+        # Inodes are reused like numbers, but not while they are open.
+        outlet.duplicate()
+        source.duplicate()
         await uring.wait_for_budget(reactor, length)
         outlet.check_open()
         source.check_open()
     finally:
+        source.close()
         outlet.close()
 
 
@@ -180,7 +186,7 @@ def _check(sock: Any, file: Any, offset: int, count: int | None) -> None:
     # GzipFile's mode is a number before Python 3.13.
     if isinstance(mode, str) and "b" not in mode:
         raise ValueError("file should be opened in binary mode")
-    kind = _type_of(sock) if isinstance(sock, socket.socket) else _type_by_fileno(sock)
+    kind = _type_of(sock) if isinstance(sock, socket.socket) else socket_type(sock)
     if kind != _STREAM:
         raise ValueError("only SOCK_STREAM type sockets are supported")
     if count is not None:
@@ -192,12 +198,6 @@ def _check(sock: Any, file: Any, offset: int, count: int | None) -> None:
         raise TypeError(f"offset must be a non-negative integer (got {offset!r})")
     if offset < 0:
         raise ValueError(f"offset must be a non-negative integer (got {offset!r})")
-
-
-def _type_by_fileno(sock: Any) -> int:
-    """Return the socket type behind anything with `fileno()`; OSError for no socket."""
-    with socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
-        return _type_of(duplicate)
 
 
 def _timeout_of(sock: Any) -> float | None:

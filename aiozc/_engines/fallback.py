@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import mmap
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -54,13 +55,15 @@ async def send_file(
             file.seek(offset)  # raises as the stdlib's fallback does
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
-            got = await _in_thread(_read_into, file, memory[:rest])
+            read = _in_thread if seekable else _in_thread_that_may_be_left
+            got = await read(_read_into, file, memory[:rest])
             if not got:
                 break
             await _send_all(outlet, sock, memory[:got], progress)
     finally:
         outlet.close()
-        if seekable:
+        # A coroutine that is thrown away cannot wait any more.
+        if seekable and not isinstance(sys.exception(), GeneratorExit):
             await _in_thread(_seek, file, offset + progress.position)
 
 
@@ -98,6 +101,16 @@ async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
             future.result()
         raise cancelled
     return future.result()
+
+
+async def _in_thread_that_may_be_left(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function in the loop's executor; when cancelled, raise that at once.
+
+    For reads of a stream, which may come to no end: it has no position to be known.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return await asyncio.shield(future)
 
 
 async def _send_all(outlet: Outlet, sock: HasFileno, data: memoryview, progress: Progress) -> None:

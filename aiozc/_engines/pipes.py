@@ -49,6 +49,7 @@ class PipePool:
         self._idle: list[Pipe] = []
         self._lent: set[Pipe] = set()
         self._large = 0
+        self._kept = KEPT
 
     def __len__(self) -> int:
         return len(self._idle) + len(self._lent)
@@ -67,19 +68,16 @@ class PipePool:
 
     def give_back(self, pipe: Pipe, *, empty: bool) -> None:
         """Take a pipe back. Call it only when no SQE names the pipe any more."""
-        if pipe not in self._lent:
-            return  # the pool was closed, and the pipe with it
         self._lent.remove(pipe)
-        if empty and pipe.size >= LARGE and len(self._idle) < KEPT:
+        if empty and pipe.size >= LARGE and len(self._idle) < self._kept:
             self._idle.append(pipe)
             return
         self._large -= pipe.size >= LARGE
         pipe.close()
 
     def close(self) -> None:
-        """Close every pipe, lent or idle."""
-        for pipe in (*self._idle, *self._lent):
+        """Close the idle pipes, and keep none from now on; those lent are their records'."""
+        for pipe in self._idle:
             pipe.close()
         self._idle.clear()
-        self._lent.clear()
-        self._large = 0
+        self._kept = 0

@@ -71,6 +71,8 @@ WORKERS = 8
 """Kernel threads of one ring at the most, for regular files and for all else, each."""
 LONGEST_END = 10.0
 """Seconds that a reactor waits at its end for a disk to answer."""
+BROKEN_END = 0.5
+"""The same where the kernel took a part of a chain, whose end may never be told."""
 
 LONGEST_CHAIN = 48
 """Steps: sixteen rounds of read, poll and send; more showed no gain."""
@@ -108,11 +110,12 @@ class _Counters:
 class Statistics:
     """What a reactor has done since it was made, and what it holds now.
 
-    `transfers` started, those that ended at once included, and `bytes` that sockets took;
-    `short_reads` and `short_writes`: steps that moved less than they asked for; `chains`
-    submitted and the `submissions` (system calls) that it took; `completions` (CQEs)
-    drained; `wakeups`, how often the loop found the ring readable; `polls` submitted;
-    `in_flight`, transfers on the ring now; `pipes` open now, idle ones included.
+    `transfers` started, those that ended at once included and those that went the fallback
+    way not, and `bytes` that sockets took of them; `short_reads` and `short_writes`: steps
+    that moved less than they asked for; `chains` submitted and the `submissions` (system
+    calls) that it took; `completions` (CQEs) drained; `wakeups`, how often the loop found
+    the ring readable; `polls` submitted; `in_flight`, transfers on the ring now; `pipes`
+    open now, idle ones included.
     """
 
     transfers: int
@@ -158,6 +161,11 @@ class _Run:
         if index == len(self.chain) - 1 or not may_be_short(step):
             del self.results[index + 1 :]
             self.ended = True
+
+    def fail(self) -> None:
+        """Be over without an outcome: nothing is known to have moved."""
+        self.results.clear()
+        self.ended = True
 
     def wake(self) -> None:
         """Let the coroutine go on that waits for the chain's end."""
@@ -251,14 +259,22 @@ class Reactor:
         Returns when nothing of it is left. The loop's next transfer makes a new reactor.
         """
         self._closing = True
-        while self._records:
-            for run in tuple(self._runs.values()):
-                self._stop(run)
-            await asyncio.sleep(RETRY)
+        try:
+            while self._records:
+                for run in tuple(self._runs.values()):
+                    self._stop(run)
+                await asyncio.sleep(RETRY)
+        except BaseException:
+            self._closing = self._ring.closed
+            raise
+        self._end()
+
+    def _end(self, patience: float = LONGEST_END) -> None:
+        """End everything on a loop that goes on."""
         loop = self._loop()
         if loop is not None and not self._ring.closed:
             loop.remove_reader(self._ring.fd)
-        self._shut_down()
+        self._shut_down(patience)
 
     # What follows is the engine's.
 
@@ -300,7 +316,8 @@ class Reactor:
             except asyncio.CancelledError as error:
                 cancelled = error
                 self._stop(run)
-            except GeneratorExit:
+            except BaseException:
+                # The coroutine will not come back: the chain ends without it.
                 self._stop(run)
                 raise
         return Outcome(run.results, cancelled)
@@ -309,17 +326,21 @@ class Reactor:
         self._last_number += 1
         run = _Run(self._last_number, record, chain)
         sqes = tuple(_sqes(run.number, record, chain))
+        # Before the chain: once that is submitted, nothing may fail any more.
+        self._tick_later()
         self._runs[run.number] = run
         record.busy = True
         try:
             self._submit(sqes)
+        except BrokenRingError:
+            # A part of the chain runs: the record stays as it is until the ring has ended.
+            raise
         except OSError:
             del self._runs[run.number]
             record.busy = False
             raise
         self._count.chains += 1
         self._count.polls += sum(isinstance(step, PollOut) for step in chain)
-        self._tick_later()
         # What was ready at once is here already: no trip round the loop for it.
         self._drain()
         return run
@@ -329,6 +350,9 @@ class Reactor:
             self._ring.submit(sqes)
         except BrokenRingError:
             self._closing = True
+            loop = self._loop()
+            if loop is not None and not loop.is_closed():
+                loop.call_soon(self._end, BROKEN_END)
             raise
         except OSError:
             # EBUSY, EAGAIN: completions wait to be drained.
@@ -347,10 +371,11 @@ class Reactor:
     def _completed(self) -> list[_Run]:
         """Take in the CQEs that are there, and return the chains that they ended."""
         ended = []
+        ticked = False
         for user_data, result in self._ring.drain():
             self._count.completions += 1
             if user_data == _TICKER:
-                self._tick()
+                ticked = True
                 continue
             run = self._runs.get(user_data >> _INDEX_BITS)
             if run is None:
@@ -359,6 +384,9 @@ class Reactor:
             if run.ended:
                 self._retire(run)
                 ended.append(run)
+        if ticked:
+            # Last: it drains too, and what it found must not overtake what is older.
+            self._tick()
         return ended
 
     def _retire(self, run: _Run) -> None:
@@ -420,15 +448,20 @@ class Reactor:
         elif run.record.pipe is not None and run.age >= PATIENCE:
             self._interrupt(run)
 
-    def _shut_down(self) -> None:
-        """End everything now; wait in the kernel for what it still does for us."""
+    def _shut_down(self, patience: float = LONGEST_END) -> None:
+        """End everything now; wait in the kernel for what it still does for us.
+
+        What it has not ended within `patience` seconds is left to it: a number that a later
+        step may still look up is worse reused than leaked.
+        """
         global _latest
         self._closing = True
         if self._ring.closed:
             return
-        self._end_all(time.monotonic() + LONGEST_END)
+        self._end_all(time.monotonic() + patience)
         for record in self._records:
-            record.close()
+            if not record.busy:
+                record.close()
         self._records.clear()
         self._pipes.close()
         self._ring.close()
@@ -449,11 +482,14 @@ class Reactor:
             # Nobody is woken: the loop is gone.
             self._completed()
         for run in self._runs.values():
-            run.ended = True
+            run.fail()
 
     def _forget(self) -> None:
         """In a forked child: give up the copies of what is the parent's."""
         self._closing = True
+        for run in self._runs.values():
+            run.fail()
+            run.wake()
         self._runs.clear()
         for record in self._records:
             record.close()
@@ -483,7 +519,9 @@ os.register_at_fork(after_in_child=_forget_inherited)
 
 def latest_reactor(loop: asyncio.AbstractEventLoop) -> Reactor | None:
     """Return the loop's reactor if it was the last that was asked for."""
-    return _latest if _latest is not None and _latest.serves(loop) else None
+    # Read once: another thread, with a loop of its own, may set it meanwhile.
+    latest = _latest
+    return latest if latest is not None and latest.serves(loop) else None
 
 
 def get_reactor() -> Reactor:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
-from aiozc._kernel.sockets import send_nowait
+from aiozc._kernel.sockets import send_nowait, type_of
 
 
 class HasFileno(Protocol):
@@ -39,6 +39,8 @@ class Original:
     def duplicate(self) -> None:
         """Have a number of our own."""
         self.copy = os.dup(self._holder.fileno())
+        if identity(self.copy) != self.identity:
+            raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller's object is no longer the same open file."""
@@ -105,6 +107,11 @@ def already_sending(sock: HasFileno) -> RuntimeError:
     return RuntimeError(f"{sock!r} is sending a file already: await that transfer first")
 
 
+def socket_type(sock: HasFileno) -> int:
+    """Return the type of the socket behind anything with `fileno()`."""
+    return type_of(sock.fileno())
+
+
 def set_position(file: Any, position: int) -> None:
     """Let a file that has a position stand there."""
     try:
@@ -135,13 +142,14 @@ class Record:
         self.abandoned = False
         self.fault: OSError | None = None
         self.pipe: Pipe | None = None
+        self.file = Original(file)
         self.sock = Outlet(sock)
         try:
-            self.file = Original(file)
             self.sock.duplicate()
             self.file.duplicate()
         except BaseException:
             self.sock.close()
+            self.file.close()
             raise
 
     def take_pipe(self) -> int:

@@ -35,11 +35,15 @@ async def send_file(
             transfer.extend(there if count is None else min(there, count))
             await _run(reactor, record, transfer)
     finally:
-        if not transfer.in_pipe and not record.busy:
+        # Where it is not done, an outcome may not have been taken in: the pipe is closed.
+        if transfer.done and not transfer.in_pipe and not record.busy:
             record.drop_pipe(empty=True)
-        if record.file.is_open():
-            set_position(file, transfer.offset + transfer.position)
-        reactor.release(record)
+        try:
+            # In a forked child the record was closed, and the position is the parent's.
+            if record.file.copy >= 0 and record.file.is_open():
+                set_position(file, transfer.offset + transfer.position)
+        finally:
+            reactor.release(record)
 
 
 async def _run(reactor: Reactor, record: Record, transfer: Sendfile) -> None:

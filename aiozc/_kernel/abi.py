@@ -17,8 +17,6 @@ class Op(enum.IntEnum):
     POLL_ADD = 6
     TIMEOUT = 11
     ASYNC_CANCEL = 14
-    READ = 22
-    SEND = 26
     SPLICE = 30
 
 
@@ -42,7 +40,6 @@ class Feature(enum.IntFlag):
     """`IORING_FEAT_*`, as the kernel reports them when a ring is made."""
 
     NODROP = 1 << 1
-    FAST_POLL = 1 << 5
     CQE_SKIP = 1 << 11
 
 
@@ -63,9 +60,7 @@ class CancelFlag(enum.IntFlag):
 class SpliceFlag(enum.IntFlag):
     """`SPLICE_F_*` of splice(2)."""
 
-    MOVE = 1
     NONBLOCK = 2
-    MORE = 4
 
 
 SQE_SIZE = 64
@@ -173,33 +168,6 @@ class Timespec(ctypes.Structure):
     """`struct __kernel_timespec`."""
 
     _fields_ = [("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_longlong)]
-
-
-class ProbeOp(ctypes.Structure):
-    """`struct io_uring_probe_op`."""
-
-    _fields_ = [
-        ("op", ctypes.c_uint8),
-        ("resv", ctypes.c_uint8),
-        ("flags", ctypes.c_uint16),
-        ("resv2", ctypes.c_uint32),
-    ]
-
-
-PROBE_OP_SUPPORTED = 1 << 0
-"""`IO_URING_OP_SUPPORTED`."""
-
-
-class Probe(ctypes.Structure):
-    """`struct io_uring_probe`, as long as liburing allocates it."""
-
-    _fields_ = [
-        ("last_op", ctypes.c_uint8),
-        ("ops_len", ctypes.c_uint8),
-        ("resv", ctypes.c_uint16),
-        ("resv2", ctypes.c_uint32 * 3),
-        ("ops", ProbeOp * 256),
-    ]
 
 
 CACHESTAT_NUMBER = 451

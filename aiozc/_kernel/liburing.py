@@ -27,8 +27,6 @@ class Library:
     submit: Any
     peek_batch_cqe: Any
     register_iowq_max_workers: Any
-    get_probe_ring: Any
-    free_probe: Any
 
 
 @functools.cache
@@ -83,10 +81,6 @@ def open_library(path: str) -> Library:
             [ring, ctypes.POINTER(ctypes.c_uint)],
             ctypes.c_int,
         ),
-        get_probe_ring=_prototype(
-            shared, "io_uring_get_probe_ring", [ring], ctypes.POINTER(abi.Probe)
-        ),
-        free_probe=_prototype(shared, "io_uring_free_probe", [ctypes.POINTER(abi.Probe)], None),
     )
 
 

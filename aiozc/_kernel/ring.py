@@ -145,9 +145,8 @@ class Ring:
         cq_entries = word.from_address(cq.kring_entries).value
         self._cq_mask = cq_entries - 1
         self._cq_head = word.from_address(cq.khead)
-        self._cq_tail = word.from_address(cq.ktail)
         self._cqes = (ctypes.c_char * (cq_entries * abi.CQE.size)).from_address(cq.cqes)
-        self._peeked = (ctypes.c_void_p * 1)()
+        self._peeked = (ctypes.c_void_p * cq_entries)()
 
     def _bound_workers(self, max_workers: int) -> None:
         bounds = (ctypes.c_uint * 2)(max_workers, max_workers)
@@ -160,19 +159,6 @@ class Ring:
     def closed(self) -> bool:
         """Whether the ring is closed."""
         return self.fd < 0
-
-    def supports(self, op: abi.Op) -> bool:
-        """Return whether this kernel knows the operation."""
-        probe = self._lib.get_probe_ring(self._by_reference)
-        if not probe:
-            return False
-        try:
-            return bool(
-                op <= probe.contents.last_op
-                and probe.contents.ops[op].flags & abi.PROBE_OP_SUPPORTED
-            )
-        finally:
-            self._lib.free_probe(probe)
 
     def submit(self, chain: Sequence[Sqe]) -> None:
         """Submit all SQEs of a chain by one system call, or none of them.
@@ -222,23 +208,20 @@ class Ring:
         if self.fd < 0:
             return found
         unpack_from, mask, cqes = abi.CQE.unpack_from, self._cq_mask, self._cqes
-        while True:
-            head, tail = self._cq_head.value, self._cq_tail.value
-            while head != tail:
-                user_data, result, _ = unpack_from(cqes, (head & mask) * 16)
+        # The library's load of the tail is an acquire, which Python has not; entries that
+        # overflowed are fetched by it when there is none in the queue.
+        while ready := self._lib.peek_batch_cqe(self._by_reference, self._peeked, mask + 1):
+            head: int = self._cq_head.value
+            for position in range(head, head + ready):
+                user_data, result, _ = unpack_from(cqes, (position & mask) * 16)
                 found.append(Completion(user_data, result))
-                head = (head + 1) & 0xFFFFFFFF
-            self._cq_head.value = head
-            if not self.overflowed:
-                return found
-            # Enters with GETEVENTS; the kernel then moves what fits.
-            if not self._lib.peek_batch_cqe(self._by_reference, self._peeked, 1):
-                return found
+            self._cq_head.value = (head + ready) & 0xFFFFFFFF
+        return found
 
     @property
     def overflowed(self) -> bool:
         """Whether CQEs wait in the kernel because the CQ was full."""
-        return bool(self._sq_flags.value & abi.SqRingFlag.CQ_OVERFLOW)
+        return self.fd >= 0 and bool(self._sq_flags.value & abi.SqRingFlag.CQ_OVERFLOW)
 
     def close(self) -> None:
         """Unmap the ring and close its descriptor; twice does nothing more.

@@ -17,6 +17,20 @@ _send.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _send.restype = ctypes.c_ssize_t
 
 
+_getsockopt: Any = _libc.getsockopt
+_getsockopt.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+
+def type_of(fd: int) -> int:
+    """Return the socket type behind a number; OSError (ENOTSOCK, EBADF) where there is none."""
+    value, length = ctypes.c_int(), ctypes.c_uint32(ctypes.sizeof(ctypes.c_int))
+    if _getsockopt(
+        fd, socket.SOL_SOCKET, socket.SO_TYPE, ctypes.byref(value), ctypes.byref(length)
+    ):
+        raise error_from(ctypes.get_errno(), "asking for the type of a socket")
+    return value.value
+
+
 def send_nowait(fd: int, data: memoryview) -> int:
     """Send what there is room for, whatever the socket's mode; return the bytes taken.
 

@@ -80,7 +80,7 @@ class Sendfile:
     @property
     def done(self) -> bool:
         """Whether nothing is left to do: all was sent, the file ended, or it failed."""
-        return self.error != 0 or self.position == self.length or self.ended
+        return self.error != 0 or self.position >= self.length or self.ended
 
     @property
     def in_pipe(self) -> int:

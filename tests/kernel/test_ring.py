@@ -217,11 +217,6 @@ def test_a_chain_cut_by_the_kernel_breaks_the_ring(
         small.submit([prep_nop(1, SOFT), prep_nop(2)])
 
 
-def test_the_opcodes_in_use_are_supported_here(small: Ring) -> None:
-    used = (abi.Op.NOP, abi.Op.POLL_ADD, abi.Op.ASYNC_CANCEL, abi.Op.SPLICE)
-    assert all(small.supports(op) for op in used)
-
-
 def test_a_forked_child_gives_up_its_copies_and_leaves_the_parents_ring_alone(
     small: Ring,
 ) -> None:
