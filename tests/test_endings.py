@@ -289,7 +289,6 @@ async def start_many(
         started.append((sock, receiver, file, task))
     await turns(1)
     assert started[0][-1].done()
-    assert aiozc.get_reactor().statistics().in_flight == 0
     waiting = [one for one in started if not one[-1].done()]
     assert waiting, "one turn of the loop sent 20 MB"
     for sock, _, _, task in started:
@@ -371,12 +370,17 @@ async def test_cancelling_what_waits_for_another_turn_sends_nothing(
     connect: Connect, make_file: MakeFile
 ) -> None:
     waiting = await start_many(connect, [make_file(CONTENT)])
+    # sendfile(2) may be short for any signal: such a transfer has begun, and is on the ring.
+    begun = aiozc.get_reactor().statistics().in_flight
     for *_, task in waiting:
         task.cancel()
+    arrived = []
     for sock, receiver, _, task in waiting:
         assert isinstance(await outcome_of(task), asyncio.CancelledError)
         sock.close()
-        assert await receiver.wait_end() == b""
+        arrived.append(await receiver.wait_end())
+        assert_same(arrived[-1], CONTENT[: len(arrived[-1])])
+    assert sum(map(bool, arrived)) <= begun < len(waiting)
 
 
 # The file
