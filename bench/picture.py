@@ -36,11 +36,13 @@ def draw(found: dict[str, Any], target: Path) -> None:
     for index, (name, hatch) in enumerate(HATCHES.items()):
         places = [row + 0.4 * index for row in range(len(rows))]
         widths = [ratios.get(name, 1.0) for _, ratios in rows]
+        lengths = [width - 1 for width in widths]
         shade = "0.35" if not hatch else "0.85"
-        drawn = axes.barh(
-            places, widths, 0.38, color=shade, hatch=hatch, edgecolor="black", label=name
+        axes.barh(
+            places, lengths, 0.38, left=1, color=shade, hatch=hatch, edgecolor="black", label=name
         )
-        axes.bar_label(drawn, [f" {width:.2g}x" for width in widths], fontsize=8)
+        for place, width in zip(places, widths, strict=True):
+            axes.text(max(width, 1) * 1.04, place, f"{width:.2g}x", va="center", fontsize=8)
     axes.set_yticks([row + 0.2 for row in range(len(rows))], [label for label, _ in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
