@@ -196,7 +196,7 @@ async def test_cancelled_after_its_pipe_was_given_up_the_position_says_what_arri
 async def test_cancelling_twice_is_as_good_as_once(
     set_scene: SetScene, make_file: MakeFile
 ) -> None:
-    for number, gap in itertools.product((0, 1, 3, 8), (0, 1, 2, 5)):
+    for number, gap in itertools.product((0, 1, 4), (0, 1, 3)):
         scene = set_scene()
         sock, _, file, _ = scene
         task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import resource
 import signal
+import socket
 import threading
 
 import pytest
@@ -173,7 +174,11 @@ async def test_slow_peers_do_not_slow_another(
         assert_same(await slow_receiver.wait_end(), other)
 
 
-@pytest.mark.parametrize("cold", [False, True], ids=["cached", "cold"])
+@pytest.mark.parametrize(
+    ("cold", "family"),
+    [(False, socket.AF_INET), (True, socket.AF_UNIX)],
+    ids=["cached-tcp", "cold-unix"],
+)
 async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
     cold: bool, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
