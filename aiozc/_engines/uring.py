@@ -1,6 +1,5 @@
 """A transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
-import asyncio
 import os
 
 from aiozc._engines.reactor import Reactor
@@ -51,7 +50,7 @@ async def _run(reactor: Reactor, record: Record, transfer: Sendfile) -> None:
         chain = transfer.next_chain(_pipe_for(transfer, record), reactor.longest_chain)
         first = chain[0]
         if isinstance(first, SendCached):
-            await wait_for_budget(reactor, first.length)
+            await reactor.at_once.wait_to_spend(first.length)
         if record.fault is not None:
             raise record.fault
         record.check_open()
@@ -71,11 +70,3 @@ def _pipe_for(transfer: Sendfile, record: Record) -> int:
         return record.take_pipe()
     record.drop_pipe(empty=not transfer.in_pipe)
     return 0
-
-
-async def wait_for_budget(reactor: Reactor, length: int) -> None:
-    """Let other callbacks of the loop run until this turn may send `length` bytes more."""
-    loop = asyncio.get_running_loop()
-    # Each of those who wait takes its share of the next turn: an Event would let all go on.
-    while not reactor.at_once.may_spend(loop, length):  # noqa: ASYNC110
-        await asyncio.sleep(0)

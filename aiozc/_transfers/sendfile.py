@@ -56,11 +56,11 @@ class State(enum.Enum):
 class Sendfile:
     """The bytes of a file from `offset` on, `length` of them or fewer if the file ends.
 
-    `at_once` is the result of a SendCached from `offset` that was tried before; ENODATA
-    where none was. `error` is the positive errno that ended the transfer, or 0.
+    `at_once` is the result of a SendCached from `offset` that was tried before, None where
+    none was. `error` is the positive errno that ended the transfer, or 0.
     """
 
-    def __init__(self, offset: int, length: int, at_once: int = -errno.ENODATA) -> None:
+    def __init__(self, offset: int, length: int, at_once: int | None = None) -> None:
         self.offset = offset
         self.length = length
         self.position = 0
@@ -69,8 +69,9 @@ class Sendfile:
         self._taken = 0
         self._in_full = 0
         self._full = False
-        self._state = State.FLOWING
-        self._sent_at_once(length, at_once)
+        self._state = State.SENDING if 0 < length <= AT_ONCE else State.FLOWING
+        if at_once is not None:
+            self._sent_at_once(length, at_once)
 
     @property
     def state(self) -> State:
