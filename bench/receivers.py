@@ -1,10 +1,7 @@
 """The far ends of the connections: processes of their own that take bytes and count them.
 
-``Receiver`` starts one such process and talks to it over a socket pair: it hears the port, the
-count of each connection that has ended, with the time of its end, and counts so far when it asks.
-CLOCK_MONOTONIC is one clock for all processes, so that time can be set against the sender's.
-
-The process ends when its control socket does, however its parent ended.
+``Receiver`` starts one such process and talks to it: it hears the port, the count of each
+connection that has ended, with the time of its end, and counts so far when it asks.
 
 Ways to receive:
 
@@ -20,23 +17,17 @@ to a receiver that looked for more for another 50 us before it slept (``awake``)
 end of a network is never woken by the sender's CPU.
 """
 
-import json
 import mmap
-import os
-import resource
 import select
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from bench.errors import BenchError
+from bench.processes import Helper, begin_helper, tell
 
 Mode = Literal["discard", "read", "slow"]
 
@@ -58,131 +49,73 @@ class Ended:
     error: str | None
 
 
-class Receiver:
-    """A receiver process, from its start to its end; a context manager."""
+class Receiver(Helper):
+    """A receiver process."""
 
     def __init__(self, mode: Mode, *, awake: float = 0) -> None:
-        ours, theirs = socket.socketpair()
-        # A session of its own, so that Ctrl-C comes to the parent alone.
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.receivers", mode, str(theirs.fileno()), str(awake)],
-                env=importing_bench(),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._control = ours
-        self._incoming = ours.makefile("rb")
+        super().__init__("the receiver", "bench.receivers", mode, str(awake))
         self._ended: dict[int, Ended] = {}
         try:
-            self.address: tuple[str, int] = (HOST, int(self._message(timeout=30)["port"]))
+            self.address: tuple[str, int] = (HOST, int(self.hear(timeout=30)["port"]))
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
 
     def wait_ended(self, ports: Collection[int], timeout: float = 60) -> dict[int, Ended]:
         """Wait for the end of the connections from these local ports; give each one's count.
 
         Raises BenchError when the process dies, a connection breaks, or the time is over.
         """
+        self._wait(lambda: self._ended.keys() >= set(ports), timeout)
+        return self._take(ports)
+
+    def wait_all_ended(self, count: int, timeout: float = 60) -> list[Ended]:
+        """Wait for the end of so many connections, from wherever they come, as wait_ended does."""
+        self._wait(lambda: len(self._ended) >= count, timeout)
+        return list(self._take(list(self._ended)).values())
+
+    def counts(self, timeout: float = 60) -> list[int]:
+        """Give the count of each open connection, as it is now."""
+        self.tell(ask="counts")
         deadline = time.monotonic() + timeout
-        missing = set(ports) - self._ended.keys()
-        while missing:
-            self._note(self._message(deadline - time.monotonic()))
-            missing -= self._ended.keys()
+        while True:
+            message = self._hear_in_time(deadline)
+            if "counts" in message:
+                return [int(count) for count in message["counts"]]
+            self._note(message)
+
+    def wait_counts(self, expected: list[int], timeout: float = 60) -> None:
+        """Wait until the counts of the open connections are these."""
+        deadline = time.monotonic() + timeout
+        while (counts := self.counts()) != expected:
+            if time.monotonic() > deadline:
+                raise BenchError(
+                    f"{len(counts)} connections brought {sum(counts)} bytes to the receiver, "
+                    f"in place of {len(expected)} and {sum(expected)}"
+                )
+            time.sleep(0.005)
+
+    def _wait(self, done: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not done():
+            self._note(self._hear_in_time(deadline))
+
+    def _hear_in_time(self, deadline: float) -> dict[str, Any]:
+        late = "has not seen the end of every connection"
+        return self.hear(deadline - time.monotonic(), late)
+
+    def _take(self, ports: Collection[int]) -> dict[int, Ended]:
         ended = {port: self._ended.pop(port) for port in ports}
         for end in ended.values():
             if end.error is not None:
                 raise BenchError(f"a connection broke at the receiver: {end.error}")
         return ended
 
-    def counts(self, timeout: float = 60) -> list[int]:
-        """Give the count of each open connection, as it is now."""
-        try:
-            self._control.sendall(b"counts\n")
-        except OSError:
-            raise self._death() from None
-        deadline = time.monotonic() + timeout
-        while True:
-            message = self._message(deadline - time.monotonic())
-            if "counts" in message:
-                return [int(count) for count in message["counts"]]
-            self._note(message)
-
-    def check(self) -> None:
-        """Raise BenchError if the process is dead or dying: why connections may have broken."""
-        try:
-            self._process.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            return
-        raise self._death()
-
-    def close(self) -> None:
-        """End the process, if it has not ended by itself."""
-        self._incoming.close()
-        self._control.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _note(self, message: dict[str, Any]) -> None:
         if "ended" in message:
             self._ended[message["ended"]] = Ended(
                 message["received"], message["at"], message["error"]
             )
-
-    def _message(self, timeout: float) -> dict[str, Any]:
-        self._control.settimeout(max(timeout, 0.001))
-        try:
-            line = self._incoming.readline()
-        except TimeoutError:
-            raise BenchError("the receiver has not seen the end of every connection") from None
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise self._death()
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def _death(self) -> BenchError:
-        try:
-            status = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return BenchError("the receiver process no longer answers")
-        return BenchError(f"the receiver process ended too early, with status {status}")
-
-
-def importing_bench() -> dict[str, str]:
-    """Give an environment in which a child process finds this package, wherever it starts."""
-    path = [str(Path(__file__).resolve().parent.parent)]
-    if inherited := os.environ.get("PYTHONPATH"):
-        path.append(inherited)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
-def allow_many_descriptors() -> None:
-    """Raise the soft limit of open descriptors to the hard one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 # What follows runs in the receiver process.
@@ -207,10 +140,7 @@ class _Counter:
         self.epoll = select.epoll()
         self.epoll.register(self.listener, select.EPOLLIN)
         self.epoll.register(control, select.EPOLLIN)
-        self.tell(port=self.listener.getsockname()[1])
-
-    def tell(self, **message: object) -> None:
-        self.control.sendall(json.dumps(message).encode() + b"\n")
+        tell(self.control, port=self.listener.getsockname()[1])
 
     def accept(self) -> _Connection | None:
         try:
@@ -225,7 +155,8 @@ class _Counter:
         """Answer the parent; end the process with it."""
         if not self.control.recv(64):
             raise SystemExit(0)
-        self.tell(counts=[connection.received for connection in self.connections.values()])
+        counts = [connection.received for connection in self.connections.values()]
+        tell(self.control, counts=counts)
 
     def receive(self, connection: _Connection, into: Callable[[socket.socket], int]) -> None:
         """Receive once; at its end, close the connection and tell its count."""
@@ -243,7 +174,13 @@ class _Counter:
         connection.open = False
         del self.connections[connection.sock.fileno()]
         connection.sock.close()
-        self.tell(ended=connection.port, received=connection.received, at=at, error=error)
+        tell(
+            self.control,
+            ended=connection.port,
+            received=connection.received,
+            at=at,
+            error=error,
+        )
 
 
 def _serve_at_once(counter: _Counter, into: Callable[[socket.socket], int], awake: float) -> None:
@@ -291,10 +228,8 @@ def _serve_slowly(counter: _Counter, into: Callable[[socket.socket], int]) -> No
         due += SLOW_PERIOD / _SLOW_SLOTS
 
 
-def _main(mode: str, control: int, awake: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    allow_many_descriptors()
-    with socket.socket(fileno=control) as channel:
+def _main(mode: str, awake: float, control: int) -> None:
+    with begin_helper(control) as channel:
         counter = _Counter(channel)
         try:
             if mode == "discard":
@@ -314,4 +249,4 @@ def _main(mode: str, control: int, awake: float) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    _main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

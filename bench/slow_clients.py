@@ -8,7 +8,6 @@ are among them) and its resident memory meanwhile.
 import asyncio
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -20,7 +19,13 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from bench.errors import BenchError
-from bench.receivers import Receiver, allow_many_descriptors, importing_bench
+from bench.processes import (
+    allow_many_descriptors,
+    count_threads,
+    importing_bench,
+    resident_memory,
+)
+from bench.receivers import Receiver
 from bench.senders import Sender, sender_named
 
 NOBODY = 65534
@@ -96,24 +101,20 @@ class _Watch:
     """Looks at the process's threads and memory now and then."""
 
     def __init__(self) -> None:
-        self.before = _resident()
+        self.pid = os.getpid()
+        self.before = resident_memory(self.pid)
         self.resident = self.before
         self.threads = 0
         self._handle: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        self.threads = max(self.threads, len(os.listdir("/proc/self/task")))
-        self.resident = max(self.resident, _resident())
+        self.threads = max(self.threads, count_threads(self.pid))
+        self.resident = max(self.resident, resident_memory(self.pid))
         self._handle = asyncio.get_running_loop().call_later(_WATCH_PERIOD, self.look)
 
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
-
-
-def _resident() -> int:
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
 
 
 def _become_nobody() -> None:

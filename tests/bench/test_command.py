@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bench.__main__ import WORK_NAMES
 from bench.measure import AtLeast, AtMost, Metric
-from bench.receivers import importing_bench
+from bench.processes import importing_bench
 from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
 from bench.senders import BASELINE
 from bench.works import WORKS, Case, Work

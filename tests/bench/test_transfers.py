@@ -13,7 +13,8 @@ from typing import IO
 import pytest
 
 from bench.errors import BenchError
-from bench.receivers import Mode, Receiver, importing_bench
+from bench.processes import importing_bench
+from bench.receivers import Mode, Receiver
 from bench.scratch import cached_pages, make_file, warm
 from bench.senders import BASELINE, SENDERS, Send, Sender
 from bench.slow_clients import SlowPlan, serve_slow_clients
