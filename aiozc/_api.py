@@ -14,7 +14,7 @@ from typing import Any
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
 from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
-from aiozc._engines.records import Original, Outlet, check_idle, set_position, socket_type
+from aiozc._engines.records import Original, check_idle, outlet, set_position, socket_type
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
@@ -138,7 +138,7 @@ async def _send_file(
         if transfer.done:
             set_position(file, offset + transfer.position)
         else:
-            await uring.send_file(reactor, transfer, sock, file, count)
+            await uring.send_file(reactor, transfer, sock, Original(file, offset), count)
         if not transfer.error:
             return transfer.position
     finally:
@@ -158,16 +158,16 @@ async def _wait_for_turn(
     The objects themselves tell that they were closed, so that no duplicates are needed: the
     inodes are for those whose number was given to something else behind their back.
     """
-    outlet, source = Outlet(sock), Original(file)
+    target, source = outlet(sock), Original(file)
     try:
         await reactor.at_once.wait_to_spend(length)
-        outlet.check_open()
+        target.check_open()
         source.check_open()
     except BaseException:
         set_position(file, offset)
         raise
     finally:
-        outlet.close()
+        target.close()
 
 
 def _check(sock: Any, file: Any, offset: int, count: int | None) -> None:

@@ -15,7 +15,7 @@ import pytest
 import aiozc
 from aiozc._engines import reactor as reactor_module
 from aiozc._engines.reactor import _INDEX_BITS, _TICKER, Reactor, _Run, latest_reactor
-from aiozc._engines.records import Record
+from aiozc._engines.records import Original, Record, outlet
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
 from aiozc._transfers.sendfile import Sendfile
 
@@ -30,7 +30,7 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     """A short write drained with the tick counts, though the chain's end comes meanwhile."""
     sock, _ = connect()
     reactor = aiozc.get_reactor()
-    record = Record(reactor._pipes, sock, make_file(b"x"))
+    record = Record(reactor._pipes, Original(make_file(b"x")), outlet(sock))
     chain = Sendfile(0, 4 * MIB).next_chain(MIB, 6)
     run, busy = (_Run(number, record, chain) for number in (901, 902))
     reactor._runs |= {901: run, 902: busy}

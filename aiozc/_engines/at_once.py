@@ -1,4 +1,4 @@
-"""What is small and cached goes at once, in the coroutine's own turn of the loop.
+"""What is small and waits for nothing goes at once, in the coroutine's own turn of the loop.
 
 This is the shorter way through the rooms that the design allows for a path measured to be
 hot. Per transfer, in us, medians over loopback TCP: `os.sendfile` alone 2.0 (4 KiB), 11 (64
@@ -24,7 +24,9 @@ import errno
 import os
 from collections import deque
 
+from aiozc._engines.records import Record
 from aiozc._kernel.pagecache import Probe
+from aiozc._transfers.steps import Chain, End, SendCached, Splice, Step
 
 COPIED = 16 * 1024
 """The most bytes that are read and sent rather than spliced."""
@@ -77,6 +79,32 @@ class AtOnce:
                     return
                 turn.set_result(None)
             self._waiting.popleft()
+
+    def run(self, record: Record, chain: Chain) -> list[int]:
+        """Run a chain of steps that wait for nothing; it ends with the first that fails."""
+        results: list[int] = []
+        for step in chain:
+            result = self._step(record, step)
+            results.append(result)
+            if result <= 0:
+                break
+        return results
+
+    def _step(self, record: Record, step: Step) -> int:
+        if isinstance(step, SendCached):
+            return self.send(record.target.copy, record.source.copy, step.offset, step.length)
+        if not isinstance(step, Splice):
+            raise TypeError(f"{step!r} waits")
+        pipe = record.pipe
+        source, target = record.source.copy, record.target.copy
+        if pipe is not None and step.source is End.PIPE:
+            source = pipe.read_end
+        if pipe is not None and step.target is End.PIPE:
+            target = pipe.write_end
+        try:
+            return os.splice(source, target, step.length, flags=os.SPLICE_F_NONBLOCK)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
 
     def send(self, sock: int, file: int, offset: int, length: int) -> int:
         """Do the step SendCached: see there for what is returned."""

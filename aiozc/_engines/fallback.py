@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from aiozc._engines.records import HasFileno, Outlet
+from aiozc._engines.records import HasFileno, Stream, outlet
 from aiozc._kernel.sockets import send_nowait
 
 T = TypeVar("T")
@@ -44,10 +44,10 @@ async def send_file(
     """Send `file` from `offset + progress.position` on, until `count` or its end."""
     # Pages of its own: a file opened with O_DIRECT is read into aligned memory alone.
     memory = memoryview(mmap.mmap(-1, READ))
-    outlet = Outlet(sock)
+    target = outlet(sock)
     seekable = False
     try:
-        outlet.duplicate()
+        target.duplicate()
         seekable = await _in_thread(_is_seekable, file)
         if seekable:
             await _in_thread(_seek, file, offset + progress.position)
@@ -59,9 +59,9 @@ async def send_file(
             got = await read(_read_into, file, memory[:rest])
             if not got:
                 break
-            await _send_all(outlet, sock, memory[:got], progress)
+            await _send_all(target, sock, memory[:got], progress)
     finally:
-        outlet.close()
+        target.close()
         # A coroutine that is thrown away cannot wait any more.
         if seekable and not isinstance(sys.exception(), GeneratorExit):
             await _in_thread(_seek, file, offset + progress.position)
@@ -113,17 +113,17 @@ async def _in_thread_that_may_be_left(function: Callable[..., T], *arguments: An
     return await asyncio.shield(future)
 
 
-async def _send_all(outlet: Outlet, sock: HasFileno, data: memoryview, progress: Progress) -> None:
+async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: Progress) -> None:
     loop = asyncio.get_running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
-        outlet.check_open()
+        target.check_open()
         try:
-            sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(outlet.copy, data)
+            sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(target.copy, data)
         except ssl.SSLWantReadError:
-            await _wait(loop, loop.add_reader, loop.remove_reader, outlet.copy)
+            await _wait(loop, loop.add_reader, loop.remove_reader, target.copy)
         except (BlockingIOError, ssl.SSLWantWriteError):
-            await _wait(loop, loop.add_writer, loop.remove_writer, outlet.copy)
+            await _wait(loop, loop.add_writer, loop.remove_writer, target.copy)
         else:
             progress.position += sent
             data = data[sent:]

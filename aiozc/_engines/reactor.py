@@ -9,14 +9,17 @@ coroutine that is cancelled asks the kernel to stop, and returns when the last c
 its chain has come. A coroutine that is thrown away (its loop was closed, or it was
 collected) leaves its record behind; the reactor closes it when that completion comes.
 
-Cancelling. The kernel is asked to cancel what is under way on the record's own duplicate of
-the socket (`IORING_ASYNC_CANCEL_FD`). Such a request can arrive between two steps and find
-nothing (fact 13), and a step that may be short is hard-linked, so that the chain goes on
-when it alone is cancelled. The request is therefore repeated until the chain has ended.
+Cancelling. The kernel is asked to cancel what is under way on the record's own duplicates
+of what can be waited for (`IORING_ASYNC_CANCEL_FD`). Such a request can arrive between two
+steps and find nothing (fact 13), and a step that may be short is hard-linked, so that the
+chain goes on when it alone is cancelled. The request is therefore repeated until the chain
+has ended. Duplicates are one file to the kernel: a chain that uses the socket the other way
+is interrupted too, and goes on from what is known to have moved.
 
 The tick. Closing a number wakes nobody who waits on a duplicate of it: every `TICK` seconds,
 while chains are in flight, the callers' objects are looked at. The same tick interrupts
-chains that have kept a pipe through two ticks: no slow peer keeps one. It is a timeout on
+chains that have kept a pipe through two ticks: no slow peer keeps one. (What waits in a
+chain of one step keeps no more than what is in its pipe.) It is a timeout on
 the ring and no timer of the loop: with one, every wait of the loop starts and cancels a
 timer of the kernel, and io-wq ends that wait for each splice (see below): 7 us more each,
 0.025 s of loop CPU per GB in place of 0.010.
@@ -47,7 +50,7 @@ from typing import NamedTuple, Self
 
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.pipes import PipePool
-from aiozc._engines.records import HasFileno, Record
+from aiozc._engines.records import Original, Record
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._kernel import abi
 from aiozc._kernel.abi import SpliceFlag, SqeFlag
@@ -61,7 +64,7 @@ from aiozc._kernel.ring import (
     prep_splice,
     prep_timeout,
 )
-from aiozc._transfers.steps import Chain, End, PollOut, Splice, Step
+from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice, Step
 
 TICK = 0.1
 """Seconds between two looks at the callers' objects."""
@@ -111,7 +114,7 @@ class Statistics:
     """What a reactor has done since it was made, and what it holds now.
 
     `transfers` started, those that ended at once included and those that went the fallback
-    way not, and `bytes` that sockets took of them; `short_reads` and `short_writes`: steps
+    way not, and `bytes` that their targets took; `short_reads` and `short_writes`: steps
     that moved less than they asked for; `chains` submitted and the `submissions` (system
     calls) that it took; `completions` (CQEs) drained; `wakeups`, how often the loop found
     the ring readable; `polls` submitted; `in_flight`, transfers on the ring now; `pipes`
@@ -157,7 +160,7 @@ class _Run:
     def complete(self, index: int, result: int) -> None:
         """Take in one CQE; the chain ends with its last step's, or a soft link's failure."""
         step = self.chain[index]
-        self.results[index] = 0 if isinstance(step, PollOut) and result > 0 else result
+        self.results[index] = min(result, 0) if isinstance(step, PollIn | PollOut) else result
         if index == len(self.chain) - 1 or not may_be_short(step):
             del self.results[index + 1 :]
             self.ended = True
@@ -287,11 +290,13 @@ class Reactor:
         self._count.transfers += transfers
         self._count.bytes += sent
 
-    def open(self, sock: HasFileno, file: HasFileno) -> Record:
-        """Return a new record. Raises RuntimeError where the socket has one already."""
+    def open(self, source: Original, target: Original) -> Record:
+        """Return a new record, which owns the two; where it raises they are closed."""
         if self._closing:
+            source.close()
+            target.close()
             raise error_from(errno.ECANCELED, "the reactor was closed")
-        record = Record(self._pipes, sock, file)
+        record = Record(self._pipes, source, target)
         self._records.add(record)
         return record
 
@@ -340,7 +345,7 @@ class Reactor:
             record.busy = False
             raise
         self._count.chains += 1
-        self._count.polls += sum(isinstance(step, PollOut) for step in chain)
+        self._count.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         # What was ready at once is here already: no trip round the loop for it.
         self._drain()
         return run
@@ -399,7 +404,7 @@ class Reactor:
     def _count_shortness(self, run: _Run) -> None:
         for step, result in zip(run.chain, run.results, strict=False):
             if isinstance(step, Splice) and 0 <= result < step.length:
-                if step.source is End.FILE:
+                if step.source is End.SOURCE:
                     self._count.short_reads += 1
                 else:
                     self._count.short_writes += 1
@@ -419,7 +424,7 @@ class Reactor:
 
     def _interrupt(self, run: _Run) -> None:
         with contextlib.suppress(OSError):
-            self._submit((prep_cancel_fd(run.record.sock.copy, _NOBODY),))
+            self._submit([prep_cancel_fd(fd, _NOBODY) for fd in run.record.waits()])
             self._drain()
 
     def _tick_later(self) -> None:
@@ -445,7 +450,7 @@ class Reactor:
         run.age += 1
         if run.record.find_fault():
             self._stop(run)
-        elif run.record.pipe is not None and run.age >= PATIENCE:
+        elif run.record.pipe is not None and run.age >= PATIENCE and len(run.chain) > 1:
             self._interrupt(run)
 
     def _shut_down(self, patience: float = LONGEST_END) -> None:
@@ -553,17 +558,30 @@ def get_reactor() -> Reactor:
 def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
     """Translate a chain: linked SQEs, of which only the last posts a CQE if all is well."""
     last = len(chain) - 1
-    sock, file, pipe = record.sock.copy, record.file.copy, record.pipe
+    source, target, pipe = record.source.copy, record.target.copy, record.pipe
+    out_of = {End.SOURCE: source, End.PIPE: pipe.read_end if pipe else -1}
+    into = {End.TARGET: target, End.PIPE: pipe.write_end if pipe else -1}
     for index, step in enumerate(chain):
         user_data = number << _INDEX_BITS | index
         flags = 0 if index == last else _HARD if may_be_short(step) else _SOFT
-        if isinstance(step, PollOut):
-            yield prep_poll(sock, select.POLLOUT, user_data, flags)
-        elif isinstance(step, Splice) and pipe is not None:
-            if step.source is End.FILE:
-                ends = (file, step.offset, pipe.write_end, abi.NO_OFFSET)
-            else:
-                ends = (pipe.read_end, abi.NO_OFFSET, sock, abi.NO_OFFSET)
-            yield prep_splice(*ends, step.length, _NONBLOCK, user_data, flags)
+        if isinstance(step, PollIn):
+            yield prep_poll(source, select.POLLIN, user_data, flags)
+        elif isinstance(step, PollOut):
+            yield prep_poll(target, select.POLLOUT, user_data, flags)
+        elif isinstance(step, Splice):
+            yield prep_splice(
+                out_of[step.source],
+                _offset(step.source_offset),
+                into[step.target],
+                _offset(step.target_offset),
+                step.length,
+                _NONBLOCK,
+                user_data,
+                flags,
+            )
         else:
             raise TypeError(f"{step!r} is no step for a ring")
+
+
+def _offset(offset: int | None) -> int:
+    return abi.NO_OFFSET if offset is None else offset

@@ -6,6 +6,7 @@ of its own. A duplicate keeps a connection alive that the caller has closed; the
 object is therefore looked at before each chain, and in each tick of the reactor.
 """
 
+import enum
 import errno
 import os
 from typing import Any, Protocol
@@ -22,25 +23,37 @@ class HasFileno(Protocol):
         """Return the descriptor, or -1 where it is closed."""
 
 
+class Role(enum.Enum):
+    """What a transfer does with a stream."""
+
+    READ = "is being read by a transfer"
+    WRITTEN = "is sending a file"
+
+
 class Original:
     """A caller's object, whether it is still what it was, and our duplicate of it.
 
     A number alone tells nothing: it may be closed and taken by another file. So the inode
-    behind it is kept. `copy` is -1 until `duplicate` is called.
+    behind it is kept. `copy` is -1 until `duplicate` is called. `start` is where a file's
+    position was when it is to follow the transfer, and None where it is to be left alone.
     """
 
-    __slots__ = ("_holder", "copy", "identity")
+    __slots__ = ("_holder", "_owners", "copy", "identity", "start")
 
-    def __init__(self, holder: HasFileno) -> None:
+    def __init__(self, holder: HasFileno, start: int | None = None) -> None:
         self._holder = holder
+        self._owners = 0
         self.identity = identity(holder.fileno())
         self.copy = -1
+        self.start = start
 
     def duplicate(self) -> None:
-        """Have a number of our own."""
-        self.copy = os.dup(self._holder.fileno())
-        if identity(self.copy) != self.identity:
-            raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
+        """Have a number of our own, for one record more."""
+        if self.copy < 0:
+            self.copy = os.dup(self._holder.fileno())
+            if identity(self.copy) != self.identity:
+                raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
+        self._owners += 1
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller's object is no longer the same open file."""
@@ -59,22 +72,40 @@ class Original:
             return False
         return True
 
+    def check(self) -> None:
+        """Raise the OSError that writing would end with, where that can be known."""
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a chain may wait for it, so that the wait may have to be ended."""
+        return False
+
+    def follow(self, moved: int) -> None:
+        """Let the caller's position be where the transfer is."""
+        if self.start is not None and self.is_open():
+            set_position(self._holder, self.start + moved)
+
     def close(self) -> None:
-        """Close the duplicate."""
-        if self.copy >= 0:
+        """Close the duplicate when the last record is done with it."""
+        self._owners -= 1
+        if self._owners <= 0 and self.copy >= 0:
             os.close(self.copy)
             self.copy = -1
 
 
-class Outlet(Original):
-    """The socket of a transfer. A socket has one at a time, in the whole process."""
+class Stream(Original):
+    """A socket or a pipe end: in the whole process one transfer reads it, and one writes it."""
 
-    __slots__ = ()
+    __slots__ = ("_is_socket", "_roles")
 
-    def __init__(self, holder: HasFileno) -> None:
+    def __init__(self, holder: HasFileno, *roles: Role, is_socket: bool = True) -> None:
         super().__init__(holder)
-        if _sending.setdefault(self.identity, self) is not self:
-            raise already_sending(holder)
+        self._is_socket = is_socket
+        self._roles = roles
+        for role in roles:
+            if _busy[role].setdefault(self.identity, self) is not self:
+                self._give_up()
+                raise already_busy(holder, role)
 
     def check(self) -> None:
         """Raise the OSError that sending would end with, whether or not there is room.
@@ -82,29 +113,53 @@ class Outlet(Original):
         A socket that was shut for writing while its buffer was full is never writable: a
         poll for that waits for ever (seen with AF_UNIX). Sending nothing does not wait.
         """
-        send_nowait(self.copy, _NOTHING)
+        if self._is_socket:
+            send_nowait(self.copy, _NOTHING)
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a chain may wait for it, so that the wait may have to be ended."""
+        return True
 
     def close(self) -> None:
-        """Close the duplicate; the socket may send again."""
-        if _sending.get(self.identity) is self:
-            del _sending[self.identity]
+        """Close the duplicate when the last record is done; others may use the stream."""
         super().close()
+        if self.copy < 0:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        for role in self._roles:
+            if _busy[role].get(self.identity) is self:
+                del _busy[role][self.identity]
 
 
 _NOTHING = memoryview(b"")
-_sending: dict[tuple[int, int], Outlet] = {}
-os.register_at_fork(after_in_child=_sending.clear)
+_busy: dict[Role, dict[tuple[int, int], Stream]] = {role: {} for role in Role}
+_writing = _busy[Role.WRITTEN]
+
+
+def _forget_inherited() -> None:
+    for streams in _busy.values():
+        streams.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
+
+
+def outlet(sock: HasFileno) -> Stream:
+    """Return the socket as a transfer's target. Raises RuntimeError where it is one already."""
+    return Stream(sock, Role.WRITTEN)
 
 
 def check_idle(sock: HasFileno) -> None:
     """Raise RuntimeError where a transfer into the socket is under way."""
-    if _sending and identity(sock.fileno()) in _sending:
-        raise already_sending(sock)
+    if _writing and identity(sock.fileno()) in _writing:
+        raise already_busy(sock, Role.WRITTEN)
 
 
-def already_sending(sock: HasFileno) -> RuntimeError:
-    """Return the error for a second transfer into a socket."""
-    return RuntimeError(f"{sock!r} is sending a file already: await that transfer first")
+def already_busy(stream: HasFileno, role: Role) -> RuntimeError:
+    """Return the error for a second transfer in the same role."""
+    return RuntimeError(f"{stream!r} {role.value} already: await that transfer first")
 
 
 def socket_type(sock: HasFileno) -> int:
@@ -128,28 +183,27 @@ def identity(fd: int) -> tuple[int, int]:
 
 
 class Record:
-    """Duplicates of a socket and of a file, and the pipe lent to the transfer, if any.
+    """Duplicates of a source and a target, and the pipe lent to the transfer, if any.
 
     `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
     come back for it; `fault` is what a look at it found, for the coroutine to raise.
     """
 
-    __slots__ = ("_pipes", "abandoned", "busy", "fault", "file", "pipe", "sock")
+    __slots__ = ("_pipes", "abandoned", "busy", "fault", "pipe", "source", "target")
 
-    def __init__(self, pipes: PipePool, sock: HasFileno, file: HasFileno) -> None:
+    def __init__(self, pipes: PipePool, source: Original, target: Original) -> None:
         self._pipes = pipes
         self.busy = False
         self.abandoned = False
         self.fault: OSError | None = None
         self.pipe: Pipe | None = None
-        self.file = Original(file)
-        self.sock = Outlet(sock)
+        self.source = source
+        self.target = target
         try:
-            self.sock.duplicate()
-            self.file.duplicate()
+            source.duplicate()
+            target.duplicate()
         except BaseException:
-            self.sock.close()
-            self.file.close()
+            self.close()
             raise
 
     def take_pipe(self) -> int:
@@ -166,22 +220,29 @@ class Record:
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller has closed one of the two."""
-        self.sock.check_open()
-        self.file.check_open()
+        self.target.check_open()
+        self.source.check_open()
 
     def find_fault(self) -> bool:
         """Look whether the transfer cannot go on, and keep the reason as `fault`."""
         try:
             self.check_open()
-            self.sock.check()
+            self.target.check()
         except BlockingIOError:
             return False
         except OSError as error:
             self.fault = error
         return self.fault is not None
 
+    def waits(self) -> list[int]:
+        """Return the numbers that a chain may be waiting on: its pipe between two files."""
+        waits = [end.copy for end in (self.target, self.source) if end.interruptible]
+        if not waits and self.pipe is not None:
+            waits.append(self.pipe.write_end)
+        return waits
+
     def close(self) -> None:
         """Give everything back. No SQE may name it any more."""
         self.drop_pipe(empty=False)
-        self.sock.close()
-        self.file.close()
+        self.target.close()
+        self.source.close()

@@ -1,15 +1,17 @@
 """A transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from aiozc._engines.reactor import Reactor
-from aiozc._engines.records import HasFileno, Record, set_position
+from aiozc._engines.records import HasFileno, Original, Record, outlet
 from aiozc._transfers.sendfile import Sendfile
-from aiozc._transfers.steps import SendCached
+from aiozc._transfers.steps import Transfer
 
 
 async def send_file(
-    reactor: Reactor, transfer: Sendfile, sock: HasFileno, file: HasFileno, count: int | None
+    reactor: Reactor, transfer: Sendfile, sock: HasFileno, source: Original, count: int | None
 ) -> None:
     """Run `transfer` to its end, and on where a file that has grown has more of `count`.
 
@@ -17,46 +19,71 @@ async def send_file(
     step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
-    try:
-        record = reactor.open(sock, file)
-    except BaseException:
-        set_position(file, transfer.offset + transfer.position)
-        raise
-    try:
+    with _record(reactor, transfer, source, outlet(sock)) as record:
         size = transfer.offset + transfer.length
         await _run(reactor, record, transfer)
         while not transfer.error and transfer.position != count:
             # Not the size alone: there are files that say they have more than they have.
-            known, size = size, os.fstat(record.file.copy).st_size
+            known, size = size, os.fstat(source.copy).st_size
             if size <= known:
                 return
             there = size - transfer.offset
             transfer.extend(there if count is None else min(there, count))
             await _run(reactor, record, transfer)
+
+
+async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> None:
+    """Run `transfer` to its end, as `send_file` does.
+
+    Where it ends early, what had left a stream is given to the target if that can take it;
+    `transfer.lost` says how much could not be given.
+    """
+    with _record(reactor, transfer, source, target) as record:
+        try:
+            await _run(reactor, record, transfer)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            await _save(reactor, record, transfer)
+            raise
+
+
+@contextlib.contextmanager
+def _record(
+    reactor: Reactor, transfer: Transfer, source: Original, target: Original
+) -> Iterator[Record]:
+    """Own what the transfer needs; at the end the files' positions are where it is."""
+    try:
+        record = reactor.open(source, target)
+    except BaseException:
+        source.follow(transfer.position)
+        raise
+    try:
+        yield record
     finally:
         # Where it is not done, an outcome may not have been taken in: the pipe is closed.
         if transfer.done and not transfer.in_pipe and not record.busy:
             record.drop_pipe(empty=True)
         try:
-            # In a forked child the record was closed, and the position is the parent's.
-            if record.file.copy >= 0 and record.file.is_open():
-                set_position(file, transfer.offset + transfer.position)
+            # In a forked child they were closed, and the position is the parent's.
+            if source.copy >= 0:
+                source.follow(transfer.position)
+                target.follow(transfer.position)
         finally:
             reactor.release(record)
 
 
-async def _run(reactor: Reactor, record: Record, transfer: Sendfile) -> None:
+async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
     while not transfer.done:
         chain = transfer.next_chain(_pipe_for(transfer, record), reactor.longest_chain)
-        first = chain[0]
-        if isinstance(first, SendCached):
-            await reactor.at_once.wait_to_spend(first.length)
+        at_once = transfer.at_once
+        if at_once:
+            await reactor.at_once.wait_to_spend(at_once)
         if record.fault is not None:
             raise record.fault
         record.check_open()
-        if isinstance(first, SendCached):
-            sock, file = record.sock.copy, record.file.copy
-            transfer.advance(chain, [reactor.at_once.send(sock, file, first.offset, first.length)])
+        if at_once:
+            transfer.advance(chain, reactor.at_once.run(record, chain))
         else:
             results, cancelled = await reactor.run(record, chain)
             transfer.advance(chain, results)
@@ -64,7 +91,20 @@ async def _run(reactor: Reactor, record: Record, transfer: Sendfile) -> None:
                 raise cancelled
 
 
-def _pipe_for(transfer: Sendfile, record: Record) -> int:
+async def _save(reactor: Reactor, record: Record, transfer: Transfer) -> None:
+    """Give the target what can be read nowhere any more, if it can take that now."""
+    chain = transfer.last_chain()
+    if not chain or record.busy or transfer.error or not record.target.is_open():
+        return
+    with contextlib.suppress(OSError):
+        if record.target.interruptible:
+            results = reactor.at_once.run(record, chain)
+        else:
+            results, _ = await reactor.run(record, chain)
+        transfer.advance(chain, results)
+
+
+def _pipe_for(transfer: Transfer, record: Record) -> int:
     """Have a pipe or give it up, as the next chain needs; return its size in bytes."""
     if transfer.needs_pipe:
         return record.take_pipe()

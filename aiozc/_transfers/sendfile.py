@@ -31,7 +31,7 @@ import errno
 import mmap
 from collections.abc import Sequence
 
-from aiozc._transfers.steps import Chain, End, PollOut, SendCached, Splice, Step
+from aiozc._transfers.steps import UNLUCKY, Chain, End, PollOut, SendCached, Splice, Step
 
 AT_ONCE = 256 * 1024
 """The most bytes that one step may send in the loop's own thread: about 25 us."""
@@ -41,8 +41,6 @@ FAST = 16
 
 A slow peer takes up to a send buffer (4 MiB by tcp_wmem) when it is offered after a wait.
 """
-
-_UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
 
 
 class State(enum.Enum):
@@ -89,9 +87,26 @@ class Sendfile:
         return self._taken - self.position
 
     @property
+    def lost(self) -> int:
+        """Bytes that nobody has, should the transfer end now: none, the file has them."""
+        return 0
+
+    def last_chain(self) -> Chain:
+        """Return the chain that empties the pipe: none, what is in it is read again."""
+        return ()
+
+    @property
     def needs_pipe(self) -> bool:
         """Whether the next chain goes through a pipe; where not, the pipe is given up."""
         return self._state is State.FLOWING
+
+    @property
+    def at_once(self) -> int:
+        """Bytes that the next chain may move in the loop's own thread; 0: it goes elsewhere."""
+        return self._rest() if self._state is State.SENDING else 0
+
+    def _rest(self) -> int:
+        return min(self.length - self.position, AT_ONCE)
 
     def extend(self, length: int) -> None:
         """Go on to a new end: the file has grown while it was sent."""
@@ -105,22 +120,21 @@ class Sendfile:
             self._taken = self.position
             return (PollOut(),)
         if self._state is State.SENDING:
-            rest = min(self.length - self.position, AT_ONCE)
-            return (SendCached(self.offset + self.position, rest),)
+            return (SendCached(self.offset + self.position, self._rest()),)
         return self._flow(pipe_size, most_steps)
 
     def _flow(self, pipe_size: int, most_steps: int) -> Chain:
         chain: list[Step] = []
         if left := self.in_pipe:
             self._full = True
-            chain += (PollOut(), Splice(End.PIPE, End.SOCKET, left, may_be_short=True))
+            chain += (PollOut(), Splice(End.PIPE, End.TARGET, left, may_be_short=True))
         taken = self._taken
-        out = Splice(End.PIPE, End.SOCKET, pipe_size, may_be_short=True)
+        out = Splice(End.PIPE, End.TARGET, pipe_size, may_be_short=True)
         send = (PollOut(), out) if self._full else (out,)
         while taken < self.length and len(chain) + 3 <= most_steps:
             start = self.offset + taken
             size = min(pipe_size - start % mmap.PAGESIZE, self.length - taken)
-            chain.append(Splice(End.FILE, End.PIPE, size, start))
+            chain.append(Splice(End.SOURCE, End.PIPE, size, start))
             chain += send if size == pipe_size else (*send[:-1], out._replace(length=size))
             taken += size
         self._full = False
@@ -133,7 +147,7 @@ class Sendfile:
                 self._polled(result)
             elif isinstance(step, SendCached):
                 self._sent_at_once(step.length, result)
-            elif step.target is End.PIPE:
+            elif isinstance(step, Splice) and step.target is End.PIPE:
                 self._read(result)
             else:
                 self._sent(result)
@@ -161,7 +175,7 @@ class Sendfile:
             else:
                 fast = self._in_full >= FAST and self.length - self.position > AT_ONCE
                 self._state = State.FLOWING if fast else State.SENDING
-        elif -result in _UNLUCKY:
+        elif -result in UNLUCKY:
             self._state = State.WAITING
         else:
             self.error = -result
@@ -173,12 +187,12 @@ class Sendfile:
             # The file ends here; what lies in the pipe is still to be sent.
             self.length = self._taken
             self.ended = self.in_pipe == 0
-        elif -result not in _UNLUCKY or (result == -errno.EAGAIN and not self.in_pipe):
+        elif -result not in UNLUCKY or (result == -errno.EAGAIN and not self.in_pipe):
             # EAGAIN says that the pipe is full; of an empty one it is the file that says so.
             self.error = -result
 
     def _sent(self, result: int) -> None:
         if result > 0:
             self.position += result
-        elif result < 0 and -result not in _UNLUCKY:
+        elif result < 0 and -result not in UNLUCKY:
             self.error = -result

@@ -9,33 +9,39 @@ Engines run chains: as linked SQEs, or as system calls. They know the ends by na
 """
 
 import enum
+import errno
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class End(enum.IntEnum):
     """What a step reads from or writes to."""
 
-    FILE = 0
-    SOCKET = 1
+    SOURCE = 0
+    TARGET = 1
     PIPE = 2
 
 
 class Splice(NamedTuple):
-    """Move up to `length` bytes; `offset` is the file's, where one end is the file.
+    """Move up to `length` bytes; the offset is that of an end which is a file.
 
-    The result is the number of bytes moved (0: the file's end), or a negative errno.
+    The result is the number of bytes moved (0: the source's end), or a negative errno.
     """
 
     source: End
     target: End
     length: int
-    offset: int = 0
+    source_offset: int | None = None
+    target_offset: int | None = None
     may_be_short: bool = False
 
 
+class PollIn(NamedTuple):
+    """Wait until the source has bytes, an end or an error. The result is 0, or negative."""
+
+
 class PollOut(NamedTuple):
-    """Wait until the socket can take bytes, or has failed. The result is 0, or negative."""
+    """Wait until the target can take bytes, or has failed. The result is 0, or negative."""
 
 
 class SendCached(NamedTuple):
@@ -49,5 +55,46 @@ class SendCached(NamedTuple):
     length: int
 
 
-Step = Splice | PollOut | SendCached
+Step = Splice | PollIn | PollOut | SendCached
 Chain = Sequence[Step]
+
+UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
+"""Errors that say that this was not the moment, and nothing else."""
+
+
+class Transfer(Protocol):
+    """What an engine runs: asked for its next chain, told what became of it."""
+
+    error: int
+    """The positive errno that ended the transfer, or 0."""
+    position: int
+    """Bytes that the target took."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: all was moved, the source ended, or it failed."""
+
+    @property
+    def in_pipe(self) -> int:
+        """Bytes that left the source and have not reached the target."""
+
+    @property
+    def lost(self) -> int:
+        """Bytes that nobody has, should the transfer end now."""
+
+    @property
+    def needs_pipe(self) -> bool:
+        """Whether the next chain goes through a pipe; where not, the pipe is given up."""
+
+    @property
+    def at_once(self) -> int:
+        """Bytes that the next chain may move in the loop's own thread; 0: it goes elsewhere."""
+
+    def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
+        """Return the next chain: `most_steps` (8 or more) at the most."""
+
+    def last_chain(self) -> Chain:
+        """Return the chain that empties the pipe of what cannot be read again."""
+
+    def advance(self, chain: Chain, results: Sequence[int]) -> None:
+        """Take in what became of a chain: a result for each step that ran."""

@@ -54,7 +54,7 @@ class World:
         if isinstance(step, SendCached):
             return self.send_cached(step, percent)
         assert isinstance(step, Splice)
-        if step.source is End.FILE:
+        if step.source is End.SOURCE:
             return self.read(step, percent)
         return self.send(step, percent)
 
@@ -70,12 +70,12 @@ class World:
     def read(self, step: Splice, percent: int) -> int:
         """Splice from the file into the pipe: at most what has room there."""
         room = self.pipe_size - sum(map(len, self.pipe))
-        length = max(0, min(step.length, self.size - step.offset))
+        length = max(0, min(step.length, self.size - step.source_offset))
         if length and not room:
             return -errno.EAGAIN
         length = portion(min(length, room), percent)
         if length:
-            self.pipe.append(range(step.offset, step.offset + length))
+            self.pipe.append(range(step.source_offset, step.source_offset + length))
         return length
 
     def send(self, step: Splice, percent: int) -> int:
@@ -173,8 +173,8 @@ def test_a_step_that_fails_ends_the_transfer_with_what_the_socket_took(
 
 def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
     chain = Sendfile(5 * PAGE + 1, 1 << 20).next_chain(16 * PAGE, 9)
-    reads = [step for step in chain if isinstance(step, Splice) and step.source is End.FILE]
-    assert [(step.offset, step.length) for step in reads] == [
+    reads = [step for step in chain if isinstance(step, Splice) and step.source is End.SOURCE]
+    assert [(step.source_offset, step.length) for step in reads] == [
         (5 * PAGE + 1, 16 * PAGE - 1),
         (21 * PAGE, 16 * PAGE),
         (37 * PAGE, 16 * PAGE),
@@ -228,7 +228,7 @@ def test_what_stays_in_the_pipe_goes_first() -> None:
     chain = transfer.next_chain(16 * PAGE, 3)
     transfer.advance(chain, [16 * PAGE, 5 * PAGE])
     left = transfer.next_chain(16 * PAGE, 3)
-    assert left == [PollOut(), Splice(End.PIPE, End.SOCKET, 11 * PAGE, may_be_short=True)]
+    assert left == [PollOut(), Splice(End.PIPE, End.TARGET, 11 * PAGE, may_be_short=True)]
 
 
 def test_a_file_that_has_grown_is_gone_on_with() -> None:
