@@ -1,6 +1,8 @@
-"""Zero-copy file transfers for asyncio and uvloop, on io_uring."""
+"""Zero-copy transfers for asyncio and uvloop, on io_uring."""
 
-from aiozc._api import loop_sendfile
+from aiozc._api.relay import relay
+from aiozc._api.sendfile import loop_sendfile
+from aiozc._api.splice import loop_recvfile, splice_pipe
 from aiozc._engines.reactor import Reactor, Statistics, get_reactor
 from aiozc._errors import RingUnavailableError
 from aiozc._version import __version__
@@ -11,5 +13,8 @@ __all__ = [
     "Statistics",
     "__version__",
     "get_reactor",
+    "loop_recvfile",
     "loop_sendfile",
+    "relay",
+    "splice_pipe",
 ]

@@ -1,6 +1,7 @@
 """The library's exceptions, and error numbers made into exceptions in one place."""
 
 import os
+from typing import Any
 
 
 class RingUnavailableError(RuntimeError):
@@ -15,3 +16,9 @@ class RingUnavailableError(RuntimeError):
 def error_from(number: int, doing: str) -> OSError:
     """Return the OSError (of the matching subclass) for a positive error number."""
     return OSError(number, f"{os.strerror(number)} ({doing})")
+
+
+def tell(error: BaseException, transferred: Any, lost: Any) -> None:
+    """Say in an exception how many bytes reached the target, and how many nobody has."""
+    error.transferred = transferred  # type: ignore[attr-defined]
+    error.lost = lost  # type: ignore[attr-defined]

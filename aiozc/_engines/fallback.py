@@ -1,4 +1,4 @@
-"""The stdlib's fallback way: read in a worker thread, send as the socket has room.
+"""The stdlib's fallback way: files in a worker thread, sockets as they are ready.
 
 For what a ring cannot move: file objects without a descriptor or that transform what they
 read, TLS and blocking sockets, sources that are no regular files, file systems that cannot
@@ -16,10 +16,12 @@ import mmap
 import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aiozc._engines.records import HasFileno, Stream, outlet
-from aiozc._kernel.sockets import send_nowait
+from aiozc._engines.records import HasFileno, Stream, inlet, outlet
+from aiozc._errors import tell
+from aiozc._kernel.sockets import receive_nowait, send_nowait
 
 T = TypeVar("T")
 
@@ -31,31 +33,28 @@ TICK = 0.1
 """Seconds between two looks at whether the caller has closed the socket."""
 
 
-class Progress:
-    """How many bytes the socket took."""
+@dataclass(slots=True)
+class _Progress:
+    """Bytes that reached the target, and bytes that left the source and did not."""
 
-    def __init__(self, position: int = 0) -> None:
-        self.position = position
+    position: int
+    in_hand: int = 0
 
 
 async def send_file(
-    sock: HasFileno, file: Any, offset: int, count: int | None, progress: Progress
-) -> None:
-    """Send `file` from `offset + progress.position` on, until `count` or its end."""
-    # Pages of its own: a file opened with O_DIRECT is read into aligned memory alone.
-    memory = memoryview(mmap.mmap(-1, READ))
+    sock: HasFileno, file: Any, offset: int, count: int | None, position: int
+) -> int:
+    """Send `file` from `offset + position` on, to `count` or its end; return the new position."""
+    progress = _Progress(position)
+    memory = _memory()
     target = outlet(sock)
     seekable = False
     try:
         target.duplicate()
-        seekable = await _in_thread(_is_seekable, file)
-        if seekable:
-            await _in_thread(_seek, file, offset + progress.position)
-        elif offset:
-            file.seek(offset)  # raises as the stdlib's fallback does
+        seekable = await _seek_if_it_can(file, offset, position)
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
-            read = _in_thread if seekable else _in_thread_that_may_be_left
+            read = in_thread if seekable else _in_thread_that_may_be_left
             got = await read(_read_into, file, memory[:rest])
             if not got:
                 break
@@ -64,7 +63,71 @@ async def send_file(
         target.close()
         # A coroutine that is thrown away cannot wait any more.
         if seekable and not isinstance(sys.exception(), GeneratorExit):
-            await _in_thread(_seek, file, offset + progress.position)
+            await in_thread(_seek, file, offset + progress.position)
+    return progress.position
+
+
+async def receive_file(
+    sock: HasFileno,
+    file: Any,
+    offset: int,
+    count: int | None,
+    position: int = 0,
+    received: bytes = b"",
+) -> int:
+    """Receive into `file` from `offset + position` on, until `count` or the stream's end.
+
+    `received` has been read from the socket before. Returns the new position.
+    """
+    progress = _Progress(position, len(received))
+    memory = _memory()
+    source = inlet(sock)
+    seekable = False
+    try:
+        source.duplicate()
+        seekable = await _seek_if_it_can(file, offset, position)
+        await in_thread(_write_all, file, memoryview(received), progress)
+        while count is None or progress.position < count:
+            rest = READ if count is None else count - progress.position
+            progress.in_hand = await _receive(source, sock, memory[:rest])
+            if not progress.in_hand:
+                break
+            await in_thread(_write_all, file, memory[: progress.in_hand], progress)
+    except BaseException as error:
+        tell(error, progress.position, progress.in_hand)
+        raise
+    finally:
+        source.close()
+        if seekable and not isinstance(sys.exception(), GeneratorExit):
+            await in_thread(_seek, file, offset + progress.position)
+    return progress.position
+
+
+def _memory() -> memoryview:
+    # Pages of its own: a file opened with O_DIRECT is read into aligned memory alone.
+    return memoryview(mmap.mmap(-1, READ))
+
+
+async def _seek_if_it_can(file: Any, offset: int, position: int) -> bool:
+    """Set the file's position and return whether it has one."""
+    seekable = await in_thread(_is_seekable, file)
+    if seekable:
+        await in_thread(_seek, file, offset + position)
+    elif offset:
+        file.seek(offset)  # raises as the stdlib's fallback does
+    return seekable
+
+
+def _write_all(file: Any, data: memoryview, progress: _Progress) -> None:
+    """Write everything, through the file's own buffer too: only then it has arrived."""
+    while data:
+        # Raw files write what there is room for, and None where there is none.
+        written = file.write(data) or 0
+        if hasattr(file, "flush"):
+            file.flush()
+        progress.position += written
+        progress.in_hand -= written
+        data = data[written:]
 
 
 def _is_seekable(file: Any) -> bool:
@@ -87,7 +150,7 @@ def _read_into(file: Any, memory: memoryview) -> int:
     return len(data)
 
 
-async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Run a function in the loop's executor; when cancelled, raise that once it has ended."""
     future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     cancelled: asyncio.CancelledError | None = None
@@ -113,7 +176,20 @@ async def _in_thread_that_may_be_left(function: Callable[..., T], *arguments: An
     return await asyncio.shield(future)
 
 
-async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: Progress) -> None:
+async def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> int:
+    loop = asyncio.get_running_loop()
+    tls = sock if isinstance(sock, ssl.SSLSocket) else None
+    while True:
+        source.check_open()
+        try:
+            return tls.recv_into(memory) if tls is not None else receive_nowait(source.copy, memory)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            await _wait(loop, loop.add_reader, loop.remove_reader, source.copy)
+        except ssl.SSLWantWriteError:
+            await _wait(loop, loop.add_writer, loop.remove_writer, source.copy)
+
+
+async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: _Progress) -> None:
     loop = asyncio.get_running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:

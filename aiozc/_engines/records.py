@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
-from aiozc._kernel.sockets import send_nowait, type_of
+from aiozc._kernel.sockets import end_writing, reset, send_nowait, type_of
 
 
 class HasFileno(Protocol):
@@ -121,6 +121,14 @@ class Stream(Original):
         """Whether a chain may wait for it, so that the wait may have to be ended."""
         return True
 
+    def end_writing(self) -> None:
+        """Tell the peer that nothing more comes."""
+        end_writing(self.copy)
+
+    def reset(self) -> None:
+        """End the connection as an error would."""
+        reset(self.copy)
+
     def close(self) -> None:
         """Close the duplicate when the last record is done; others may use the stream."""
         super().close()
@@ -131,6 +139,16 @@ class Stream(Original):
         for role in self._roles:
             if _busy[role].get(self.identity) is self:
                 del _busy[role][self.identity]
+
+
+def outlet(sock: HasFileno) -> Stream:
+    """Return a socket as a transfer's target. Raises RuntimeError where it is one already."""
+    return Stream(sock, Role.WRITTEN)
+
+
+def inlet(sock: HasFileno) -> Stream:
+    """Return a socket as a transfer's source. Raises RuntimeError where it is one already."""
+    return Stream(sock, Role.READ)
 
 
 _NOTHING = memoryview(b"")
@@ -144,11 +162,6 @@ def _forget_inherited() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_inherited)
-
-
-def outlet(sock: HasFileno) -> Stream:
-    """Return the socket as a transfer's target. Raises RuntimeError where it is one already."""
-    return Stream(sock, Role.WRITTEN)
 
 
 def check_idle(sock: HasFileno) -> None:

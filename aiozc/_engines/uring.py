@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator
 
 from aiozc._engines.reactor import Reactor
-from aiozc._engines.records import HasFileno, Original, Record, outlet
+from aiozc._engines.records import Original, Record
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import Transfer
 
 
 async def send_file(
-    reactor: Reactor, transfer: Sendfile, sock: HasFileno, source: Original, count: int | None
+    reactor: Reactor, transfer: Sendfile, source: Original, target: Original, count: int | None
 ) -> None:
     """Run `transfer` to its end, and on where a file that has grown has more of `count`.
 
@@ -19,7 +19,7 @@ async def send_file(
     step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
-    with _record(reactor, transfer, source, outlet(sock)) as record:
+    with _record(reactor, transfer, source, target) as record:
         size = transfer.offset + transfer.length
         await _run(reactor, record, transfer)
         while not transfer.error and transfer.position != count:
@@ -32,8 +32,8 @@ async def send_file(
             await _run(reactor, record, transfer)
 
 
-async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> None:
-    """Run `transfer` to its end, as `send_file` does.
+async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> bytes:
+    """Run `transfer` to its end, as `send_file` does; return what its target has refused.
 
     Where it ends early, what had left a stream is given to the target if that can take it;
     `transfer.lost` says how much could not be given.
@@ -46,6 +46,9 @@ async def move(reactor: Reactor, transfer: Transfer, source: Original, target: O
         except BaseException:
             await _save(reactor, record, transfer)
             raise
+        if not transfer.in_pipe or record.pipe is None:
+            return b""
+        return os.read(record.pipe.read_end, transfer.in_pipe)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""send(2) by number, without a socket object.
+"""send(2) and its kin by number, without a socket object.
 
 `socket.socket(fileno=...)` would apply `socket.setdefaulttimeout` to the duplicate: it
 waits for room then, in the loop's thread, and sets O_NONBLOCK, which duplicates share.
@@ -11,12 +11,17 @@ from typing import Any
 from aiozc._errors import error_from
 
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_UNSPECIFIED = 16  # bytes of a struct sockaddr whose family is 0, AF_UNSPEC
 _libc = ctypes.CDLL(None, use_errno=True)
 _send: Any = _libc.send
 _send.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _send.restype = ctypes.c_ssize_t
-
-
+_recv: Any = _libc.recv
+_recv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_recv.restype = ctypes.c_ssize_t
+_connect: Any = _libc.connect
+_connect.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
 _getsockopt: Any = _libc.getsockopt
 _getsockopt.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 
@@ -42,3 +47,30 @@ def send_nowait(fd: int, data: memoryview) -> int:
     if taken < 0:
         raise error_from(ctypes.get_errno(), "sending")
     return taken
+
+
+def receive_nowait(fd: int, memory: memoryview) -> int:
+    """Receive what is there into writable memory, whatever the socket's mode; 0 at the end.
+
+    Raises BlockingIOError where nothing is there, and the OSError of a failed connection.
+    """
+    got: int = _recv(fd, (ctypes.c_char * len(memory)).from_buffer(memory), len(memory), _DONTWAIT)
+    if got < 0:
+        raise error_from(ctypes.get_errno(), "receiving")
+    return got
+
+
+def end_writing(fd: int) -> None:
+    """Shut a connection for writing; nothing happens where it is no connection any more."""
+    _libc.shutdown(fd, socket.SHUT_WR)
+
+
+def reset(fd: int) -> None:
+    """End a connection as an error would: its peer gets a reset at once.
+
+    connect(2) to AF_UNSPEC does that to TCP without closing the caller's socket
+    (`tcp_disconnect` in the kernel's net/ipv4/tcp.c). A UNIX socket is shut both ways.
+    """
+    nobody = ctypes.create_string_buffer(_UNSPECIFIED)
+    if _connect(fd, nobody, _UNSPECIFIED):
+        _libc.shutdown(fd, socket.SHUT_RDWR)

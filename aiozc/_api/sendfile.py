@@ -1,31 +1,28 @@
-"""The public coroutines: arguments checked, then one transfer on one engine."""
+"""`loop_sendfile`."""
 
-import _socket
 import asyncio
-import errno
 import io
 import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable
 from typing import Any
 
+from aiozc._api.arguments import (
+    CANNOT,
+    STREAM,
+    check,
+    reactor_or_fall_back,
+    timeout_of,
+    transforms,
+    type_of,
+)
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
-from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
-from aiozc._engines.records import Original, check_idle, outlet, set_position, socket_type
-from aiozc._errors import RingUnavailableError, error_from
+from aiozc._engines.reactor import Reactor, latest_reactor
+from aiozc._engines.records import Original, check_idle, outlet, set_position
+from aiozc._errors import error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
-
-# The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
-# member of it, 0.5 us for each transfer.
-_type_of: Callable[[socket.socket], int] = _socket.socket.type.__get__
-
-_BUFFERED = (io.BufferedReader, io.BufferedRandom, io.BufferedWriter)
-_STREAM = int(socket.SOCK_STREAM)
-# What splice(2) answers where a file system or a socket cannot be spliced.
-_CANNOT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 async def loop_sendfile(
@@ -93,7 +90,7 @@ def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
         and (count is None or (type(count) is int and count > 0))
         and type(sock) is socket.socket
         and sock.gettimeout() == 0
-        and _type_of(sock) == _STREAM
+        and type_of(sock) == STREAM
         and type(file) is io.BufferedReader
         and type(file.raw) is io.FileIO
     )
@@ -109,10 +106,10 @@ async def _send_file(
     at_once: int | None,
 ) -> int:
     """Send anything to anything; `at_once` is the result of a SendCached done before."""
-    timeout = sock.gettimeout() if hasattr(sock, "gettimeout") else _timeout_of(sock)
+    timeout = timeout_of(sock)
     if timeout != 0 and loop.get_debug():
         raise ValueError("the socket must be non-blocking")
-    _check(sock, file, offset, count)
+    check(sock, file, offset, count)
     try:
         if isinstance(sock, ssl.SSLSocket):
             if timeout != 0:
@@ -122,11 +119,11 @@ async def _send_file(
         if timeout is None:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
         size = _size_of_regular(file)
-        reactor = _reactor()
+        reactor = reactor_or_fall_back()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
-        return await _fall_back(sock, file, offset, count, max(at_once or 0, 0))
+        return await fallback_engine.send_file(sock, file, offset, count, max(at_once or 0, 0))
     reactor.count(transfers=1)
     length = max(0, size - offset if count is None else min(count, size - offset))
     if at_once is None:
@@ -138,14 +135,14 @@ async def _send_file(
         if transfer.done:
             set_position(file, offset + transfer.position)
         else:
-            await uring.send_file(reactor, transfer, sock, Original(file, offset), count)
+            await uring.send_file(reactor, transfer, Original(file, offset), outlet(sock), count)
         if not transfer.error:
             return transfer.position
     finally:
         reactor.count(sent=transfer.position)
-    if transfer.error in _CANNOT and fallback:
-        return await _fall_back(sock, file, offset, count, transfer.position)
-    if transfer.error in _CANNOT and not transfer.position:
+    if transfer.error in CANNOT and fallback:
+        return await fallback_engine.send_file(sock, file, offset, count, transfer.position)
+    if transfer.error in CANNOT and not transfer.position:
         raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
     raise error_from(transfer.error, f"after {transfer.position} bytes were sent")
 
@@ -170,34 +167,9 @@ async def _wait_for_turn(
         target.close()
 
 
-def _check(sock: Any, file: Any, offset: int, count: int | None) -> None:
-    """Check as `loop.sock_sendfile` does, in its order and with its words."""
-    mode = getattr(file, "mode", "b")
-    # GzipFile's mode is a number before Python 3.13.
-    if isinstance(mode, str) and "b" not in mode:
-        raise ValueError("file should be opened in binary mode")
-    kind = _type_of(sock) if isinstance(sock, socket.socket) else socket_type(sock)
-    if kind != _STREAM:
-        raise ValueError("only SOCK_STREAM type sockets are supported")
-    if count is not None:
-        if not isinstance(count, int):
-            raise TypeError(f"count must be a positive integer (got {count!r})")
-        if count <= 0:
-            raise ValueError(f"count must be a positive integer (got {count!r})")
-    if not isinstance(offset, int):
-        raise TypeError(f"offset must be a non-negative integer (got {offset!r})")
-    if offset < 0:
-        raise ValueError(f"offset must be a non-negative integer (got {offset!r})")
-
-
-def _timeout_of(sock: Any) -> float | None:
-    """Return what `gettimeout()` would, of an object that has none."""
-    return None if os.get_blocking(sock.fileno()) else 0
-
-
 def _size_of_regular(file: Any) -> int:
     """Return the size of a regular file, or raise SendfileNotAvailableError."""
-    if _transforms(file):
+    if transforms(file):
         raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what it reads")
     try:
         status = os.fstat(file.fileno())
@@ -210,33 +182,9 @@ def _size_of_regular(file: Any) -> int:
     return status.st_size
 
 
-def _transforms(file: Any) -> bool:
-    """Return whether the bytes behind the descriptor are not what the object reads.
-
-    A BufferedIOBase of another module (gzip, bz2, lzma, ...) may have a descriptor too, and
-    so has one of io's own classes around such an object.
-    """
-    if isinstance(file, _BUFFERED):
-        return not isinstance(file.raw, io.FileIO)
-    return isinstance(file, io.BufferedIOBase)
-
-
 def _says_more_than_its_size(fd: int) -> bool:
     """Return whether a file of size 0 may have content all the same, as procfs's do."""
     try:
         return bool(os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT))
     except OSError:
         return True
-
-
-def _reactor() -> Reactor:
-    try:
-        return get_reactor()
-    except RingUnavailableError as error:
-        raise asyncio.SendfileNotAvailableError(str(error)) from error
-
-
-async def _fall_back(sock: Any, file: Any, offset: int, count: int | None, position: int) -> int:
-    progress = fallback_engine.Progress(position)
-    await fallback_engine.send_file(sock, file, offset, count, progress)
-    return progress.position

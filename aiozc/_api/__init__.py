@@ -1,0 +1,1 @@
+"""The public coroutines: arguments checked, then one transfer on one engine."""

@@ -1,0 +1,111 @@
+"""`relay`."""
+
+import asyncio
+import ssl
+from collections.abc import Collection
+from typing import Any
+
+from aiozc._api.arguments import check_stream, timeout_of
+from aiozc._engines import uring
+from aiozc._engines.reactor import Reactor, get_reactor
+from aiozc._engines.records import Role, Stream, identity
+from aiozc._errors import error_from, tell
+from aiozc._transfers.splice import Splicing
+
+
+async def relay(a: Any, b: Any) -> tuple[int, int]:
+    """Copy both ways between two sockets; return the bytes from `a` to `b`, and back.
+
+    `a` and `b` are connected non-blocking TCP or UNIX stream sockets (`socket.socket`, a
+    transport's, or anything with `fileno()`), and stay the caller's to close. When a peer
+    has ended its stream and all of it has been passed on, the other side is shut for writing
+    (shutdown(2), SHUT_WR); `relay` returns when both have. Where one side fails, the other
+    is reset: TCP's peer gets an RST, a UNIX socket is shut both ways. A side that takes
+    nothing more stops what is read for it from the other.
+
+    Every OSError and CancelledError has two attributes, each a pair as what is returned:
+    `transferred`, the bytes that the sockets took, and `lost`, bytes that had left a socket
+    and could not be given to the other any more.
+
+    Raises:
+        ValueError: a socket that is blocking, of another type or encrypted, or twice the
+            same.
+        RuntimeError: another transfer reads from or writes into one of them.
+        RingUnavailableError: there is no ring.
+        OSError: what a socket answered (ConnectionResetError, BrokenPipeError); EBADF where
+            the caller closed one of them meanwhile.
+        asyncio.CancelledError: once nothing more of it is under way.
+    """
+    for sock in (a, b):
+        _check(sock)
+    reactor = get_reactor()
+    there, back = Splicing(None, swift=True), Splicing(None, swift=True)
+    first, second = _both(a, b)
+    reactor.count(transfers=1)
+    try:
+        first.duplicate()
+        second.duplicate()
+        await _all(
+            (
+                asyncio.create_task(_one_way(reactor, there, first, second)),
+                asyncio.create_task(_one_way(reactor, back, second, first)),
+            )
+        )
+    except BaseException as error:
+        tell(error, (there.position, back.position), (there.lost, back.lost))
+        raise
+    finally:
+        first.close()
+        second.close()
+        reactor.count(sent=there.position + back.position)
+    return there.position, back.position
+
+
+def _check(sock: Any) -> None:
+    if isinstance(sock, ssl.SSLSocket):
+        raise ValueError(f"{sock!r} encrypts what it sends: only plain sockets can be relayed")
+    check_stream(sock)
+    if timeout_of(sock) != 0:
+        raise ValueError(f"{sock!r} must be non-blocking")
+
+
+def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
+    if identity(a.fileno()) == identity(b.fileno()):
+        raise ValueError(f"{a!r} cannot be relayed to itself")
+    first = Stream(a, Role.READ, Role.WRITTEN)
+    try:
+        second = Stream(b, Role.READ, Role.WRITTEN)
+    except BaseException:
+        first.close()
+        raise
+    return first, second
+
+
+async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target: Stream) -> None:
+    await uring.move(reactor, transfer, source, target)
+    if transfer.error:
+        (target if transfer.source_failed else source).reset()
+        raise error_from(transfer.error, f"after {transfer.position} bytes were relayed")
+    target.end_writing()
+
+
+async def _all(ways: Collection["asyncio.Task[None]"]) -> None:
+    """Wait for both; where one fails, or the caller is cancelled, the other is cancelled."""
+    error: BaseException | None = None
+    pending = set(ways)
+    while pending:
+        try:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        else:
+            error = error or next(filter(None, map(_failure, done)), None)
+        if error is not None:
+            for way in pending:
+                way.cancel()
+    if error is not None:
+        raise error
+
+
+def _failure(way: "asyncio.Task[None]") -> BaseException | None:
+    return asyncio.CancelledError() if way.cancelled() else way.exception()

@@ -1,0 +1,308 @@
+"""`splice_pipe` and `loop_recvfile`."""
+
+import asyncio
+import enum
+import errno
+import fcntl
+import io
+import os
+import ssl
+import stat
+from dataclasses import dataclass
+from typing import Any
+
+from aiozc._api.arguments import (
+    CANNOT,
+    check,
+    check_binary,
+    check_count,
+    check_offset,
+    check_stream,
+    reactor_or_fall_back,
+    timeout_of,
+    transforms,
+)
+from aiozc._engines import fallback as fallback_engine
+from aiozc._engines import uring
+from aiozc._engines.reactor import get_reactor
+from aiozc._engines.records import Original, Role, Stream, inlet
+from aiozc._errors import error_from, tell
+from aiozc._transfers.sendfile import Sendfile
+from aiozc._transfers.splice import Splicing
+
+
+async def splice_pipe(
+    src: Any,
+    dst: Any,
+    count: int | None = None,
+    *,
+    src_offset: int | None = None,
+    dst_offset: int | None = None,
+) -> int:
+    """Move bytes from one descriptor to another within the kernel; return how many arrived.
+
+    As `os.splice`, between any two of: connected non-blocking stream sockets, binary files,
+    pipe ends, and descriptors (int) of these, and without waiting in the loop's thread. A
+    pipe of the library's own stands between only where neither is one. `count` bytes (1 or
+    more) are moved or, with None, all until the end of `src`.
+
+    An offset of None is a file's current position, which follows the transfer; a number (0
+    or more) is a place in the file, and leaves the position alone. What a file object has
+    not written yet is written first. Bytes that a buffered reader of a pipe or socket has
+    read ahead are its own, and not moved.
+
+    Every OSError and CancelledError of a transfer has two attributes: `transferred`, the
+    number of bytes that reached `dst`, and `lost`, the number that had left a stream and
+    could not be given to `dst` any more; it is 0 where `src` is a file.
+
+    Raises:
+        ValueError: a text file, a file object that has no descriptor or transforms what it
+            reads, a socket that is blocking, of another type or encrypted, a count below 1,
+            a negative offset, an offset for what has no positions.
+        TypeError: a count or an offset that is not an integer.
+        RuntimeError: another transfer reads from the stream, or writes into it.
+        RingUnavailableError: there is no ring.
+        OSError: what one of the two answered (EINVAL: it cannot be spliced, or was opened
+            with O_APPEND); EBADF where the caller closed one of them meanwhile.
+        asyncio.CancelledError: once nothing of the transfer is under way any more.
+    """
+    check_count(count)
+    given, wanted = _look_at(src, src_offset), _look_at(dst, dst_offset)
+    reactor = get_reactor()
+    await _settle(dst)
+    transfer = _choose(given, wanted, count)
+    reactor.count(transfers=1)
+    try:
+        source = given.owned(Role.READ)
+        try:
+            target = wanted.owned(Role.WRITTEN)
+        except BaseException:
+            source.close()
+            raise
+        if isinstance(transfer, Sendfile):
+            await uring.send_file(reactor, transfer, source, target, count)
+        else:
+            await uring.move(reactor, transfer, source, target)
+        if transfer.error:
+            raise error_from(transfer.error, f"after {transfer.position} bytes were moved")
+    except BaseException as error:
+        tell(error, transfer.position, transfer.lost)
+        raise
+    finally:
+        reactor.count(sent=transfer.position)
+    return transfer.position
+
+
+async def loop_recvfile(
+    sock: Any,
+    file: Any,
+    offset: int = 0,
+    count: int | None = None,
+    *,
+    fallback: bool = True,
+) -> int:
+    """Receive from a connected stream socket into a file; return the number of bytes written.
+
+    The mirror of `loop_sendfile`. `sock` is a non-blocking TCP or UNIX stream socket, `file`
+    a file object opened for writing in binary mode, not for appending. What arrives is
+    written from `offset` (0 or more) on, until `count` bytes (1 or more) are or, with None,
+    until the peer ends the stream; no more than `count` bytes leave the socket. The file is
+    not truncated. When it ends, in whatever way, the file's position is `offset` plus the
+    number of bytes written.
+
+    What the kernel cannot move by itself (a file object without a descriptor or that
+    transforms what is written, a target that is no regular file, a TLS or a blocking socket)
+    is received into memory and written in a worker thread or, where `fallback` is false,
+    refused.
+
+    Every OSError and CancelledError of a transfer has two attributes: `transferred`, the
+    number of bytes written, and `lost`, the number of those that had left the socket and
+    could not be written.
+
+    Raises:
+        ValueError: a file in text mode, a socket of another type, a negative offset, a
+            count below 1, a closed file; in the loop's debug mode a blocking socket.
+        TypeError: an offset or a count that is not an integer.
+        asyncio.SendfileNotAvailableError: see `fallback`.
+        RuntimeError: another transfer from the socket is under way.
+        OSError: what the file or the socket answered (ENOSPC, EFBIG, ConnectionResetError);
+            EBADF for a file that is read-only, EINVAL for one opened with O_APPEND; EBADF
+            where the caller closed one of them meanwhile.
+        asyncio.CancelledError: once nothing of the transfer is under way any more.
+    """
+    loop = asyncio.get_running_loop()
+    timeout = timeout_of(sock)
+    if timeout != 0 and loop.get_debug():
+        raise ValueError("the socket must be non-blocking")
+    check(sock, file, offset, count)
+    try:
+        if isinstance(sock, ssl.SSLSocket):
+            if timeout != 0:
+                raise ValueError("a TLS socket must be non-blocking")
+            raise asyncio.SendfileNotAvailableError(f"{sock!r} decrypts what it receives")
+        if timeout is None:
+            raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
+        _check_regular(file)
+        reactor = reactor_or_fall_back()
+    except asyncio.SendfileNotAvailableError:
+        if not fallback:
+            raise
+        return await fallback_engine.receive_file(sock, file, offset, count)
+    await _settle(file)
+    reactor.count(transfers=1)
+    transfer = Splicing(count, target_offset=offset)
+    try:
+        target = Original(file, offset)
+        refused = await uring.move(reactor, transfer, inlet(sock), target)
+        if transfer.error and not (transfer.error in CANNOT and fallback):
+            raise error_from(transfer.error, f"after {transfer.position} bytes were written")
+    except BaseException as error:
+        tell(error, transfer.position, transfer.lost)
+        raise
+    finally:
+        reactor.count(sent=transfer.position)
+    if transfer.error:
+        return await fallback_engine.receive_file(
+            sock, file, offset, count, transfer.position, refused
+        )
+    return transfer.position
+
+
+class _Kind(enum.Enum):
+    FILE = enum.auto()
+    PIPE = enum.auto()
+    SOCKET = enum.auto()
+    OTHER = enum.auto()
+    """A character device: it may wait where no other stream does."""
+
+
+class _Number:
+    """A descriptor that was given as a number."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __repr__(self) -> str:
+        return f"descriptor {self._fd}"
+
+    def fileno(self) -> int:
+        """Return the number."""
+        return self._fd
+
+    def tell(self) -> int:
+        """Return the position in the file."""
+        return os.lseek(self._fd, 0, os.SEEK_CUR)
+
+    def seek(self, position: int) -> int:
+        """Set the position in the file."""
+        return os.lseek(self._fd, position, os.SEEK_SET)
+
+
+@dataclass(slots=True)
+class _Given:
+    """One side of a splice: the caller's object, and where it is read or written."""
+
+    holder: Any
+    kind: _Kind
+    offset: int | None
+    follows: bool = False
+    """Whether the object's position follows the transfer."""
+
+    def find_offset(self) -> int | None:
+        """Have the place in a file where the transfer starts; None for a stream."""
+        if self.kind is _Kind.FILE and self.offset is None:
+            self.offset = self.holder.tell()
+            self.follows = True
+        return self.offset
+
+    def owned(self, role: Role) -> Original:
+        """Return what the transfer's record may own."""
+        if self.kind is _Kind.FILE:
+            return Original(self.holder, self.offset if self.follows else None)
+        return Stream(self.holder, role, is_socket=self.kind is _Kind.SOCKET)
+
+
+def _look_at(side: Any, offset: int | None) -> _Given:
+    holder = _Number(side) if isinstance(side, int) else side
+    if isinstance(holder, ssl.SSLSocket):
+        raise ValueError(f"{side!r} encrypts what it sends: only plain sockets can be spliced")
+    check_binary(holder)
+    if transforms(holder) or isinstance(holder, io.TextIOBase):
+        raise ValueError(f"{side!r} transforms its bytes: give the file beneath it")
+    try:
+        mode = os.fstat(holder.fileno()).st_mode
+    except (AttributeError, io.UnsupportedOperation):
+        raise ValueError(f"{side!r} has no descriptor") from None
+    kind = _kind_of(mode)
+    if kind is _Kind.SOCKET:
+        check_stream(holder)
+        if timeout_of(holder) != 0:
+            raise ValueError(f"{side!r} must be non-blocking")
+    if offset is not None:
+        check_offset(offset)
+        if kind is not _Kind.FILE:
+            raise ValueError(f"{side!r} has no positions: its offset must be None, not {offset}")
+    return _Given(holder, kind, offset)
+
+
+def _kind_of(mode: int) -> _Kind:
+    if stat.S_ISFIFO(mode):
+        return _Kind.PIPE
+    if stat.S_ISSOCK(mode):
+        return _Kind.SOCKET
+    return _Kind.OTHER if stat.S_ISCHR(mode) else _Kind.FILE
+
+
+def _choose(given: _Given, wanted: _Given, count: int | None) -> Sendfile | Splicing:
+    """Return the machine for two ends: for a file into a socket, the one that knows most."""
+    source_offset, target_offset = given.find_offset(), wanted.find_offset()
+    # Devices and procfs's files do not tell their size: they are read to the end.
+    size = os.fstat(given.holder.fileno()).st_size
+    if source_offset is not None and wanted.kind is _Kind.SOCKET and size:
+        there = max(0, size - source_offset)
+        return Sendfile(source_offset, there if count is None else min(there, count))
+    kinds = {given.kind, wanted.kind}
+    return Splicing(
+        count,
+        source_offset=source_offset,
+        target_offset=target_offset,
+        direct=_Kind.PIPE in kinds,
+        swift=kinds <= {_Kind.PIPE, _Kind.SOCKET},
+    )
+
+
+def _check_regular(file: Any) -> None:
+    """Raise SendfileNotAvailableError for what cannot be spliced into, OSError for the wrong mode.
+
+    splice(2) answers EBADF and EINVAL too, but when bytes have left the socket.
+    """
+    if transforms(file):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what is written")
+    try:
+        fd = file.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        raise error_from(errno.EBADF, f"{file!r} is not open for writing")
+    if flags & os.O_APPEND:
+        raise error_from(errno.EINVAL, f"{file!r} was opened for appending")
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")
+
+
+async def _settle(file: Any) -> None:
+    """Have a buffered file written out, and what it has read ahead forgotten.
+
+    In a thread where something is to be written: that may wait for a disk, or for a reader.
+    """
+    if not hasattr(file, "flush"):
+        return
+    try:
+        settled = file.tell() == os.lseek(file.fileno(), 0, os.SEEK_CUR)
+    except OSError:
+        settled = isinstance(file, io.FileIO)
+    if settled:
+        file.flush()
+    else:
+        await fallback_engine.in_thread(file.flush)
