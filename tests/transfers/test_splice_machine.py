@@ -1,0 +1,284 @@
+"""The machine between any two ends against lists of outcomes: no kernel, no loop."""
+
+import errno
+from collections import deque
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiozc._transfers.splice import EAGER, FAST, ROUND, Splicing, State
+from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice, Step
+
+PAGE = 4096
+KIB = 1024
+MIB = 1 << 20
+BEFORE = 3 * PAGE + 17  # where files are read and written
+UNLUCKY = (-errno.EINTR, -errno.ECANCELED)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends: each a file, a pipe, or another stream."""
+
+    source: str
+    target: str
+
+    @property
+    def direct(self) -> bool:
+        """Whether one of them is a pipe."""
+        return "pipe" in (self.source, self.target)
+
+    def machine(self, count: int | None) -> Splicing:
+        """Make the machine for them."""
+        return Splicing(
+            count,
+            source_offset=BEFORE if self.source == "file" else None,
+            target_offset=BEFORE if self.target == "file" else None,
+            direct=self.direct,
+            swift="file" not in (self.source, self.target),
+        )
+
+
+ENDS = [
+    Ends(source, target)
+    for source in ("file", "socket", "pipe")
+    for target in ("file", "socket", "pipe")
+]
+
+
+@dataclass
+class World:
+    """Two ends and a pipe that do what a drawn list of numbers tells them.
+
+    It runs chains by the kernel's rules: a short or failed step cuts the chain unless it may
+    be short. A byte is its own place in the source, so that what arrives tells its order.
+    """
+
+    ends: Ends
+    size: int
+    pipe_size: int
+    draws: deque[int]
+    taken: int = 0
+    pipe: deque[int] = field(default_factory=deque)
+    arrived: dict[int, int] = field(default_factory=dict)
+    sent: int = 0
+    source_error: int = 0
+    target_error: int = 0
+    steps: int = 0
+
+    def run(self, chain: Chain) -> list[int]:
+        """Run a chain and return a result for each step that ran."""
+        results: list[int] = []
+        for index, step in enumerate(chain):
+            if isinstance(step, PollIn):
+                assert not self.pipe, "it waits for the source with bytes in hand"
+            result = self.step(step)
+            results.append(result)
+            short = result < (step.length if isinstance(step, Splice) else 0)
+            if short and not (isinstance(step, Splice) and step.may_be_short):
+                return results
+            assert index == len(chain) - 1 or isinstance(step, Splice | PollIn | PollOut)
+        return results
+
+    def step(self, step: Step) -> int:
+        """Do one step, in full, in part, or not at all, as drawn."""
+        self.steps += 1
+        percent = self.draws.popleft() if self.draws else 100
+        if isinstance(step, PollIn | PollOut):
+            return UNLUCKY[percent % 2] if percent < 10 else 0
+        assert isinstance(step, Splice)
+        if percent < 10:
+            return UNLUCKY[percent % 2]
+        if step.source is End.PIPE:
+            return self.write(step, percent)
+        if self.source_error and self.taken == self.size:
+            return -self.source_error
+        if step.target is End.PIPE:
+            return self.read(step, percent)
+        if self.target_error:
+            return -self.target_error
+        if percent < 20:
+            return -errno.EAGAIN
+        self.pipe.extend(self.take(step, portion(step.length, percent)))
+        return self.deliver(step, len(self.pipe))
+
+    def read(self, step: Splice, percent: int) -> int:
+        """Splice into the pipe: at most what has room there."""
+        room = self.pipe_size - len(self.pipe)
+        if not room or (percent < 20 and step.source_offset is None):
+            return -errno.EAGAIN
+        got = self.take(step, portion(min(step.length, room), percent))
+        self.pipe.extend(got)
+        return len(got)
+
+    def take(self, step: Splice, length: int) -> range:
+        """Take bytes from the source: a file's from the offset that the step names."""
+        if step.source_offset is not None:
+            assert step.source_offset == BEFORE + self.taken
+        got = range(self.taken, min(self.taken + length, self.size))
+        self.taken = got.stop
+        return got
+
+    def write(self, step: Splice, percent: int) -> int:
+        """Splice out of the pipe: at most what is there."""
+        if not self.pipe:
+            return -errno.EAGAIN
+        if self.target_error:
+            return -self.target_error
+        if percent < 20 and step.target_offset is None:
+            return -errno.EAGAIN
+        return self.deliver(step, portion(min(step.length, len(self.pipe)), percent))
+
+    def deliver(self, step: Splice, length: int) -> int:
+        """Give bytes to the target: to a file at the offset that the step names."""
+        start = self.sent if step.target_offset is None else step.target_offset - BEFORE
+        for place in range(start, start + length):
+            self.arrived[place] = self.pipe.popleft()
+        self.sent += length
+        return length
+
+    def check_arrived(self, count: int) -> None:
+        """Check that the first `count` bytes arrived, each once and at its place."""
+        assert self.sent == count == len(self.arrived)
+        assert all(place == byte for place, byte in self.arrived.items())
+
+
+def portion(length: int, percent: int) -> int:
+    """Return a part of `length`: all of it from 60 on, and 1 at the least."""
+    return length if percent >= 60 or length < 2 else max(1, length * percent // 60)
+
+
+def drive(transfer: Splicing, world: World, most_steps: int) -> None:
+    """Run a transfer to its end as an engine does."""
+    while not transfer.done:
+        assert transfer.needs_pipe or not world.pipe
+        pipe_size = world.pipe_size if transfer.needs_pipe else 0
+        chain = transfer.next_chain(pipe_size, most_steps)
+        assert 1 <= len(chain) <= most_steps
+        if transfer.at_once:
+            assert all(isinstance(step, Splice) for step in chain)
+        transfer.advance(chain, world.run(chain))
+        assert transfer.in_pipe == len(world.pipe)
+        assert transfer.position == world.sent
+
+
+machines = st.sampled_from(ENDS)
+draws_of_steps = st.lists(st.integers(0, 100), max_size=300).map(deque)
+
+
+@given(
+    ends=machines,
+    size=st.one_of(st.integers(0, 3 * PAGE), st.integers(0, 80 * PAGE)),
+    count=st.one_of(st.none(), st.integers(1, 80 * PAGE)),
+    pages=st.sampled_from((1, 2, 16)),
+    most_steps=st.integers(8, 48),
+    draws=draws_of_steps,
+)
+def test_any_order_of_short_failed_and_complete_steps_moves_each_byte_once_in_order(
+    ends: Ends, size: int, count: int | None, pages: int, most_steps: int, draws: deque[int]
+) -> None:
+    world = World(ends, size, pages * PAGE, draws)
+    transfer = ends.machine(count)
+    drive(transfer, world, most_steps)
+    assert transfer.error == 0
+    world.check_arrived(size if count is None else min(size, count))
+    assert world.taken == transfer.position, "no more leaves the source than was asked for"
+
+
+@given(
+    ends=machines,
+    size=st.integers(0, 40 * PAGE),
+    most_steps=st.integers(8, 48),
+    draws=draws_of_steps,
+)
+def test_a_source_that_fails_is_told_of_when_all_that_came_before_has_arrived(
+    ends: Ends, size: int, most_steps: int, draws: deque[int]
+) -> None:
+    world = World(ends, size, 4 * PAGE, draws, source_error=errno.ECONNRESET)
+    transfer = ends.machine(None)
+    drive(transfer, world, most_steps)
+    assert transfer.error == errno.ECONNRESET
+    assert transfer.source_failed or ends.direct
+    world.check_arrived(size)
+
+
+@given(
+    ends=machines,
+    size=st.integers(1, 40 * PAGE),
+    failing=st.integers(0, 30),
+    most_steps=st.integers(8, 48),
+    draws=draws_of_steps,
+)
+def test_a_target_that_fails_leaves_each_byte_arrived_told_of_as_lost_or_in_the_source(
+    ends: Ends, size: int, failing: int, most_steps: int, draws: deque[int]
+) -> None:
+    class Failing(World):
+        def step(self, step: Step) -> int:
+            if self.steps >= failing:
+                self.target_error = errno.ENOSPC
+            return super().step(step)
+
+    world = Failing(ends, size, 4 * PAGE, draws)
+    transfer = ends.machine(None)
+    drive(transfer, world, most_steps)
+    world.check_arrived(transfer.position)
+    if transfer.error:
+        assert transfer.error == errno.ENOSPC
+        assert not transfer.source_failed
+        assert transfer.lost == (len(world.pipe) if ends.source != "file" else 0)
+    else:
+        assert transfer.position == size
+    assert transfer.position + transfer.in_pipe == world.taken
+
+
+def test_a_dry_source_is_waited_for_without_a_pipe() -> None:
+    transfer = Splicing(None, swift=True)
+    chain = transfer.next_chain(MIB, 48)
+    transfer.advance(chain, [-errno.EAGAIN])
+    assert not transfer.needs_pipe
+    assert transfer.next_chain(0, 48) == [PollIn()]
+
+
+def test_bytes_that_the_target_has_no_room_for_are_all_that_is_waited_with() -> None:
+    transfer = Splicing(None, swift=True)
+    chain = transfer.next_chain(MIB, 48)
+    transfer.advance(chain, [100 * KIB, 60 * KIB])
+    assert transfer.needs_pipe
+    assert transfer.next_chain(MIB, 48) == [PollOut()]
+    transfer.advance([PollOut()], [0])
+    rest = (Splice(End.PIPE, End.TARGET, 40 * KIB, may_be_short=True),)
+    assert transfer.next_chain(MIB, 48) == rest
+
+
+def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> None:
+    transfer = Splicing(None, swift=True)
+    for _ in range(FAST):
+        assert transfer.at_once
+        transfer.advance(transfer.next_chain(MIB, 48), [ROUND, ROUND])
+    chain = transfer.next_chain(MIB, 9)
+    assert not transfer.at_once
+    assert len(chain) == 8
+    transfer.advance(chain, [EAGER, EAGER, EAGER, EAGER] + [-errno.EAGAIN] * 4)
+    assert not transfer.at_once
+    transfer.advance(chain, [EAGER, EAGER] + [-errno.EAGAIN] * 6)
+    assert transfer.state is State.WAITING
+
+
+def test_a_slow_upload_keeps_no_pipe_while_it_is_waited_for() -> None:
+    transfer = Splicing(None, target_offset=0)
+    chain = transfer.next_chain(MIB, 48)
+    assert chain[0] == PollIn()
+    transfer.advance(chain, [-errno.ECANCELED])
+    assert not transfer.needs_pipe
+    transfer.advance(transfer.next_chain(0, 48), [0])
+    assert transfer.next_chain(MIB, 48) == [
+        Splice(End.SOURCE, End.PIPE, MIB, may_be_short=True),
+        Splice(End.PIPE, End.TARGET, MIB, target_offset=0),
+    ]
+
+
+def test_a_file_that_answers_that_it_has_no_room_is_an_error_and_no_endless_loop() -> None:
+    transfer = Splicing(None, source_offset=0, target_offset=0)
+    transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN])
+    assert transfer.error == errno.EAGAIN
