@@ -259,10 +259,11 @@ def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> 
     chain = transfer.next_chain(MIB, 9)
     assert not transfer.at_once
     assert len(chain) == 8
-    transfer.advance(chain, [EAGER, EAGER, EAGER, EAGER] + [-errno.EAGAIN] * 4)
-    assert not transfer.at_once
-    transfer.advance(chain, [EAGER, EAGER] + [-errno.EAGAIN] * 6)
-    assert transfer.state is State.WAITING
+    found, nothing = [EAGER, EAGER], [-errno.EAGAIN] * 2
+    transfer.advance(chain, found + nothing + nothing + found)
+    assert transfer.state is State.FLOWING
+    transfer.advance(chain, nothing + nothing + nothing + found)
+    assert transfer.state is State.SWIFT
 
 
 def test_a_slow_upload_keeps_no_pipe_while_it_is_waited_for() -> None:
