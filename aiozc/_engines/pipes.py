@@ -7,6 +7,8 @@ A pipe has one owner at a time: a transfer's record, or the pool. Facts:
   7). A pool therefore lends `MOST_LARGE` large pipes and no more, and takes what it gets.
 - A pipe that was left with bytes in it corrupts the next transfer (fact 12): only a pipe
   known to be empty is kept, every other one is closed.
+- A pipe whose reader has stalled keeps what is in it, which is nowhere else: it is made as
+  small as that, and is no large one any more.
 - Making a pipe of 1 MiB and closing it takes 14 us here, dup and close 0.6 us: `KEPT` idle
   ones are enough for a busy loop, since a pipe is lent for one chain after another.
 """
@@ -17,6 +19,8 @@ import os
 
 LARGE = 1 << 20
 """Bytes of a large pipe: the default of /proc/sys/fs/pipe-max-size."""
+SMALLEST = 16 << 10
+"""Bytes of a pipe that waits with few bytes in it."""
 MOST_LARGE = 16
 KEPT = 4
 
@@ -32,6 +36,14 @@ class Pipe:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
         self.size: int = fcntl.fcntl(self.write_end, fcntl.F_GETPIPE_SZ)
+
+    def shrink(self) -> None:
+        """Be as small as what is in it lets it be: the kernel refuses less (EBUSY)."""
+        size = SMALLEST
+        while size < self.size:
+            with contextlib.suppress(OSError):
+                self.size = fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
+            size *= 2
 
     def close(self) -> None:
         """Close both ends; what lies in the pipe is gone."""
@@ -74,6 +86,12 @@ class PipePool:
             return
         self._large -= pipe.size >= LARGE
         pipe.close()
+
+    def shrink(self, pipe: Pipe) -> None:
+        """Take back the room that a lent pipe does not need for what is in it."""
+        was_large = pipe.size >= LARGE
+        pipe.shrink()
+        self._large -= was_large and pipe.size < LARGE
 
     def close(self) -> None:
         """Close the idle pipes, and keep none from now on; those lent are their records'."""

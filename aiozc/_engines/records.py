@@ -38,12 +38,13 @@ class Original:
     position was when it is to follow the transfer, and None where it is to be left alone.
     """
 
-    __slots__ = ("_holder", "_owners", "copy", "identity", "start")
+    __slots__ = ("_holder", "_number", "_owners", "copy", "identity", "start")
 
     def __init__(self, holder: HasFileno, start: int | None = None) -> None:
         self._holder = holder
         self._owners = 0
-        self.identity = identity(holder.fileno())
+        self._number = holder.fileno()
+        self.identity = identity(self._number)
         self.copy = -1
         self.start = start
 
@@ -63,6 +64,13 @@ class Original:
             same = False
         if not same:
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
+
+    def has_moved(self) -> bool:
+        """Return whether the caller's object says that it is closed, or elsewhere: a quick look."""
+        try:
+            return self._holder.fileno() != self._number
+        except (OSError, ValueError):
+            return True
 
     def is_open(self) -> bool:
         """Return whether the caller's object is still the same open file."""
@@ -230,6 +238,15 @@ class Record:
         if self.pipe is not None:
             self._pipes.give_back(self.pipe, empty=empty)
             self.pipe = None
+
+    def shrink_pipe(self) -> None:
+        """Have a pipe that is no larger than what is in it."""
+        if self.pipe is not None:
+            self._pipes.shrink(self.pipe)
+
+    def has_moved(self) -> bool:
+        """Return whether one of the two says that it was closed: a quick look."""
+        return self.source.has_moved() or self.target.has_moved()
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller has closed one of the two."""
