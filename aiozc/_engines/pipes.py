@@ -4,7 +4,7 @@ A pipe has one owner at a time: a transfer's record, or the pool. Facts:
 
 - An unprivileged user's pipes together may hold `pipe-user-pages-soft` pages (64 MiB by
   default); then F_SETPIPE_SZ answers EPERM, and new pipes get two pages, later one (fact
-  7). A pool therefore lends `MOST_LARGE` large pipes and no more, and takes what it gets.
+  7). A pool therefore lends what its `BUDGET` says and then small ones, and takes what it gets.
 - A pipe that was left with bytes in it corrupts the next transfer (fact 12): only a pipe
   known to be empty is kept, every other one is closed.
 - A pipe whose reader has stalled keeps what is in it, which is nowhere else: it is made as
@@ -19,9 +19,10 @@ import os
 
 LARGE = 1 << 20
 """Bytes of a large pipe: the default of /proc/sys/fs/pipe-max-size."""
+BUDGET = {LARGE: 16, LARGE // 4: 64}
+"""How many pipes of each size a pool lends at the most: 32 MiB in all."""
 SMALLEST = 16 << 10
 """Bytes of a pipe that waits with few bytes in it."""
-MOST_LARGE = 16
 KEPT = 4
 
 
@@ -33,16 +34,18 @@ class Pipe:
     def __init__(self, size: int | None) -> None:
         self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if size is not None:
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
+            self._resize(size)
         self.size: int = fcntl.fcntl(self.write_end, fcntl.F_GETPIPE_SZ)
+
+    def _resize(self, size: int) -> None:
+        with contextlib.suppress(OSError):
+            self.size = fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
 
     def shrink(self) -> None:
         """Be as small as what is in it lets it be: the kernel refuses less (EBUSY)."""
         size = SMALLEST
         while size < self.size:
-            with contextlib.suppress(OSError):
-                self.size = fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
+            self._resize(size)
             size *= 2
 
     def close(self) -> None:
@@ -60,23 +63,29 @@ class PipePool:
     def __init__(self) -> None:
         self._idle: list[Pipe] = []
         self._lent: set[Pipe] = set()
-        self._large = 0
+        self._left = dict(BUDGET)
         self._kept = KEPT
 
     def __len__(self) -> int:
         return len(self._idle) + len(self._lent)
 
     def lend(self) -> Pipe:
-        """Lend an empty pipe. Raises OSError where the process may open no more."""
+        """Lend an empty pipe, the largest there may be.
+
+        Raises OSError where the process may open no more.
+        """
         if self._idle:
             pipe = self._idle.pop()
-        elif self._large < MOST_LARGE:
-            pipe = Pipe(LARGE)
-            self._large += pipe.size >= LARGE
         else:
-            pipe = Pipe(None)
+            pipe = Pipe(next((size for size, left in self._left.items() if left > 0), None))
+            self._count(pipe, -1)
         self._lent.add(pipe)
         return pipe
+
+    def _count(self, pipe: Pipe, change: int) -> None:
+        """Keep count of what is left of the budget; small pipes are outside of it."""
+        if pipe.size in self._left:
+            self._left[pipe.size] += change
 
     def give_back(self, pipe: Pipe, *, empty: bool) -> None:
         """Take a pipe back. Call it only when no SQE names the pipe any more."""
@@ -84,14 +93,14 @@ class PipePool:
         if empty and pipe.size >= LARGE and len(self._idle) < self._kept:
             self._idle.append(pipe)
             return
-        self._large -= pipe.size >= LARGE
+        self._count(pipe, +1)
         pipe.close()
 
     def shrink(self, pipe: Pipe) -> None:
         """Take back the room that a lent pipe does not need for what is in it."""
-        was_large = pipe.size >= LARGE
+        self._count(pipe, +1)
         pipe.shrink()
-        self._large -= was_large and pipe.size < LARGE
+        self._count(pipe, -1)
 
     def close(self) -> None:
         """Close the idle pipes, and keep none from now on; those lent are their records'."""

@@ -1,5 +1,6 @@
 """A transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
@@ -77,11 +78,15 @@ def _record(
 
 
 async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
+    loop = asyncio.get_running_loop()
     while not transfer.done:
-        chain = transfer.next_chain(_pipe_for(transfer, record), reactor.longest_chain)
         at_once = transfer.at_once
-        if at_once:
+        if at_once and not reactor.at_once.may_spend(loop, at_once):
+            # Others need the pipe more than one who waits.
+            if not transfer.in_pipe:
+                record.drop_pipe(empty=True)
             await reactor.at_once.wait_to_spend(at_once)
+        chain = transfer.next_chain(_pipe_for(transfer, record), reactor.longest_chain)
         if record.fault is not None:
             raise record.fault
         record.check_open()
