@@ -44,6 +44,8 @@ EAGER = 64 * 1024
 """A read of this many bytes shows a source that is not slow."""
 FAST = 4
 """Rounds in a row of a source that is not slow, after which chains pay."""
+MOST_ROUNDS = 16
+"""Rounds of one chain; what is planned and cut off costs the loop's thread 2 us a step."""
 DIRECT = 1 << 20
 """The most bytes of one direct step: what the largest pipe can hold."""
 
@@ -86,6 +88,7 @@ class Splicing:
         self._ended = False
         self._source_error = 0
         self._streak = 0
+        self._rounds = 1
         self._patient = False
         self._state = self._moving
 
@@ -134,12 +137,12 @@ class Splicing:
             return left or self._round(min(ROUND, pipe_size or ROUND), self._taken)
         chain = [*left]
         taken = self._taken
-        while self._may_read(taken) and len(chain) + 3 <= most_steps:
+        for _ in range(1 if self._patient else self._rounds):
+            if not self._may_read(taken) or len(chain) + 3 > most_steps:
+                break
             planned = self._round(pipe_size or DIRECT, taken)
             taken += planned[-1].length  # type: ignore[union-attr]
             chain += planned
-            if self._patient:
-                break
         return chain
 
     def last_chain(self) -> Chain:
@@ -199,7 +202,7 @@ class Splicing:
                 if step.target is End.TARGET:
                     self._written(max(result, 0))
         self._fail_when_empty()
-        self._state = self._next_state(reads, interrupted)
+        self._state = self._next_state(chain, reads, interrupted)
 
     def _read(self, result: int) -> None:
         if result > 0:
@@ -227,13 +230,15 @@ class Splicing:
             self.error = self._source_error
             self.source_failed = not self._direct
 
-    def _next_state(self, reads: Sequence[int], interrupted: bool) -> State:
+    def _next_state(self, chain: Chain, reads: Sequence[int], interrupted: bool) -> State:
         if self._state is State.WAITING:
             return State.WAITING if interrupted else self._moving
         largest = max(reads, default=0)
         self._patient = interrupted or (self._patient and largest < EAGER)
         if interrupted:
             return State.WAITING
+        if self._state is State.FLOWING:
+            self._plan(chain, reads)
         if self.in_pipe:
             return self._with_bytes_left()
         if self._state is State.SWIFT:
@@ -248,6 +253,13 @@ class Splicing:
             self._streak = 0
             return State.WAITING if dry else State.SWIFT
         return State.WAITING if self._patient or (dry and self._can_wait) else State.FLOWING
+
+    def _plan(self, chain: Chain, reads: Sequence[int]) -> None:
+        """Plan as many rounds as were of use, or twice as many where all were."""
+        planned = sum(isinstance(step, Splice) and step.source is End.SOURCE for step in chain)
+        useful = sum(read > 0 for read in reads)
+        if planned:
+            self._rounds = max(1, useful if useful < planned else min(2 * planned, MOST_ROUNDS))
 
     def _with_bytes_left(self) -> State:
         """A stream that has no room is waited for; a file is written on."""

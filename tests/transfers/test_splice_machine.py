@@ -256,13 +256,17 @@ def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> 
     for _ in range(FAST):
         assert transfer.at_once
         transfer.advance(transfer.next_chain(MIB, 48), [ROUND, ROUND])
-    chain = transfer.next_chain(MIB, 9)
-    assert not transfer.at_once
-    assert len(chain) == 8
     found, nothing = [EAGER, EAGER], [-errno.EAGAIN] * 2
-    transfer.advance(chain, found + nothing + nothing + found)
+    for rounds in (1, 2, 4, 8):
+        assert transfer.state is State.FLOWING
+        chain = transfer.next_chain(MIB, 48)
+        assert len(chain) == 2 * rounds
+        transfer.advance(chain, found * rounds)
+    transfer.advance(transfer.next_chain(MIB, 48), found * 8 + nothing * 7 + found)
     assert transfer.state is State.FLOWING
-    transfer.advance(chain, nothing + nothing + nothing + found)
+    chain = transfer.next_chain(MIB, 48)
+    assert len(chain) == 2 * 9, "what was of no use is not planned again"
+    transfer.advance(chain, nothing * 8 + found)
     assert transfer.state is State.SWIFT
 
 
