@@ -1,4 +1,4 @@
-"""``python -m bench``: compare aiozc with asyncio's sock_sendfile."""
+"""``python -m bench``: compare aiozc with what there was before it."""
 
 import argparse
 import json
@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +18,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.errors import BenchError
+from bench.errors import BenchError, describe
 
 if TYPE_CHECKING:
-    from bench.measure import Sample
+    from bench.cases import Settings, Work
+    from bench.measure import Contender, Sample
     from bench.report import WorkResult
     from bench.senders import Sender
-    from bench.works import Settings, Work
 
-_WIDTH = 160
-WORK_NAMES = ("small", "stream", "cold", "slow-clients")
+_WIDTH = 190
+COMMANDS = {
+    "sendfile": ("small", "stream", "cold", "slow-clients"),
+    "relay": ("stream", "idle", "direct"),
+    "recvfile": ("tmpfs", "disk"),
+}
+"""What can be compared, and the works of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes = Console(stderr=True, soft_wrap=True)
     try:
         backend = _check_senders()
+        works = _load_works(options.command)
     except Exception as error:  # whatever it is, nothing can be measured
-        notes.print(f"bench: aiozc cannot run here: {_describe(error)}", markup=False)
+        notes.print(f"bench: aiozc cannot run here: {describe(error)}", markup=False)
         return 1
     status = 130
 
@@ -46,20 +54,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)  # so that files and processes go with this one
     try:
-        return _run(options, backend, notes)
+        return _run(options, works, backend, notes)
     except KeyboardInterrupt:
         notes.print("bench: stopped")
         return status
     except (BenchError, OSError) as error:
-        notes.print(f"bench: {_describe(error)}", markup=False)
+        notes.print(f"bench: {describe(error)}", markup=False)
         return 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Compare aiozc.loop_sendfile, on asyncio and on uvloop, with asyncio's "
-        "loop.sock_sendfile: in one run, the contenders taking turns.",
+        description="Compare aiozc, on asyncio and on uvloop, with what there was before it: "
+        "in one run, the contenders taking turns.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=COMMANDS,
+        default="sendfile",
+        help="sendfile (the default): loop_sendfile beside loop.sock_sendfile; relay: a proxy by "
+        "relay beside asyncio's streams and HAProxy; recvfile: an upload by loop_recvfile beside "
+        "sock_recv_into with file.write in a thread, and blocking sockets",
     )
     parser.add_argument(
         "--quick",
@@ -70,8 +87,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         metavar="WORK",
         action="append",
-        choices=WORK_NAMES,
-        help=f"do this work alone, or these: {', '.join(WORK_NAMES)}",
+        help="do this work alone, or these: "
+        + "; ".join(f"{', '.join(names)} ({command})" for command, names in COMMANDS.items()),
     )
     parser.add_argument("--rounds", metavar="N", type=_positive, help="rounds for each case")
     parser.add_argument(
@@ -88,10 +105,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--awake",
         metavar="US",
         type=_microseconds,
-        help="how long receivers look for more before they sleep; default: "
+        help="sendfile: how long receivers look for more before they sleep; default: "
         "50 for the work 'stream', 0 for the others",
     )
     options = parser.parse_args(arguments)
+    works = COMMANDS[options.command]
+    for only in options.only or ():
+        if only not in works:
+            parser.error(f"--only: {options.command} has no work {only!r}, but {', '.join(works)}")
+    if options.awake is not None and options.command != "sendfile":
+        parser.error("--awake: only for sendfile")
     if options.dir is not None and not options.dir.is_dir():
         parser.error(f"--dir: {options.dir} is not a directory")
     if options.json is not None and not options.json.absolute().parent.is_dir():
@@ -137,15 +160,21 @@ def _check_senders() -> str:
                 backend = "io_uring"
 
     for sender in SENDERS:
-        run_on_loop(sender, lambda sender=sender: send_a_little(sender))  # type: ignore[misc]
+        run_on_loop(sender.loop_factory, partial(send_a_little, sender))
     return backend
 
 
-def _run(options: argparse.Namespace, backend: str, notes: Console) -> int:
+def _load_works(command: str) -> "Sequence[Work[Any]]":
+    works: Sequence[Work[Any]] = import_module(f"bench.{command}_works").WORKS
+    return works
+
+
+def _run(
+    options: argparse.Namespace, works: "Sequence[Work[Any]]", backend: str, notes: Console
+) -> int:
+    from bench.cases import Settings
     from bench.report import NOTE, as_json, describe_machine, make_table
     from bench.scratch import scratch_directory
-    from bench.senders import BASELINE
-    from bench.works import WORKS, Settings
 
     machine = describe_machine(backend)
     out = Console()
@@ -158,11 +187,12 @@ def _run(options: argparse.Namespace, backend: str, notes: Console) -> int:
         highlight=False,
     )
     results = []
+    remarks: dict[str, str] = {}
     with scratch_directory(options.dir) as scratch:
         settings = Settings(
             quick=options.quick, rounds=options.rounds, scratch=scratch, awake=options.awake
         )
-        for work in WORKS:
+        for work in works:
             if options.only and work.name not in options.only:
                 continue
             result = _measure(work, settings, notes)
@@ -170,17 +200,20 @@ def _run(options: argparse.Namespace, backend: str, notes: Console) -> int:
             out.print()
             if result.cases:
                 out.print(make_table(result))
+            remarks.update(work.remarks)
             if result.error is not None:
                 notes.print(f"bench: {work.name}: {result.error}", markup=False)
-    out.print(NOTE.format(escape(BASELINE.name)), highlight=False)
+    for name, remark in remarks.items():
+        out.print(f"{name}: {remark}.", markup=False, highlight=False)
+    out.print(NOTE.format(escape(works[0].contenders[0].name)), highlight=False)
     if options.json is not None:
         found = as_json(results, machine)
         options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     return 1 if any(result.error is not None for result in results) else 0
 
 
-def _measure(work: "Work", settings: "Settings", notes: Console) -> "WorkResult":
-    """Let the senders take turns at each case of a work."""
+def _measure(work: "Work[Any]", settings: "Settings", notes: Console) -> "WorkResult":
+    """Let the contenders take turns at each case of a work."""
     from bench.measure import take_turns
     from bench.report import CaseResult, WorkResult
 
@@ -204,38 +237,32 @@ def _measure(work: "Work", settings: "Settings", notes: Console) -> "WorkResult"
         try:
             for case in work.prepare(settings, stack):
                 title = f"{work.name}: {case.title}"
-                total = case.rounds * len(work.senders)
+                total = case.rounds * len(work.contenders)
                 progress.reset(task, description=title, total=total)
                 samples = take_turns(
-                    work.senders,
+                    work.contenders,
                     _shown(case.run, progress, task),
                     rounds=case.rounds,
                     budget=case.budget,
                 )
                 cases.append(CaseResult(case, samples))
         except Exception as error:  # the other works can still be done
-            result = replace(result, error=_describe(error))
+            result = replace(result, error=describe(error))
     return replace(result, cases=cases)
 
 
 def _shown(
-    run: "Callable[[Sender], Sample]", progress: Progress, task: Any
-) -> "Callable[[Sender], Sample]":
+    run: "Callable[[Contender], Sample]", progress: Progress, task: Any
+) -> "Callable[[Contender], Sample]":
     """Make a run that moves the progress bar when it is done."""
 
-    def shown(sender: "Sender") -> "Sample":
+    def shown(contender: "Contender") -> "Sample":
         progress.refresh()
-        sample = run(sender)
+        sample = run(contender)
         progress.advance(task)
         return sample
 
     return shown
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, BenchError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 if __name__ == "__main__":

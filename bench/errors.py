@@ -1,5 +1,19 @@
-"""The one exception that stands for "this was not measured"."""
+"""The exception that stands for "this was not measured", and how errors are told."""
 
 
 class BenchError(Exception):
     """A measurement cannot be had or cannot be trusted; the message is one sentence."""
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line what went wrong."""
+    if isinstance(error, BenchError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def first(error: BaseException) -> BaseException:
+    """Give the first plain exception of a group: all lanes fail for one reason."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,5 +1,6 @@
 """The picture of one run: ``python -m bench.picture FOUND.json PICTURE.svg``."""
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ def bars(found: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
                     for name, contender in metric["contenders"].items()
                     if name in HATCHES and contender["ratio"] is not None
                 }
-                chosen.append((f"{case['title']}: {metric['name']}", ratios))
+                label = f"{case['title']}: {metric['name']}"
+                if metric["baseline"] != work["baseline"]:
+                    label += f", to {metric['baseline']}"
+                chosen.append((label, ratios))
     return chosen
 
 
@@ -49,9 +53,11 @@ def draw(found: dict[str, Any], target: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     machine = found["machine"]
     baseline = found["works"][0]["baseline"]
-    axes.set_xlabel(f"times better than loop.{baseline} in the same run (log scale)")
+    if hasattr(asyncio.AbstractEventLoop, baseline):
+        baseline = f"loop.{baseline}"
+    axes.set_xlabel(f"times better than {baseline} in the same run (log scale)")
     axes.set_title(
-        f"aiozc beside loop.{baseline}\nLinux {machine['kernel'].split('-')[0]},"
+        f"aiozc beside {baseline}\nLinux {machine['kernel'].split('-')[0]},"
         f" {machine['cpus']} cores, {machine['python']}",
         fontsize=10,
     )

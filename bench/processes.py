@@ -74,13 +74,14 @@ class Helper:
             raise BenchError(f"{self.name} failed: {message['failed']}")
         return message
 
-    def check(self) -> None:
+    def check(self, patience: float = 0.2) -> None:
         """Raise BenchError if the process is dead or dying: why connections may have broken."""
         try:
-            self._process.wait(timeout=0.2)
+            self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             return
-        raise self.death()
+        while True:  # until its last words, or the end
+            self.hear(timeout=1)
 
     def death(self) -> BenchError:
         """Say how the process ended."""

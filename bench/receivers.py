@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from bench.errors import BenchError
@@ -37,6 +38,7 @@ SLOW_PERIOD: Final = 0.040
 _SLOW_SLOTS: Final = 10
 _DISCARD_AT_ONCE: Final = 16 * 1024 * 1024
 _READ_AT_ONCE: Final = 256 * 1024
+_LARGE_BUFFER: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,10 @@ class Ended:
 class Receiver(Helper):
     """A receiver process."""
 
-    def __init__(self, mode: Mode, *, awake: float = 0) -> None:
-        super().__init__("the receiver", "bench.receivers", mode, str(awake))
+    def __init__(self, mode: Mode, *, awake: float = 0, large_buffers: bool = False) -> None:
+        super().__init__(
+            "the receiver", "bench.receivers", mode, str(awake), str(int(large_buffers))
+        )
         self._ended: dict[int, Ended] = {}
         try:
             self.address: tuple[str, int] = (HOST, int(self.hear(timeout=30)["port"]))
@@ -84,8 +88,10 @@ class Receiver(Helper):
                 return [int(count) for count in message["counts"]]
             self._note(message)
 
-    def wait_counts(self, expected: list[int], timeout: float = 60) -> None:
-        """Wait until the counts of the open connections are these."""
+    def wait_counts(
+        self, expected: list[int], timeout: float = 60, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Wait until the counts of the open connections are these; ``check`` may give up."""
         deadline = time.monotonic() + timeout
         while (counts := self.counts()) != expected:
             if time.monotonic() > deadline:
@@ -93,6 +99,7 @@ class Receiver(Helper):
                     f"{len(counts)} connections brought {sum(counts)} bytes to the receiver, "
                     f"in place of {len(expected)} and {sum(expected)}"
                 )
+            check()
             time.sleep(0.005)
 
     def _wait(self, done: Callable[[], bool], timeout: float) -> None:
@@ -132,11 +139,13 @@ class _Connection:
 class _Counter:
     """Accepts connections, keeps their counts, and tells them to the parent."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, large_buffers: bool) -> None:
         self.control = control
         self.connections: dict[int, _Connection] = {}
         self.listener = socket.create_server((HOST, 0), backlog=4096)
         self.listener.setblocking(False)
+        if large_buffers and _largest_buffer() >= _LARGE_BUFFER:  # else the kernel's are larger
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LARGE_BUFFER)
         self.epoll = select.epoll()
         self.epoll.register(self.listener, select.EPOLLIN)
         self.epoll.register(control, select.EPOLLIN)
@@ -181,6 +190,10 @@ class _Counter:
             at=at,
             error=error,
         )
+
+
+def _largest_buffer() -> int:
+    return int(Path("/proc/sys/net/core/rmem_max").read_text())
 
 
 def _serve_at_once(counter: _Counter, into: Callable[[socket.socket], int], awake: float) -> None:
@@ -228,9 +241,9 @@ def _serve_slowly(counter: _Counter, into: Callable[[socket.socket], int]) -> No
         due += SLOW_PERIOD / _SLOW_SLOTS
 
 
-def _main(mode: str, awake: float, control: int) -> None:
+def _main(mode: str, awake: float, large_buffers: bool, control: int) -> None:
     with begin_helper(control) as channel:
-        counter = _Counter(channel)
+        counter = _Counter(channel, large_buffers)
         try:
             if mode == "discard":
                 # Never touched: it only has to be as long as what may be thrown away at once.
@@ -249,4 +262,4 @@ def _main(mode: str, awake: float, control: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    _main(sys.argv[1], float(sys.argv[2]), sys.argv[3] == "1", int(sys.argv[4]))

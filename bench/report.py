@@ -4,7 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +14,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bench.measure import AtLeast, AtMost, Metric, Sample, Standing, Verdict, compare
-from bench.works import Case, Work
+from bench.cases import Case, Work
+from bench.measure import (
+    AtLeast,
+    AtMost,
+    Contender,
+    Metric,
+    Sample,
+    Standing,
+    Verdict,
+    compare,
+)
 
 _STYLES = {Verdict.AIM: "bold green", Verdict.PASS: "green", Verdict.MISS: "red"}
 
@@ -24,31 +33,43 @@ _STYLES = {Verdict.AIM: "bold green", Verdict.PASS: "green", Verdict.MISS: "red"
 class CaseResult:
     """A case with the samples of each contender, the baseline's first."""
 
-    case: Case
+    case: Case[Any]
     samples: Sequence[Sequence[Sample]]
-
-    def standings(self, metric: Metric) -> list[Standing]:
-        """Set every contender against the baseline, the baseline itself included."""
-        return [compare(metric, self.samples[0], samples) for samples in self.samples]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkResult:
     """A work with what its cases gave; ``error`` says why the rest is missing."""
 
-    work: Work
+    work: Work[Any]
     cases: Sequence[CaseResult]
     error: str | None = None
 
     @property
     def contenders(self) -> list[str]:
-        """The names of the senders, the baseline's first."""
-        return [sender.name for sender in self.work.senders]
+        """The names of the contenders, the baseline's first."""
+        return [contender.name for contender in self.work.contenders]
+
+    def standings(self, found: CaseResult, metric: Metric) -> list[Standing | None]:
+        """Set every contender against the baseline, the baseline itself included.
+
+        None stands for a contender that does not give this metric.
+        """
+        base = 0 if metric.against is None else self.contenders.index(metric.against)
+        standings: list[Standing | None] = []
+        for i, contender in enumerate(self.work.contenders):
+            if any(metric.name not in sample for sample in found.samples[i]):
+                standings.append(None)
+                continue
+            standing = compare(metric, found.samples[base], found.samples[i])
+            judged = contender.judged and i != base
+            standings.append(standing if judged else replace(standing, verdict=None))
+        return standings
 
 
 def make_table(result: WorkResult) -> Table:
     """Lay out a work's medians, ratios to the baseline and targets."""
-    contenders = result.contenders
+    contenders = result.work.contenders
     table = Table(
         title=result.work.title,
         title_justify="left",
@@ -58,25 +79,24 @@ def make_table(result: WorkResult) -> Table:
     )
     table.add_column("case", overflow="fold")
     table.add_column("metric", overflow="fold")
-    table.add_column(escape(contenders[0]), justify="right")
+    table.add_column(escape(contenders[0].name), justify="right")
     for contender in contenders[1:]:
-        table.add_column(escape(contender), justify="right")
+        table.add_column(escape(contender.name), justify="right")
         table.add_column("ratio", justify="right")
-        table.add_column("", min_width=4)
+        if contender.judged:
+            table.add_column("", min_width=4)
     table.add_column("must", justify="right")
     table.add_column("aim", justify="right")
     table.add_column("rounds", justify="right")
     for found in result.cases:
         title, rounds = found.case.title, str(len(found.samples[0]))
         for metric in found.case.metrics:
-            baseline, *others = found.standings(metric)
-            row = [title, f"{metric.name} {metric.unit}".strip(), show_number(baseline.median)]
-            for standing in others:
-                row += [
-                    show_number(standing.median),
-                    show_number(standing.ratio) + "x",
-                    _show_verdict(standing.verdict),
-                ]
+            baseline, *others = result.standings(found, metric)
+            row = [title, _label(metric), _show_median(metric, baseline)]
+            for contender, standing in zip(contenders[1:], others, strict=True):
+                row += [_show_median(metric, standing), _show_ratio(metric, contender, standing)]
+                if contender.judged:
+                    row.append(_show_verdict(standing))
             table.add_row(*row, *_show_target(metric), rounds)
             title = rounds = ""
     return table
@@ -101,8 +121,28 @@ def show_number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
-def _show_verdict(verdict: Verdict | None) -> str:
-    return "" if verdict is None else f"[{_STYLES[verdict]}]{verdict.value}[/]"
+def _label(metric: Metric) -> str:
+    # A metric against another contender stands below the one of the same name.
+    if metric.against is not None:
+        return f"- to {escape(metric.against)}"
+    return f"{metric.name} {metric.unit}".strip()
+
+
+def _show_median(metric: Metric, standing: Standing | None) -> str:
+    # A metric against another contender is there for its ratio; its medians stand above already.
+    return "" if standing is None or metric.against else show_number(standing.median)
+
+
+def _show_ratio(metric: Metric, contender: Contender, standing: Standing | None) -> str:
+    if standing is None or (metric.against and not contender.judged):
+        return ""
+    return show_number(standing.ratio) + "x"
+
+
+def _show_verdict(standing: Standing | None) -> str:
+    if standing is None or standing.verdict is None:
+        return ""
+    return f"[{_STYLES[standing.verdict]}]{standing.verdict.value}[/]"
 
 
 def _show_target(metric: Metric) -> tuple[str, str]:
@@ -124,13 +164,13 @@ def as_json(results: Sequence[WorkResult], machine: dict[str, Any]) -> dict[str,
                 "name": result.work.name,
                 "title": result.work.title,
                 "baseline": result.contenders[0],
+                "remarks": dict(result.work.remarks),
                 "error": result.error,
                 "cases": [
                     {
                         "title": found.case.title,
                         "metrics": [
-                            _metric_as_json(found, metric, result.contenders)
-                            for metric in found.case.metrics
+                            _metric_as_json(result, found, metric) for metric in found.case.metrics
                         ],
                     }
                     for found in result.cases
@@ -141,23 +181,25 @@ def as_json(results: Sequence[WorkResult], machine: dict[str, Any]) -> dict[str,
     }
 
 
-def _metric_as_json(found: CaseResult, metric: Metric, contenders: Sequence[str]) -> dict[str, Any]:
+def _metric_as_json(result: WorkResult, found: CaseResult, metric: Metric) -> dict[str, Any]:
     must, aim = _show_target(metric)
-    standings = found.standings(metric)
+    standings = zip(result.contenders, result.standings(found, metric), found.samples, strict=True)
     return {
         "name": metric.name,
         "unit": metric.unit,
         "better": metric.better,
+        "baseline": metric.against or result.contenders[0],
         "must": must or None,
         "aim": aim or None,
         "contenders": {
             contender: {
                 "median": standing.median,
                 "ratio": standing.ratio if math.isfinite(standing.ratio) else None,
-                "verdict": standing.verdict.value if standing.verdict and i else None,
-                "samples": [sample[metric.name] for sample in found.samples[i]],
+                "verdict": standing.verdict.value if standing.verdict else None,
+                "samples": [sample[metric.name] for sample in samples],
             }
-            for i, (contender, standing) in enumerate(zip(contenders, standings, strict=True))
+            for contender, standing, samples in standings
+            if standing is not None
         },
     }
 

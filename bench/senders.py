@@ -11,6 +11,8 @@ import uvloop
 
 import aiozc
 
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
 Send = Callable[[socket.socket, IO[bytes], int, int], Awaitable[int]]
 """``await send(sock, file, offset, count)`` gives the number of bytes sent."""
 
@@ -20,8 +22,9 @@ class Sender:
     """One way to send, and the kind of loop it runs on."""
 
     name: str
-    loop_factory: Callable[[], asyncio.AbstractEventLoop]
+    loop_factory: LoopFactory
     send: Send
+    judged: bool = True
 
 
 def _sock_sendfile(sock: socket.socket, file: IO[bytes], offset: int, count: int) -> Awaitable[int]:

@@ -1,67 +1,26 @@
-"""What is measured. A work makes what it needs, and gives the cases that the contenders take."""
+"""What is measured of ``loop_sendfile``."""
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from bench.measure import AtLeast, AtMost, Metric, Sample, percentile
+from bench.cases import (
+    Case,
+    Settings,
+    Work,
+    cpu_metrics,
+    cpu_per_gigabyte,
+    lateness,
+    lateness_metrics,
+    show_size,
+    throughput,
+    throughput_metric,
+)
+from bench.measure import AtLeast, AtMost, Metric, Sample
 from bench.receivers import Mode, Receiver
 from bench.scratch import GIB, KIB, MIB, make_cold, make_file, make_sparse_file, warm
 from bench.senders import FLOOR, SENDERS, Sender
 from bench.slow_clients import SlowPlan, serve_slow_clients
-from bench.transfers import Plan, Turn, take_turn
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How much is to be done, and where files may lie."""
-
-    quick: bool
-    rounds: int | None
-    scratch: Path
-    """A directory for files, which someone else removes."""
-    awake: float | None = None
-    """Seconds that receivers look for more before they sleep, in place of each work's own."""
-
-    def choose_rounds(self, quick: int, full: int) -> int:
-        """Give the rounds asked for on the command line, or else one of these."""
-        if self.rounds is not None:
-            return self.rounds
-        return quick if self.quick else full
-
-    def receive(self, mode: Mode, awake: float = 0) -> Receiver:
-        """Start a receiver."""
-        return Receiver(mode, awake=awake if self.awake is None else self.awake)
-
-    def choose_budget(self, quick: float) -> float:
-        """Give the seconds after which no further round begins."""
-        return quick if self.quick and self.rounds is None else float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One thing that all contenders do, in turns."""
-
-    title: str
-    metrics: Sequence[Metric]
-    run: Callable[[Sender], Sample]
-    rounds: int
-    budget: float
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A family of cases, which share one table."""
-
-    name: str
-    title: str
-    prepare: Callable[[Settings, ExitStack], list[Case]]
-    """Makes files and starts receivers; what it leaves open goes to the stack."""
-    senders: Sequence[Sender] = SENDERS
-    """Who takes turns, the baseline first."""
-
+from bench.transfers import Plan, take_turn
 
 # Small files
 
@@ -76,7 +35,7 @@ _SMALL_TARGETS: Final = {
 _TRANSFERS_IN_A_TURN: Final = {4 * KIB: 4096, 64 * KIB: 2048, 256 * KIB: 1536}
 
 
-def _small(settings: Settings, stack: ExitStack) -> list[Case]:
+def _small(settings: Settings, stack: ExitStack) -> list[Case[Sender]]:
     receiver = stack.enter_context(settings.receive("discard"))
     cases = []
     for size in _SMALL_SIZES:
@@ -124,7 +83,7 @@ _THROUGHPUT_TARGETS: Final[dict[Mode, AtLeast]] = {
 }
 
 
-def _stream(settings: Settings, stack: ExitStack) -> list[Case]:
+def _stream(settings: Settings, stack: ExitStack) -> list[Case[Sender]]:
     size = 256 * MIB if settings.quick else GIB
     file = make_file(settings.scratch / "stream", size)
     warm(file)
@@ -139,20 +98,15 @@ def _stream(settings: Settings, stack: ExitStack) -> list[Case]:
 
         def run(sender: Sender, receiver: Receiver = receiver) -> Sample:
             turn = take_turn(sender, receiver, plan)
-            return {
-                "throughput": _gigabytes_a_second(plan, turn),
-                "loop CPU": turn.loop_cpu * 1e3 / (plan.bytes / 1e9),
-                "process CPU": turn.process_cpu * 1e3 / (plan.bytes / 1e9),
-            }
+            return {**throughput(plan.bytes, turn), **cpu_per_gigabyte(plan.bytes, turn)}
 
         metrics = [
-            Metric("throughput", "GB/s", "more", _THROUGHPUT_TARGETS[mode]),
-            Metric("loop CPU", "ms/GB", "less", _LOOP_CPU_TARGETS[mode]),
-            Metric("process CPU", "ms/GB", "less"),
+            throughput_metric(_THROUGHPUT_TARGETS[mode]),
+            *cpu_metrics(_LOOP_CPU_TARGETS[mode]),
         ]
         cases.append(
             Case(
-                f"{_size(size)}, peer {does}",
+                f"{show_size(size)}, peer {does}",
                 metrics,
                 run,
                 settings.choose_rounds(3, 7),
@@ -165,7 +119,7 @@ def _stream(settings: Settings, stack: ExitStack) -> list[Case]:
 # Many cold files
 
 
-def _cold(settings: Settings, stack: ExitStack) -> list[Case]:
+def _cold(settings: Settings, stack: ExitStack) -> list[Case[Sender]]:
     count, size = (16, 16 * MIB) if settings.quick else (64, 32 * MIB)
     receiver = stack.enter_context(settings.receive("discard"))
     files = [make_file(settings.scratch / f"cold-{i}", size) for i in range(count)]
@@ -185,22 +139,15 @@ def _cold(settings: Settings, stack: ExitStack) -> list[Case]:
         for file in files:
             make_cold(file)
         turn = take_turn(sender, receiver, plan)
-        return {
-            "lateness p50": percentile(turn.lateness, 50) * 1e3,
-            "lateness p99": percentile(turn.lateness, 99) * 1e3,
-            "lateness max": max(turn.lateness) * 1e3,
-            "throughput": _gigabytes_a_second(plan, turn),
-        }
+        return {**lateness(turn), **throughput(plan.bytes, turn)}
 
     metrics = [
-        Metric("lateness p50", "ms", "less"),
-        Metric("lateness p99", "ms", "less"),
-        Metric("lateness max", "ms", "less", AtLeast(20, aim=100)),
-        Metric("throughput", "GB/s", "more", AtLeast(0.95, aim=1.2)),
+        *lateness_metrics(AtLeast(20, aim=100)),
+        throughput_metric(AtLeast(0.95, aim=1.2)),
     ]
     return [
         Case(
-            f"{count} of {_size(size)}",
+            f"{count} of {show_size(size)}",
             metrics,
             run,
             settings.choose_rounds(3, 5),
@@ -214,7 +161,7 @@ def _cold(settings: Settings, stack: ExitStack) -> list[Case]:
 _CLIENTS: Final = 500
 
 
-def _slow_clients(settings: Settings, stack: ExitStack) -> list[Case]:  # noqa: ARG001
+def _slow_clients(settings: Settings, stack: ExitStack) -> list[Case[Sender]]:  # noqa: ARG001
     file = make_sparse_file(settings.scratch / "slow", 64 * MIB)
     warm(file)
     seconds = 1.2 if settings.quick else 6.0
@@ -248,27 +195,24 @@ def _slow_clients(settings: Settings, stack: ExitStack) -> list[Case]:  # noqa: 
     ]
 
 
-WORKS: Final[tuple[Work, ...]] = (
+WORKS: Final[tuple[Work[Sender], ...]] = (
     Work(
-        "small", "Small cached files: time per transfer, peer discards", _small, (*SENDERS, FLOOR)
+        "small",
+        "Small cached files: time per transfer, peer discards",
+        _small,
+        (*SENDERS, FLOOR),
     ),
-    Work("stream", "One large cached file: throughput, and CPU time per GB", _stream),
+    Work("stream", "One large cached file: throughput, and CPU time per GB", _stream, SENDERS),
     Work(
         "cold",
         "Cold files, all at once, peer discards: how late a 1 ms timer is on the loop",
         _cold,
+        SENDERS,
     ),
     Work(
         "slow-clients",
         "Slow clients, each reads 16 KiB every 40 ms; the process that serves them is unprivileged",
         _slow_clients,
+        SENDERS,
     ),
 )
-
-
-def _gigabytes_a_second(plan: Plan, turn: Turn) -> float:
-    return plan.bytes / turn.elapsed / 1e9
-
-
-def _size(size: int) -> str:
-    return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"

@@ -3,24 +3,20 @@
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from bench.errors import BenchError
-from bench.measure import LatenessTimer, no_garbage_collection
+from bench.errors import BenchError, first
+from bench.measure import Meter, Turn, no_garbage_collection
 from bench.receivers import Receiver
-from bench.senders import Sender
+from bench.senders import LoopFactory, Sender
+from bench.sources import CONGESTION
 
-CONGESTION = b"cubic"
-"""The senders' congestion control: the kernel's default, whatever this machine has set.
+T = TypeVar("T")
 
-BBR paces by timers, at a rate that it estimates anew in every gap: on loopback one and the same
-sender took 0.13 or 0.46 s for a GiB, with 300 or 14,000 timer interrupts (Linux 6.18).
-"""
 TIME_LIMIT = 120.0
 """Seconds after which a turn is given up."""
 
@@ -51,51 +47,34 @@ class Plan:
         return self.transfers * self.size
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one turn took, in seconds."""
-
-    elapsed: float
-    """From before the first transfer until the receiver had read the last byte."""
-    loop_cpu: float
-    """CPU time of the loop's thread."""
-    process_cpu: float
-    """CPU time of the whole process.
-
-    io_uring's workers are threads of it and count: 2 GB read by a worker (IOSQE_ASYNC) added
-    0.208 s to ``time.process_time`` and 0.004 s to ``time.thread_time`` (Linux 6.18).
-    """
-    lateness: Sequence[float] = field(default=())
-
-
 def take_turn(sender: Sender, receiver: Receiver, plan: Plan) -> Turn:
     """Run a plan on a new loop; raise BenchError if a byte is missing at the receiver."""
     with ExitStack() as stack:
         lanes = [_Lane(receiver.address, file, plan, stack) for file in plan.files]
         try:
-            started, turn = run_on_loop(sender, lambda: _send_all(sender, plan, lanes))
+            started, turn = run_on_loop(sender.loop_factory, lambda: _send_all(sender, plan, lanes))
         except TimeoutError:
             raise BenchError(f"{sender.name} was not done after {TIME_LIMIT:.0f} s") from None
         except ExceptionGroup as group:
             receiver.check()
-            raise _first(group) from None
+            raise first(group) from None
         ended = receiver.wait_ended([lane.port for lane in lanes])
     expected = plan.warm_size * plan.warm_repeats + plan.size * plan.repeats
     for end in ended.values():
         if end.received != expected:
             raise BenchError(f"{sender.name} sent {end.received} bytes in place of {expected}")
     turn_ended = max(end.at for end in ended.values())
-    return Turn(turn_ended - started, turn.loop_cpu, turn.process_cpu, turn.lateness)
+    return replace(turn, elapsed=turn_ended - started)
 
 
-def run_on_loop(sender: Sender, main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine on a new loop of the sender's kind, and close the loop."""
-    with asyncio.Runner(loop_factory=sender.loop_factory) as runner:
+def run_on_loop(loop_factory: LoopFactory, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on a new loop, and close the loop."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(main())
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
     """Give up after TIME_LIMIT, by a thread that sleeps.
 
     A timer on the loop would be measured too: every wait of the loop starts and cancels one of
@@ -122,14 +101,6 @@ def _time_limit() -> Iterator[None]:
         watch.join()
 
 
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    """Give the first plain exception of a group: all lanes fail for one reason."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 class _Lane:
     """One connection, with the file that goes over it."""
 
@@ -143,26 +114,19 @@ class _Lane:
 
 
 async def _send_all(sender: Sender, plan: Plan, lanes: Sequence[_Lane]) -> tuple[float, Turn]:
-    with _time_limit():
+    with time_limit():
         async with asyncio.TaskGroup() as group:
             for lane in lanes:
                 group.create_task(
                     _send(sender, lane.sock, lane.warm_file, plan.warm_size, plan.warm_repeats)
                 )
-        timer = LatenessTimer()
         with no_garbage_collection():
-            if plan.timer:
-                timer.start()
-            loop_cpu, process_cpu = time.thread_time(), time.process_time()
-            started = time.monotonic()
+            meter = Meter(timer=plan.timer)
             async with asyncio.TaskGroup() as group:
                 for lane in lanes:
                     group.create_task(_send_to_the_end(sender, plan, lane))
-            elapsed = time.monotonic() - started
-            loop_cpu = time.thread_time() - loop_cpu
-            process_cpu = time.process_time() - process_cpu
-            lateness = timer.stop()
-    return started, Turn(elapsed, loop_cpu, process_cpu, lateness)
+            turn = meter.stop()
+    return meter.started, turn
 
 
 async def _send_to_the_end(sender: Sender, plan: Plan, lane: _Lane) -> None:

@@ -7,19 +7,20 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from bench.__main__ import WORK_NAMES
+from bench.__main__ import COMMANDS
+from bench.cases import Case, Work
 from bench.measure import AtLeast, AtMost, Metric
 from bench.processes import importing_bench
 from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
-from bench.senders import BASELINE
-from bench.works import WORKS, Case, Work
+from bench.senders import BASELINE, Sender
 
-CASE = Case(
+CASE: Case[Sender] = Case(
     "a case",
     [
         Metric("time", "us", "less", AtLeast(4, aim=6)),
@@ -59,11 +60,15 @@ def run_bench(
     )
 
 
-def test_the_table_shows_medians_ratios_targets_and_marks() -> None:
+def rows_of(result: WorkResult) -> list[str]:
     console = Console(width=140, file=io.StringIO())
-    console.print(make_table(RESULT))
+    console.print(make_table(result))
     assert isinstance(console.file, io.StringIO)
-    rows = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_the_table_shows_medians_ratios_targets_and_marks() -> None:
+    rows = rows_of(RESULT)
 
     assert "A work" in rows
     assert "a case time us 50 5.50 9x aim 40 1.50x miss 4x 6x 2" in rows
@@ -84,6 +89,33 @@ def test_the_json_holds_every_sample_and_is_strict_json() -> None:
     assert threads["contenders"]["first"]["ratio"] is None
 
 
+def test_a_contender_that_gives_no_such_number_has_an_empty_place() -> None:
+    partial = CaseResult(CASE, [[{"time": 40, "threads": 1}], [{"time": 5}], [{"time": 20}]])
+    result = replace(RESULT, cases=[partial])
+    found = as_json([result], {})
+
+    assert list(found["works"][0]["cases"][0]["metrics"][1]["contenders"]) == ["base"]
+    assert "threads 1 <= 24" in rows_of(result)
+
+
+def test_a_target_may_be_against_another_contender_and_is_for_those_judged() -> None:
+    rival = replace(BASELINE, name="rival", judged=False)
+    metric = Metric("throughput", "GB/s", "more", AtLeast(1, aim=2), against="rival")
+    work = Work("a-work", "A work", lambda _, __: [], [*CONTENDERS, rival], {"rival": "a remark"})
+    case = replace(CASE, metrics=[metric])
+    samples = [[{"throughput": number}] for number in (1, 8, 2, 4)]
+    result = WorkResult(work, [CaseResult(case, samples)])
+    found = as_json([result], {})["works"][0]
+
+    assert found["remarks"] == {"rival": "a remark"}
+    assert found["cases"][0]["metrics"][0]["baseline"] == "rival"
+    assert [
+        (contender["ratio"], contender["verdict"])
+        for contender in found["cases"][0]["metrics"][0]["contenders"].values()
+    ] == [(0.25, "miss"), (2, "aim"), (0.5, "miss"), (1, None)]
+    assert "a case - to rival 2x aim 0.50x miss 1x 2x 1" in rows_of(result)
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -100,8 +132,10 @@ def test_numbers_have_about_three_digits(value: float, shown: str) -> None:
     assert show_number(value) == shown
 
 
-def test_the_command_line_names_every_work() -> None:
-    assert tuple(work.name for work in WORKS) == WORK_NAMES
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_line_names_every_work(command: str) -> None:
+    works = import_module(f"bench.{command}_works").WORKS
+    assert tuple(work.name for work in works) == COMMANDS[command]
 
 
 def test_the_smallest_work_prints_its_table_writes_json_and_leaves_no_file(tmp_path: Path) -> None:
@@ -126,9 +160,50 @@ def test_the_smallest_work_prints_its_table_writes_json_and_leaves_no_file(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("command", "work", "cases", "texts"),
+    [
+        (
+            "relay",
+            "stream",
+            ["192 MB, 1 conn.", "192 MB, 64 conn."],
+            ["streams", "aiozc", "HAProxy: ", "2.5x"],
+        ),
+        ("recvfile", "tmpfs", ["192 MiB, tmpfs"], ["recv_into", "aiozc", "1.3x"]),
+    ],
+)
+def test_another_command_prints_its_table_writes_json_and_leaves_no_file(
+    command: str, work: str, cases: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    found = tmp_path / "found.json"
+
+    done = run_bench(
+        *(command, "--quick", "--only", work, "--rounds", "1"),
+        *("--dir", str(scratch), "--json", str(found)),
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in texts:
+        assert text in done.stdout
+    written = json.loads(found.read_text())
+    assert [work["name"] for work in written["works"]] == [work]
+    assert [case["title"] for case in written["works"][0]["cases"]] == cases
+    for case in written["works"][0]["cases"]:
+        metrics = {metric["name"]: metric for metric in case["metrics"]}
+        for name in ("throughput", "loop CPU", "process CPU", "lateness p99"):
+            samples = metrics[name]["contenders"]["aiozc, uvloop"]["samples"]
+            assert len(samples) == 1
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
+        ["no-such-command"],
         ["--only", "no-such-work"],
+        ["relay", "--only", "small"],
+        ["recvfile", "--awake", "1"],
         ["--rounds", "0"],
         ["--rounds", "x"],
         ["--awake", "-1"],
