@@ -82,7 +82,12 @@ def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
 
 
 async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target: Stream) -> None:
-    await uring.move(reactor, transfer, source, target)
+    try:
+        await uring.move(reactor, transfer, source, target)
+    except BrokenPipeError:
+        # Seen by a look at a target that was shut.
+        source.reset()
+        raise
     if transfer.error:
         (target if transfer.source_failed else source).reset()
         raise error_from(transfer.error, f"after {transfer.position} bytes were relayed")

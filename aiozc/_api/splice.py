@@ -219,7 +219,9 @@ class _Given:
         """Return what the transfer's record may own."""
         if self.kind is _Kind.FILE:
             return Original(self.holder, self.offset if self.follows else None)
-        return Stream(self.holder, role, is_socket=self.kind is _Kind.SOCKET)
+        # Devices have no stream that two could tear apart.
+        roles = () if self.kind is _Kind.OTHER else (role,)
+        return Stream(self.holder, *roles, is_socket=self.kind is _Kind.SOCKET)
 
 
 def _look_at(side: Any, offset: int | None) -> _Given:

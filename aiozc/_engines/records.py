@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
-from aiozc._kernel.sockets import end_writing, reset, send_nowait, type_of
+from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of
 
 
 class HasFileno(Protocol):
@@ -116,12 +116,13 @@ class Stream(Original):
                 raise already_busy(holder, role)
 
     def check(self) -> None:
-        """Raise the OSError that sending would end with, whether or not there is room.
+        """Raise the OSError that sending into a UNIX socket would end with, room or not.
 
-        A socket that was shut for writing while its buffer was full is never writable: a
-        poll for that waits for ever (seen with AF_UNIX). Sending nothing does not wait.
+        One that was shut for writing while its buffer was full is never writable: a poll for
+        that waits for ever. Sending nothing does not wait. A TCP socket is writable then, and
+        must not be asked: asking takes the error of a reset away from whoever reads next.
         """
-        if self._is_socket:
+        if self._is_socket and is_unix(self.copy):
             send_nowait(self.copy, _NOTHING)
 
     @property

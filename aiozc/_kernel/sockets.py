@@ -28,11 +28,18 @@ _getsockopt.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_
 
 def type_of(fd: int) -> int:
     """Return the socket type behind a number; OSError (ENOTSOCK, EBADF) where there is none."""
+    return _option(fd, socket.SO_TYPE)
+
+
+def is_unix(fd: int) -> bool:
+    """Return whether a socket is of the family AF_UNIX."""
+    return _option(fd, socket.SO_DOMAIN) == socket.AF_UNIX
+
+
+def _option(fd: int, name: int) -> int:
     value, length = ctypes.c_int(), ctypes.c_uint32(ctypes.sizeof(ctypes.c_int))
-    if _getsockopt(
-        fd, socket.SOL_SOCKET, socket.SO_TYPE, ctypes.byref(value), ctypes.byref(length)
-    ):
-        raise error_from(ctypes.get_errno(), "asking for the type of a socket")
+    if _getsockopt(fd, socket.SOL_SOCKET, name, ctypes.byref(value), ctypes.byref(length)):
+        raise error_from(ctypes.get_errno(), "asking for an option of a socket")
     return value.value
 
 
