@@ -102,7 +102,7 @@ class Sendfile:
 
     @property
     def at_once(self) -> int:
-        """Bytes that the next chain may move in the loop's own thread; 0: it goes elsewhere."""
+        """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
         return self._rest() if self._state is State.SENDING else 0
 
     def _rest(self) -> int:

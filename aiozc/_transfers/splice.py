@@ -40,9 +40,11 @@ from aiozc._transfers.steps import UNLUCKY, Chain, End, PollIn, PollOut, Splice,
 
 ROUND = 256 * 1024
 """The most bytes that a round moves in the loop's own thread: about 50 us."""
+COST = 4 * ROUND
+"""What a round costs the loop's thread, in bytes that it might send from a file instead."""
 EAGER = 64 * 1024
 """A read of this many bytes shows a source that is not slow."""
-FAST = 4
+FAST = 2
 """Rounds in a row of a source that is not slow, after which chains pay."""
 MOST_ROUNDS = 16
 """Rounds of one chain; what is planned and cut off costs the loop's thread 2 us a step."""
@@ -125,8 +127,8 @@ class Splicing:
 
     @property
     def at_once(self) -> int:
-        """Bytes that the next chain may move in the loop's own thread; 0: it goes elsewhere."""
-        return ROUND if self._state is State.SWIFT else 0
+        """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
+        return COST if self._state is State.SWIFT else 0
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (8 or more) at the most."""

@@ -88,7 +88,7 @@ class Transfer(Protocol):
 
     @property
     def at_once(self) -> int:
-        """Bytes that the next chain may move in the loop's own thread; 0: it goes elsewhere."""
+        """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (8 or more) at the most."""
