@@ -97,14 +97,13 @@ async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target:
 async def _all(ways: Collection["asyncio.Task[None]"]) -> None:
     """Wait for both; where one fails, or the caller is cancelled, the other is cancelled."""
     error: BaseException | None = None
-    pending = set(ways)
-    while pending:
+    # Not what asyncio.wait says is pending: who is cancelled in every turn never hears that.
+    while pending := [way for way in ways if not way.done()]:
         try:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
         except asyncio.CancelledError as cancelled:
             error = cancelled
-        else:
-            error = error or next(filter(None, map(_failure, done)), None)
+        error = error or next(filter(None, map(_failure, ways)), None)
         if error is not None:
             for way in pending:
                 way.cancel()
@@ -113,4 +112,6 @@ async def _all(ways: Collection["asyncio.Task[None]"]) -> None:
 
 
 def _failure(way: "asyncio.Task[None]") -> BaseException | None:
+    if not way.done():
+        return None
     return asyncio.CancelledError() if way.cancelled() else way.exception()
