@@ -3,6 +3,7 @@
 import _socket
 import asyncio
 import errno
+import fcntl
 import io
 import os
 import socket
@@ -11,7 +12,7 @@ from typing import Any
 
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import socket_type
-from aiozc._errors import RingUnavailableError
+from aiozc._errors import RingUnavailableError, error_from, tell
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
 # member of it, 0.5 us for each transfer.
@@ -70,6 +71,23 @@ def timeout_of(sock: Any) -> float | None:
         timeout: float | None = sock.gettimeout()
         return timeout
     return None if os.get_blocking(sock.fileno()) else 0
+
+
+def check_access(side: Any, fd: int, *, writing: bool) -> None:
+    """Raise the OSError that a transfer would end with, before any byte has left its source.
+
+    EBADF for what is not open that way, EINVAL for a file opened with O_APPEND (splice(2)).
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    error = None
+    if flags & os.O_ACCMODE == (os.O_RDONLY if writing else os.O_WRONLY):
+        way = "writing" if writing else "reading"
+        error = error_from(errno.EBADF, f"{side!r} is not open for {way}")
+    elif writing and flags & os.O_APPEND:
+        error = error_from(errno.EINVAL, f"{side!r} was opened for appending")
+    if error is not None:
+        tell(error, 0, 0)
+        raise error
 
 
 def transforms(file: Any) -> bool:

@@ -2,8 +2,6 @@
 
 import asyncio
 import enum
-import errno
-import fcntl
 import io
 import os
 import ssl
@@ -14,6 +12,7 @@ from typing import Any
 from aiozc._api.arguments import (
     CANNOT,
     check,
+    check_access,
     check_binary,
     check_count,
     check_offset,
@@ -67,7 +66,8 @@ async def splice_pipe(
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
     check_count(count)
-    given, wanted = _look_at(src, src_offset), _look_at(dst, dst_offset)
+    given = _look_at(src, src_offset, writing=False)
+    wanted = _look_at(dst, dst_offset, writing=True)
     reactor = get_reactor()
     await _settle(dst)
     transfer = _choose(given, wanted, count)
@@ -224,7 +224,7 @@ class _Given:
         return Stream(self.holder, *roles, is_socket=self.kind is _Kind.SOCKET)
 
 
-def _look_at(side: Any, offset: int | None) -> _Given:
+def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
     holder = _Number(side) if isinstance(side, int) else side
     if isinstance(holder, ssl.SSLSocket):
         raise ValueError(f"{side!r} encrypts what it sends: only plain sockets can be spliced")
@@ -244,6 +244,7 @@ def _look_at(side: Any, offset: int | None) -> _Given:
         check_offset(offset)
         if kind is not _Kind.FILE:
             raise ValueError(f"{side!r} has no positions: its offset must be None, not {offset}")
+    check_access(side, holder.fileno(), writing=writing)
     return _Given(holder, kind, offset)
 
 
@@ -274,21 +275,14 @@ def _choose(given: _Given, wanted: _Given, count: int | None) -> Sendfile | Spli
 
 
 def _check_regular(file: Any) -> None:
-    """Raise SendfileNotAvailableError for what cannot be spliced into, OSError for the wrong mode.
-
-    splice(2) answers EBADF and EINVAL too, but when bytes have left the socket.
-    """
+    """Raise for what cannot be spliced into: SendfileNotAvailableError, or OSError."""
     if transforms(file):
         raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what is written")
     try:
         fd = file.fileno()
     except (AttributeError, io.UnsupportedOperation):
         raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if flags & os.O_ACCMODE == os.O_RDONLY:
-        raise error_from(errno.EBADF, f"{file!r} is not open for writing")
-    if flags & os.O_APPEND:
-        raise error_from(errno.EINVAL, f"{file!r} was opened for appending")
+    check_access(file, fd, writing=True)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")
 
