@@ -69,6 +69,7 @@ async def splice_pipe(
     given = _look_at(src, src_offset, writing=False)
     wanted = _look_at(dst, dst_offset, writing=True)
     reactor = get_reactor()
+    await _settle(src)
     await _settle(dst)
     transfer = _choose(given, wanted, count)
     reactor.count(transfers=1)
@@ -292,7 +293,7 @@ async def _settle(file: Any) -> None:
 
     In a thread where something is to be written: that may wait for a disk, or for a reader.
     """
-    if not hasattr(file, "flush"):
+    if not hasattr(file, "flush") or not file.writable():
         return
     try:
         settled = file.tell() == os.lseek(file.fileno(), 0, os.SEEK_CUR)
