@@ -9,10 +9,12 @@ import faulthandler
 import functools
 import gc
 import hashlib
+import io
 import os
 import queue
 import selectors
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -26,8 +28,11 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 T = TypeVar("T")
 
+Descriptor = socket.socket | io.RawIOBase
+
 KIB = 1024
 MIB = 1024 * KIB
+CERTIFICATE = Path(__file__).with_name("certificate.pem")
 
 
 # Content
@@ -111,7 +116,7 @@ class FarEnd:
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[Descriptor] = []
         self._selector.register(self._wake, selectors.EVENT_READ, self._run_calls)
         self._running = True
         self._thread = threading.Thread(target=self._run, name="far end", daemon=True)
@@ -128,12 +133,19 @@ class FarEnd:
         self._selector.close()
         os.close(self._wake)
 
-    def receive(self, sock: socket.socket, *, limit: int | None = None) -> "Receiver":
-        """Take the socket over and receive by it, `limit` bytes if one is given."""
+    def receive(self, sock: Descriptor, *, limit: int | None = None) -> "Receiver":
+        """Take the socket or pipe over and receive by it, `limit` bytes if one is given."""
         self._sockets.append(sock)
         receiver = Receiver(self, self._selector, sock)
         receiver.allow(limit)
         return receiver
+
+    def peer(self, sock: Descriptor, *, limit: int | None = None) -> "Peer":
+        """Take the socket or pipe over; receive by it as above, and send by it."""
+        self._sockets.append(sock)
+        peer = Peer(self, self._selector, sock)
+        peer.allow(limit)
+        return peer
 
     def call(self, function: Callable[[], T]) -> T:
         """Run it in the thread and return what it returns, or raise what it raises."""
@@ -167,15 +179,13 @@ class FarEnd:
 class Receiver:
     """One far end: keeps what arrives, and reads, stops or resets when told to."""
 
-    def __init__(
-        self, far_end: FarEnd, selector: selectors.BaseSelector, sock: socket.socket
-    ) -> None:
+    def __init__(self, far_end: FarEnd, selector: selectors.BaseSelector, sock: Descriptor) -> None:
         self._far_end = far_end
         self._selector = selector
         self._sock = sock
         self._data = bytearray()
         self._limit: int | None = 0
-        self._reading = False
+        self._events = 0
         self._error: OSError | None = None
         self._waiting: list[tuple[int, Future[None]]] = []
         self._end: Future[bytes] = Future()
@@ -203,7 +213,9 @@ class Receiver:
         """Answer with a reset (TCP), or close over what was not read (UNIX)."""
 
         def reset() -> None:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock = self._sock
+            if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._finish()
 
         self._far_end.call(reset)
@@ -236,40 +248,51 @@ class Receiver:
         self.allow(None)
         return await asyncio.wrap_future(self._end)
 
-    def _readable(self) -> None:
-        if not self._reading:  # stopped since the selector answered
+    def _wanted(self) -> int:
+        more = self._limit is None or self.count < self._limit
+        return selectors.EVENT_READ if more and not self._end.done() else 0
+
+    def _serve(self) -> None:
+        if not self._wanted() & selectors.EVENT_READ:  # stopped since the selector answered
             return
         room = 256 * KIB if self._limit is None else min(256 * KIB, self._limit - self.count)
         try:
-            chunk = self._sock.recv(room)
+            chunk = os.read(self._sock.fileno(), room)
         except BlockingIOError:
             return
         except OSError as error:
-            self._error = error
-            chunk = b""
+            self._error = self._error or error
+            self._finish()
+            return
         self._data += chunk
         if chunk:
             self._listen()
             self._report()
         else:
-            self._finish()
+            self._stream_ended()
+
+    def _stream_ended(self) -> None:
+        self._finish()
 
     def _listen(self) -> None:
-        wanted = not self._end.done() and (self._limit is None or self.count < self._limit)
-        if wanted and not self._reading:
-            self._selector.register(self._sock, selectors.EVENT_READ, self._readable)
-        elif self._reading and not wanted:
+        events = self._wanted()
+        if events and not self._events:
+            self._selector.register(self._sock, events, self._serve)
+        elif self._events and not events:
             self._selector.unregister(self._sock)
-        self._reading = wanted
+        elif events != self._events:
+            self._selector.modify(self._sock, events, self._serve)
+        self._events = events
 
     def _finish(self) -> None:
-        if self._end.done():
-            return
-        if self._reading:
+        if self._events:
             self._selector.unregister(self._sock)
-            self._reading = False
+            self._events = 0
         self._sock.close()
-        with contextlib.suppress(InvalidStateError):
+        self._set_end()
+
+    def _set_end(self) -> None:
+        with contextlib.suppress(InvalidStateError):  # it has ended before, or was given up
             self._end.set_result(bytes(self._data))
         self._report()
 
@@ -279,6 +302,160 @@ class Receiver:
             self._waiting.remove(entry)
             with contextlib.suppress(InvalidStateError):  # its waiter was cancelled
                 entry[1].set_result(None)
+
+
+class Peer(Receiver):
+    """A far end that sends too, and half-closes when told to.
+
+    It stays open until both directions have ended, or one of them by an error.
+    """
+
+    def __init__(self, far_end: FarEnd, selector: selectors.BaseSelector, sock: Descriptor) -> None:
+        super().__init__(far_end, selector, sock)
+        self._content = memoryview(b"")
+        self._sent = 0
+        self._sending_limit: int | None = None
+        self._piece = 256 * KIB
+        self._finishing = False
+        self._half_closed = False
+
+    @property
+    def sent(self) -> int:
+        """How many bytes the kernel has taken."""
+        return self._sent
+
+    def send(
+        self,
+        content: bytes,
+        *,
+        limit: int | None = None,
+        end: bool = False,
+        piece: int = 256 * KIB,
+    ) -> None:
+        """Send, no more than `limit` bytes in all and `piece` at once; `end`: then half-close."""
+
+        def send() -> None:
+            self._content = memoryview(bytes(self._content) + content)
+            self._sending_limit = limit
+            self._finishing = end
+            self._piece = piece
+            self._listen()
+
+        self._far_end.call(send)
+
+    def allow_sending(self, limit: int | None) -> None:
+        """Send on until `limit` bytes have been sent in all (None: all), and no further."""
+
+        def allow() -> None:
+            self._sending_limit = limit
+            self._listen()
+
+        self._far_end.call(allow)
+
+    def finish(self) -> int:
+        """Half-close now, whatever has not been sent; return how many bytes have been."""
+
+        def finish() -> int:
+            self._content = self._content[: self._sent]
+            self._half_close()
+            return self._sent
+
+        return self._far_end.call(finish)
+
+    def _sends(self) -> bool:
+        limit = self._sending_limit
+        return self._sent < len(self._content) and (limit is None or self._sent < limit)
+
+    def _ends(self) -> bool:
+        return self._finishing and self._sent == len(self._content)
+
+    def _wanted(self) -> int:
+        writes = not self._half_closed and (self._sends() or self._ends())
+        return super()._wanted() | (selectors.EVENT_WRITE if writes else 0)
+
+    def _serve(self) -> None:
+        if self._wanted() & selectors.EVENT_WRITE:
+            self._send_some()
+        if self._events:
+            super()._serve()
+
+    def _send_some(self) -> None:
+        until = self._sent + self._piece
+        if self._sending_limit is not None:
+            until = min(until, self._sending_limit)
+        try:
+            if self._sends():
+                self._sent += os.write(self._sock.fileno(), self._content[self._sent : until])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # The other direction may have bytes left to be read.
+            self._error = self._error or error
+            self._half_close()
+            return
+        if self._ends():
+            self._half_close()
+        else:
+            self._listen()
+
+    def _half_close(self) -> None:
+        if self._half_closed:
+            return
+        self._half_closed = True
+        if self._end.done() or not isinstance(self._sock, socket.socket):
+            self._finish()
+            return
+        with contextlib.suppress(OSError):  # it was reset
+            self._sock.shutdown(socket.SHUT_WR)
+        self._listen()
+
+    def _stream_ended(self) -> None:
+        self._set_end()
+        if self._half_closed:
+            self._finish()
+        else:
+            self._listen()
+
+
+class Tls:
+    """A TLS connection: a non-blocking socket, and a thread that sends `content` and receives.
+
+    It does so when told to proceed, and sends no more when the socket is closed.
+    """
+
+    def __init__(self, content: bytes = b"") -> None:
+        near, far = socket_pair(sndbuf=64 * KIB, rcvbuf=64 * KIB)
+        near.setblocking(True)
+        far.setblocking(True)
+        self._far = far
+        self._content = content
+        self.proceed = threading.Event()
+        self._received = b""
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        self.sock = context.wrap_socket(near, server_side=True)
+        self.sock.setblocking(False)
+
+    def _serve(self) -> None:
+        context = ssl.create_default_context(cafile=CERTIFICATE)
+        with context.wrap_socket(self._far, server_hostname="localhost") as sock:
+            self.proceed.wait()
+            if self._content:
+                with contextlib.suppress(OSError):  # it was closed over what it did not read
+                    sock.sendall(self._content)
+                    sock.unwrap()
+                return
+            while chunk := sock.recv(64 * KIB):
+                self._received += chunk
+
+    def end(self) -> bytes:
+        """Close, and return what arrived."""
+        self.sock.close()
+        self.proceed.set()
+        self._thread.join()
+        return self._received
 
 
 # Loops
@@ -299,9 +476,10 @@ async def until(condition: Callable[[], bool]) -> None:
 async def outcome_of(task: "asyncio.Task[T]") -> T | BaseException:
     """Return what the task returned or raised, its cancellation too."""
     await asyncio.wait([task])
-    if task.cancelled():
-        return asyncio.CancelledError()
-    return task.exception() or task.result()
+    try:
+        return task.result()
+    except BaseException as error:
+        return error
 
 
 # What a process holds

@@ -7,7 +7,6 @@ import io
 import itertools
 import lzma
 import os
-import ssl
 import tarfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,19 +20,17 @@ import aiozc
 
 from .conftest import Connect, MakeFile
 from .support import (
-    KIB,
     MIB,
+    Tls,
     assert_same,
     outcome_of,
     pattern,
-    socket_pair,
     turns,
 )
 
 pytestmark = pytest.mark.anyio
 
 CONTENT = pattern(MIB + 11)
-CERTIFICATE = Path(__file__).with_name("certificate.pem")
 CAN_SEEK = ["memory", "gzip", "bz2", "lzma", "gzip in a buffer", "member", "trickle"]
 
 
@@ -326,38 +323,6 @@ async def test_an_offset_into_a_pipe_is_refused(
 # TLS
 
 
-class Tls:
-    """A TLS connection: a non-blocking socket to send by, and a thread that receives."""
-
-    def __init__(self) -> None:
-        near, far = socket_pair(sndbuf=64 * KIB, rcvbuf=64 * KIB)
-        near.setblocking(True)
-        far.setblocking(True)
-        self._far = far
-        self.reads = threading.Event()
-        self._received = b""
-        self._thread = threading.Thread(target=self._receive)
-        self._thread.start()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE)
-        self.sock = context.wrap_socket(near, server_side=True)
-        self.sock.setblocking(False)
-
-    def _receive(self) -> None:
-        context = ssl.create_default_context(cafile=CERTIFICATE)
-        with context.wrap_socket(self._far, server_hostname="localhost") as sock:
-            self.reads.wait()
-            while chunk := sock.recv(64 * KIB):
-                self._received += chunk
-
-    def end(self) -> bytes:
-        """Close, and return what arrived."""
-        self.sock.close()
-        self.reads.set()
-        self._thread.join()
-        return self._received
-
-
 @pytest.fixture
 async def tls() -> AsyncIterator[Tls]:
     """Make a connection, and wait for its handshake."""
@@ -375,14 +340,14 @@ async def test_a_file_arrives_whole_or_in_part_by_tls(
     chosen = CONTENT[offset:] if count is None else CONTENT[offset : offset + count]
     file = make_file(CONTENT)
     file.seek(offset)
-    tls.reads.set()
+    tls.proceed.set()
     assert await aiozc.loop_sendfile(tls.sock, file, offset, count) == len(chosen)
     assert file.tell() == offset + len(chosen)
     assert_same(await asyncio.to_thread(tls.end), chosen)
 
 
 async def test_files_follow_each_other_by_tls(tls: Tls, make_file: MakeFile) -> None:
-    tls.reads.set()
+    tls.proceed.set()
     contents = [pattern(100_000, seed) for seed in range(4)]
     for content in contents:
         assert await aiozc.loop_sendfile(tls.sock, make_file(content)) == len(content)
