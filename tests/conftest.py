@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -13,6 +13,7 @@ import uvloop
 import aiozc
 
 from .support import FarEnd, Receiver, check_nothing_left, holdings, socket_pair
+from .ways import Ends, splice_file
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: dict[str, LoopFactory] = {
@@ -108,6 +109,23 @@ def far_end() -> Iterator[FarEnd]:
         yield far_end
 
 
+class Send(Protocol):
+    """Send a file, as `aiozc.loop_sendfile` does."""
+
+    def __call__(
+        self, sock: Any, file: Any, offset: int = ..., count: int | None = ..., /
+    ) -> Coroutine[Any, Any, int]: ...
+
+
+SENDS: dict[str, Send] = {"loop_sendfile": aiozc.loop_sendfile, "splice_pipe": splice_file}
+
+
+@pytest.fixture(params=SENDS)
+def send(request: pytest.FixtureRequest) -> Send:
+    """Run the test by each function that sends files."""
+    return SENDS[request.param]
+
+
 class Connect(Protocol):
     """Make a connection; see `connect`."""
 
@@ -161,3 +179,10 @@ def make_file(tmp_path: Path) -> Iterator[MakeFile]:
             return file  # type: ignore[no-any-return]
 
         yield make_file
+
+
+@pytest.fixture
+def ends(far_end: FarEnd, tmp_path: Path) -> Iterator[Ends]:
+    """Make ends of each kind to move bytes between."""
+    with contextlib.ExitStack() as stack:
+        yield Ends(far_end, tmp_path, stack)
