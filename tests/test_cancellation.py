@@ -16,7 +16,7 @@ import pytest
 
 import aiozc
 
-from .conftest import IDLE_PIPES, Connect, MakeFile
+from .conftest import IDLE_PIPES, SENDS, Connect, MakeFile, Send
 from .support import (
     KIB,
     MIB,
@@ -39,7 +39,6 @@ CONTENT = pattern(2 * MIB)
 TAIL = pattern(50_001, 1)
 
 Scene = tuple[socket.socket, Receiver, BinaryIO, int]  # the last: bytes sent before
-SetScene = Callable[[], Scene]
 
 
 def rising() -> Iterator[int]:
@@ -72,42 +71,57 @@ async def check_after(scene: Scene, outcome: object, make_file: MakeFile) -> Non
 LIMITS = {"full": 0, "stopped reader": 300_000}
 
 
-@pytest.fixture(
-    params=["cached", "cold", "small sndbuf", "stopped reader", "small file", "full", "fallback"]
-)
+KINDS = ["cached", "cold", "small sndbuf", "stopped reader", "small file", "full"]
+WAYS = [(kind, name) for kind in KINDS for name in SENDS] + [("fallback", "loop_sendfile")]
+
+
+class Scenes:
+    """Makes a connection and a file for each transfer that is to be cancelled."""
+
+    def __init__(self, send: Send, set_scene: Callable[[], Scene]) -> None:
+        self.send = send
+        self._set_scene = set_scene
+
+    def __call__(self) -> Scene:
+        """Make one of each."""
+        return self._set_scene()
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
 def set_scene(
     request: pytest.FixtureRequest, family: int, connect: Connect, make_file: MakeFile
-) -> SetScene:
-    """Make a connection and a file for each transfer that is to be cancelled."""
+) -> Scenes:
+    """Set the scenes of one kind, for one function."""
+    kind, name = request.param
 
     def set_scene() -> Scene:
         sock, receiver = connect(
             family,
-            limit=LIMITS.get(request.param),
-            sndbuf=10_000 if request.param == "small sndbuf" else None,
+            limit=LIMITS.get(kind),
+            sndbuf=10_000 if kind == "small sndbuf" else None,
         )
-        if request.param == "fallback":
+        if kind == "fallback":
             return sock, receiver, io.BytesIO(CONTENT), 0
-        file = make_file(CONTENT[: 100 * KIB] if request.param == "small file" else CONTENT)
-        if request.param == "cold":
+        file = make_file(CONTENT[: 100 * KIB] if kind == "small file" else CONTENT)
+        if kind == "cold":
             write_out(file)
-        if request.param == "full":
+        if kind == "full":
             before = fill(sock)
             receiver.allow(None)
             return sock, receiver, file, before
         return sock, receiver, file, 0
 
-    return set_scene
+    return Scenes(SENDS[name], set_scene)
 
 
 async def test_cancelled_after_any_number_of_turns_the_position_says_what_arrives(
-    set_scene: SetScene, make_file: MakeFile
+    set_scene: Scenes, make_file: MakeFile
 ) -> None:
     """Go on until one has ended before its cancellation, or for 25 steps where none can."""
     for number in itertools.islice(rising(), 25):
         scene = set_scene()
         sock, _, file, _ = scene
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))
+        task = asyncio.create_task(set_scene.send(sock, file, OFFSET))
         await turns(number)
         asked = task.cancel()
         outcome = await outcome_of(task)
@@ -119,7 +133,7 @@ async def test_cancelled_after_any_number_of_turns_the_position_says_what_arrive
 
 @pytest.mark.parametrize("sndbuf", [None, 30_000])
 async def test_cancelled_after_any_number_of_bytes_the_position_says_what_arrives(
-    sndbuf: int | None, family: int, connect: Connect, make_file: MakeFile
+    send: Send, sndbuf: int | None, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The reader takes that many, and stops until the transfer is cancelled."""
     rest = len(CONTENT) - OFFSET
@@ -129,14 +143,14 @@ async def test_cancelled_after_any_number_of_bytes_the_position_says_what_arrive
     ):
         sock, receiver = connect(family, limit=count, sndbuf=sndbuf, rcvbuf=sndbuf)
         file = make_file(CONTENT)
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))
+        task = asyncio.create_task(send(sock, file, OFFSET))
         await receiver.wait_arrived(count)
         task.cancel()
         await check_after((sock, receiver, file, 0), await outcome_of(task), make_file)
 
 
 async def test_cancelled_when_all_has_arrived_the_position_is_the_end(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The last byte is there, and the transfer has not been told, or has just been."""
     for late in range(4):
@@ -144,7 +158,7 @@ async def test_cancelled_when_all_has_arrived_the_position_is_the_end(
             sock, receiver = connect(family, limit=0)
             before = fill(sock)
             file = make_file(CONTENT[:size])
-            task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))
+            task = asyncio.create_task(send(sock, file, OFFSET))
             await turns(3)
             receiver.allow(None)
             while receiver.count < before + size - OFFSET:
@@ -158,11 +172,11 @@ async def test_cancelled_when_all_has_arrived_the_position_is_the_end(
 
 
 async def test_a_cancellation_before_the_first_step_sends_nothing(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect()
     file = make_file(CONTENT)
-    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    task = asyncio.create_task(send(sock, file))
     task.cancel()
     assert isinstance(await outcome_of(task), asyncio.CancelledError)
     assert file.tell() == 0
@@ -171,7 +185,7 @@ async def test_a_cancellation_before_the_first_step_sends_nothing(
 
 
 async def test_cancelled_after_its_pipe_was_given_up_the_position_says_what_arrives(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """Readers stop for long, and go on for some turns before the cancellation."""
     started = []
@@ -179,7 +193,7 @@ async def test_cancelled_after_its_pipe_was_given_up_the_position_says_what_arri
         for number in (0, 1, 2, 3, 5, 10, 50):
             sock, receiver = connect(family, limit=100_000, sndbuf=50_000, rcvbuf=50_000)
             file = make_file(CONTENT)
-            task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))
+            task = asyncio.create_task(send(sock, file, OFFSET))
             started.append((number, task, (sock, receiver, file, 0)))
         for _, _, (_, receiver, _, _) in started:
             await receiver.wait_arrived(100_000)
@@ -193,13 +207,11 @@ async def test_cancelled_after_its_pipe_was_given_up_the_position_says_what_arri
         await check_after(scene, await outcome_of(task), make_file)
 
 
-async def test_cancelling_twice_is_as_good_as_once(
-    set_scene: SetScene, make_file: MakeFile
-) -> None:
+async def test_cancelling_twice_is_as_good_as_once(set_scene: Scenes, make_file: MakeFile) -> None:
     for number, gap in itertools.product((0, 1, 4), (0, 1, 3)):
         scene = set_scene()
         sock, _, file, _ = scene
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))
+        task = asyncio.create_task(set_scene.send(sock, file, OFFSET))
         await turns(number)
         asked = task.cancel()
         await turns(gap)
@@ -210,12 +222,12 @@ async def test_cancelling_twice_is_as_good_as_once(
 
 
 async def test_cancelling_in_every_turn_is_as_good_as_once(
-    set_scene: SetScene, make_file: MakeFile
+    set_scene: Scenes, make_file: MakeFile
 ) -> None:
     for number in (1, 2, 4, 8):
         scene = set_scene()
         sock, _, file, _ = scene
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file, OFFSET))
+        task = asyncio.create_task(set_scene.send(sock, file, OFFSET))
         await turns(number)
         asked = task.cancel()
         while not task.done():
@@ -228,28 +240,28 @@ async def test_cancelling_in_every_turn_is_as_good_as_once(
 
 @pytest.mark.parametrize("seconds", [0, 0.001, 0.02])
 async def test_a_timeout_ends_a_transfer_to_a_stopped_reader(
-    seconds: float, family: int, connect: Connect, make_file: MakeFile
+    send: Send, seconds: float, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect(family, limit=0, sndbuf=50_000, rcvbuf=50_000)
     file = make_file(CONTENT)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await aiozc.loop_sendfile(sock, file, OFFSET)
+            await send(sock, file, OFFSET)
     await check_after((sock, receiver, file, 0), asyncio.CancelledError(), make_file)
 
 
 async def test_wait_for_ends_a_transfer_to_a_stopped_reader(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect(limit=0, sndbuf=50_000, rcvbuf=50_000)
     file = make_file(CONTENT)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(aiozc.loop_sendfile(sock, file, OFFSET), 0.01)
+        await asyncio.wait_for(send(sock, file, OFFSET), 0.01)
     await check_after((sock, receiver, file, 0), asyncio.CancelledError(), make_file)
 
 
 async def test_a_failed_task_group_ends_its_transfers(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """A hundred of them, on a ring of eight entries."""
 
@@ -263,7 +275,7 @@ async def test_a_failed_task_group_ends_its_transfers(
     async def send_all_and_fail() -> None:
         async with asyncio.TaskGroup() as group:
             for sock, _ in connections:
-                group.create_task(aiozc.loop_sendfile(sock, file))
+                group.create_task(send(sock, file))
             group.create_task(fail())
 
     async with aiozc.Reactor(entries=8) as reactor:
@@ -275,14 +287,14 @@ async def test_a_failed_task_group_ends_its_transfers(
         # None holds its connection: each can send again, and ends when it is closed.
         for sock, receiver in connections:
             receiver.allow(None)
-            assert await aiozc.loop_sendfile(sock, make_file(TAIL)) == len(TAIL)
+            assert await send(sock, make_file(TAIL)) == len(TAIL)
             sock.close()
             arrived = await receiver.wait_end()
             assert_same(arrived, CONTENT[: len(arrived) - len(TAIL)], TAIL)
 
 
 async def test_a_transfer_cancelled_and_resumed_again_and_again_arrives_once(
-    set_scene: SetScene,
+    set_scene: Scenes,
 ) -> None:
     sock, receiver, file, before = set_scene()
     receiver.allow(None)
@@ -290,7 +302,7 @@ async def test_a_transfer_cancelled_and_resumed_again_and_again_arrives_once(
     size = file.tell()
     file.seek(0)
     for number in rising():
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file, position(file)))
+        task = asyncio.create_task(set_scene.send(sock, file, position(file)))
         await turns(number)
         task.cancel()
         await outcome_of(task)
@@ -301,14 +313,14 @@ async def test_a_transfer_cancelled_and_resumed_again_and_again_arrives_once(
 
 
 async def test_a_cancelled_transfer_keeps_neither_the_socket_nor_the_file_open(
-    far_end: FarEnd, make_file: MakeFile
+    send: Send, far_end: FarEnd, make_file: MakeFile
 ) -> None:
     """The peer sees the end as soon as the caller closes."""
     near, far = socket.socketpair()
     near.setblocking(False)
     receiver = far_end.receive(far, limit=0)
     file = make_file(CONTENT)
-    task = asyncio.create_task(aiozc.loop_sendfile(near, file))
+    task = asyncio.create_task(send(near, file))
     await turns(10)
     assert not task.done()
     task.cancel()

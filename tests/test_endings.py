@@ -5,13 +5,14 @@ import errno
 import io
 import os
 import socket
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import pytest
 
 import aiozc
 
-from .conftest import Connect, MakeFile
+from .conftest import SENDS, Connect, MakeFile, Send
 from .support import (
     KIB,
     MIB,
@@ -33,18 +34,33 @@ OTHER = pattern(SIZE, 1)
 SEEN = 200_000  # bytes that the reader takes before something happens
 
 
-@pytest.fixture(params=["file", "memory"])
-def source(request: pytest.FixtureRequest, make_file: MakeFile) -> BinaryIO:
+@dataclass
+class Sending:
+    """A function that sends files, and a file, or for the fallback something else."""
+
+    send: Send
+    file: BinaryIO
+
+
+@pytest.fixture(
+    params=[*((name, "file") for name in SENDS), ("loop_sendfile", "memory")], ids="-".join
+)
+def sending(request: pytest.FixtureRequest, make_file: MakeFile) -> Sending:
     """Give the content as a file and, for the fallback, as something else."""
-    return make_file(CONTENT) if request.param == "file" else io.BytesIO(CONTENT)
+    name, kind = request.param
+    return Sending(SENDS[name], make_file(CONTENT) if kind == "file" else io.BytesIO(CONTENT))
 
 
 async def start(
-    connect: Connect, file: BinaryIO, family: int = socket.AF_INET, count: int | None = None
+    send: Send,
+    connect: Connect,
+    file: BinaryIO,
+    family: int = socket.AF_INET,
+    count: int | None = None,
 ) -> tuple[socket.socket, Receiver, "asyncio.Task[int]"]:
     """Start a transfer that is far from its end and cannot go on."""
     sock, receiver = connect(family, limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB)
-    task = asyncio.create_task(aiozc.loop_sendfile(sock, file, 0, count))
+    task = asyncio.create_task(send(sock, file, 0, count))
     await receiver.wait_arrived(SEEN)
     assert not task.done()
     return sock, receiver, task
@@ -61,45 +77,47 @@ def append(file: BinaryIO, content: bytes) -> None:
 
 @pytest.mark.parametrize("reading", [True, False], ids=["reading", "stopped"])
 async def test_a_peer_that_resets_ends_it_with_a_connection_error(
-    reading: bool, family: int, connect: Connect, source: BinaryIO
+    reading: bool, family: int, connect: Connect, sending: Sending
 ) -> None:
-    _, receiver, task = await start(connect, source, family)
+    _, receiver, task = await start(sending.send, connect, sending.file, family)
     if reading:
         receiver.allow(None)
         await receiver.wait_arrived(SEEN + 1)
     receiver.reset()
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         await task
-    assert receiver.count <= source.tell() <= SIZE
+    assert receiver.count <= sending.file.tell() <= SIZE
 
 
 async def test_a_peer_that_closes_ends_it_with_a_connection_error(
-    family: int, connect: Connect, source: BinaryIO
+    family: int, connect: Connect, sending: Sending
 ) -> None:
-    _, receiver, task = await start(connect, source, family)
+    _, receiver, task = await start(sending.send, connect, sending.file, family)
     receiver.close()
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         await task
-    assert receiver.count <= source.tell() <= SIZE
+    assert receiver.count <= sending.file.tell() <= SIZE
 
 
 @pytest.mark.parametrize("size", [4096, 2 * MIB])
 async def test_a_peer_that_was_gone_before_ends_it_with_a_connection_error(
-    size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect(family)
     file = make_file(pattern(size))
     receiver.reset()
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
-        await aiozc.loop_sendfile(sock, file)
+        await send(sock, file)
     assert file.tell() == 0
 
 
-async def test_a_socket_that_was_never_connected_is_refused(make_file: MakeFile) -> None:
+async def test_a_socket_that_was_never_connected_is_refused(
+    send: Send, make_file: MakeFile
+) -> None:
     file = make_file(CONTENT)
     with socket.socket() as sock:
         sock.setblocking(False)
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+        task = asyncio.create_task(send(sock, file))
         assert isinstance(await outcome_of(task), OSError)
     assert file.tell() == 0
 
@@ -108,35 +126,35 @@ async def test_a_socket_that_was_never_connected_is_refused(make_file: MakeFile)
 
 
 async def test_a_socket_shut_for_writing_in_mid_transfer_ends_it_with_a_broken_pipe(
-    family: int, connect: Connect, source: BinaryIO
+    family: int, connect: Connect, sending: Sending
 ) -> None:
-    sock, receiver, task = await start(connect, source, family)
+    sock, receiver, task = await start(sending.send, connect, sending.file, family)
     sock.shutdown(socket.SHUT_WR)
     with pytest.raises(BrokenPipeError):
         await task
-    assert_same(await receiver.wait_end(), CONTENT[: source.tell()])
+    assert_same(await receiver.wait_end(), CONTENT[: sending.file.tell()])
 
 
 @pytest.mark.parametrize("reading", [True, False], ids=["reading", "stopped"])
 async def test_a_socket_closed_in_mid_transfer_ends_it_with_an_oserror(
-    reading: bool, family: int, connect: Connect, source: BinaryIO
+    reading: bool, family: int, connect: Connect, sending: Sending
 ) -> None:
     """And the peer gets the end of the stream, behind what the file position says."""
-    sock, receiver, task = await start(connect, source, family)
+    sock, receiver, task = await start(sending.send, connect, sending.file, family)
     if reading:
         receiver.allow(SIZE - 1)
     sock.close()
     assert isinstance(await outcome_of(task), OSError)
-    assert_same(await receiver.wait_end(), CONTENT[: source.tell()])
+    assert_same(await receiver.wait_end(), CONTENT[: sending.file.tell()])
 
 
 async def test_a_socket_closed_before_ends_it_with_an_oserror(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect()
     file = make_file(CONTENT)
     sock.close()
-    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    task = asyncio.create_task(send(sock, file))
     assert isinstance(await outcome_of(task), OSError)
     assert file.tell() == 0
     assert await receiver.wait_end() == b""
@@ -144,14 +162,14 @@ async def test_a_socket_closed_before_ends_it_with_an_oserror(
 
 @pytest.mark.parametrize("ending", ["close", "abort"])
 async def test_a_transport_closed_in_mid_transfer_ends_it_with_an_oserror(
-    ending: str, far_end: FarEnd, make_file: MakeFile
+    send: Send, ending: str, far_end: FarEnd, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
     near, far = socket_pair(sndbuf=64 * KIB, rcvbuf=64 * KIB)
     receiver = far_end.receive(far, limit=SEEN)
     _, writer = await asyncio.open_connection(sock=near)
     sock = writer.get_extra_info("socket")
-    task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
+    task = asyncio.create_task(send(sock, file))
     await receiver.wait_arrived(SEEN)
     if ending == "close":
         writer.close()
@@ -165,10 +183,10 @@ async def test_a_transport_closed_in_mid_transfer_ends_it_with_an_oserror(
 @pytest.mark.parametrize("closing", [True, False], ids=["closed before", "closed by dup2"])
 @pytest.mark.parametrize("reading", [True, False], ids=["reading", "stopped"])
 async def test_another_socket_that_takes_the_number_gets_nothing(
-    reading: bool, closing: bool, family: int, connect: Connect, make_file: MakeFile
+    send: Send, reading: bool, closing: bool, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, family)
+    sock, receiver, task = await start(send, connect, file, family)
     stranger, stranger_receiver = connect(family)
     if reading:
         receiver.allow(SIZE - 1)
@@ -185,12 +203,12 @@ async def test_another_socket_that_takes_the_number_gets_nothing(
 
 
 async def test_a_connection_accepted_on_the_number_of_a_closed_one_gets_nothing(
-    connect: Connect, far_end: FarEnd, make_file: MakeFile
+    send: Send, connect: Connect, far_end: FarEnd, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         clients = [socket.create_connection(listener.getsockname()) for _ in range(20)]
-        sock, receiver, task = await start(connect, file)
+        sock, receiver, task = await start(send, connect, file)
         number = sock.fileno()
         sock.close()
         strangers: list[socket.socket] = []
@@ -206,10 +224,10 @@ async def test_a_connection_accepted_on_the_number_of_a_closed_one_gets_nothing(
 
 
 async def test_a_second_send_on_a_sending_socket_is_refused_and_the_first_unharmed(
-    source: BinaryIO, family: int, connect: Connect, make_file: MakeFile
+    sending: Sending, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """By the same object, and by another one of the same connection."""
-    sock, receiver, task = await start(connect, source, family)
+    sock, receiver, task = await start(sending.send, connect, sending.file, family)
     small, large = make_file(OTHER[:4096]), make_file(OTHER)
     with sock.dup() as duplicate:
         for other in (small, large, io.BytesIO(OTHER)):
@@ -219,7 +237,7 @@ async def test_a_second_send_on_a_sending_socket_is_refused_and_the_first_unharm
                 assert other.tell() == 0
     receiver.allow(None)
     assert await task == SIZE
-    assert await aiozc.loop_sendfile(sock, small) == 4096
+    assert await sending.send(sock, small) == 4096
     sock.close()
     assert_same(await receiver.wait_end(), CONTENT, OTHER[:4096])
 
@@ -249,7 +267,7 @@ async def test_of_two_sends_started_in_one_turn_the_second_is_refused(
 
 
 async def test_a_default_timeout_of_sockets_neither_ends_nor_blocks_a_transfer(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """`socket.setdefaulttimeout` is for sockets that a program uses by themselves."""
     file = make_file(CONTENT)
@@ -257,8 +275,8 @@ async def test_a_default_timeout_of_sockets_neither_ends_nor_blocks_a_transfer(
     closed, _ = connect(family, limit=SEEN, sndbuf=64 * KIB, rcvbuf=64 * KIB)
     socket.setdefaulttimeout(0.01)
     try:
-        task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
-        ending = asyncio.create_task(aiozc.loop_sendfile(closed, make_file(CONTENT)))
+        task = asyncio.create_task(send(sock, file))
+        ending = asyncio.create_task(send(closed, make_file(CONTENT)))
         await receiver.wait_arrived(SEEN)
         closed.close()
         assert isinstance(await outcome_of(ending), OSError)  # each has been looked at
@@ -387,10 +405,10 @@ async def test_cancelling_what_waits_for_another_turn_sends_nothing(
 
 
 async def test_a_file_closed_in_mid_transfer_ends_it_with_ebadf(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, family)
+    sock, receiver, task = await start(send, connect, file, family)
     file.close()
     receiver.allow(None)
     with pytest.raises(OSError, match="Bad file descriptor") as caught:
@@ -403,10 +421,10 @@ async def test_a_file_closed_in_mid_transfer_ends_it_with_ebadf(
 
 
 async def test_another_file_that_takes_the_number_of_a_closed_one_is_neither_sent_nor_moved(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file, other = make_file(CONTENT), make_file(OTHER)
-    sock, receiver, task = await start(connect, file, family)
+    sock, receiver, task = await start(send, connect, file, family)
     number = file.fileno()
     file.close()
     os.dup2(other.fileno(), number)
@@ -420,10 +438,10 @@ async def test_another_file_that_takes_the_number_of_a_closed_one_is_neither_sen
 
 
 async def test_another_file_put_in_place_of_an_open_one_is_not_sent(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file, other = make_file(CONTENT), make_file(OTHER)
-    sock, receiver, task = await start(connect, file, family)
+    sock, receiver, task = await start(send, connect, file, family)
     os.dup2(other.fileno(), file.fileno())
     receiver.allow(None)
     assert isinstance(await outcome_of(task), OSError)
@@ -435,11 +453,11 @@ async def test_another_file_put_in_place_of_an_open_one_is_not_sent(
 
 @pytest.mark.parametrize("count", [None, SIZE])
 async def test_a_file_emptied_in_mid_transfer_ends_it_early(
-    count: int | None, family: int, connect: Connect, make_file: MakeFile
+    send: Send, count: int | None, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """It returns what was sent: what was under way already still arrives."""
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, family, count)
+    sock, receiver, task = await start(send, connect, file, family, count)
     os.truncate(file.name, 0)
     receiver.allow(None)
     sent = await task
@@ -452,10 +470,10 @@ async def test_a_file_emptied_in_mid_transfer_ends_it_early(
 @pytest.mark.parametrize("count", [None, SIZE])
 @pytest.mark.parametrize("end", [3 * MIB - 1, 3 * MIB, 3 * MIB + 4097])
 async def test_a_file_truncated_in_mid_transfer_ends_it_at_its_new_end(
-    end: int, count: int | None, family: int, connect: Connect, make_file: MakeFile
+    send: Send, end: int, count: int | None, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, family, count)
+    sock, receiver, task = await start(send, connect, file, family, count)
     os.truncate(file.name, end)
     receiver.allow(None)
     assert await task == end
@@ -466,10 +484,10 @@ async def test_a_file_truncated_in_mid_transfer_ends_it_at_its_new_end(
 
 @pytest.mark.parametrize("more", [1, 4096, MIB + 5])
 async def test_a_file_grown_in_mid_transfer_is_sent_to_its_new_end(
-    more: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, more: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, family)
+    sock, receiver, task = await start(send, connect, file, family)
     append(file, OTHER[:more])
     receiver.allow(None)
     assert await task == SIZE + more
@@ -479,10 +497,10 @@ async def test_a_file_grown_in_mid_transfer_is_sent_to_its_new_end(
 
 
 async def test_a_file_grown_in_mid_transfer_is_sent_to_the_count(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, count=SIZE + 1000)
+    sock, receiver, task = await start(send, connect, file, count=SIZE + 1000)
     append(file, OTHER[:5000])
     receiver.allow(None)
     assert await task == SIZE + 1000
@@ -491,10 +509,10 @@ async def test_a_file_grown_in_mid_transfer_is_sent_to_the_count(
 
 
 async def test_a_file_deleted_in_mid_transfer_makes_no_difference(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     file = make_file(CONTENT)
-    sock, receiver, task = await start(connect, file, family)
+    sock, receiver, task = await start(send, connect, file, family)
     os.unlink(file.name)
     receiver.allow(None)
     assert await task == SIZE
@@ -503,9 +521,11 @@ async def test_a_file_deleted_in_mid_transfer_makes_no_difference(
     assert_same(await receiver.wait_end(), CONTENT)
 
 
-async def test_others_go_on_when_one_fails(connect: Connect, make_file: MakeFile) -> None:
+async def test_others_go_on_when_one_fails(
+    send: Send, connect: Connect, make_file: MakeFile
+) -> None:
     file = make_file(CONTENT)
-    started = [await start(connect, file) for _ in range(6)]
+    started = [await start(send, connect, file) for _ in range(6)]
     started[0][1].reset()
     started[1][0].close()
     started[2][2].cancel()

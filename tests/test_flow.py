@@ -11,7 +11,7 @@ import pytest
 
 import aiozc
 
-from .conftest import IDLE_PIPES, Connect, MakeFile
+from .conftest import IDLE_PIPES, Connect, MakeFile, Send
 from .support import (
     KIB,
     MIB,
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("step", [10_000, 300_000])
 async def test_a_slow_reader_gets_everything(
-    step: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, step: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """It takes the next step once the last has arrived."""
     content = pattern(2 * MIB + 3)
     sock, receiver = connect(family, limit=0)
-    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content)))
     for due in range(step, len(content), step):
         receiver.allow(due)
         await receiver.wait_arrived(due)
@@ -45,17 +45,17 @@ async def test_a_slow_reader_gets_everything(
 
 
 async def test_a_reader_that_stops_for_a_while_gets_everything(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """While it stops, others are served from beginning to end."""
     content = pattern(6 * MIB)
     sock, receiver = connect(family, limit=MIB, sndbuf=64 * KIB, rcvbuf=64 * KIB)
-    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content)))
     await receiver.wait_arrived(MIB)
     for seed in range(1, 6):
         other = pattern(MIB, seed)
         other_sock, other_receiver = connect(family)
-        assert await aiozc.loop_sendfile(other_sock, make_file(other)) == MIB
+        assert await send(other_sock, make_file(other)) == MIB
         other_sock.close()
         assert_same(await other_receiver.wait_end(), other)
     assert not sending.done()
@@ -68,33 +68,33 @@ async def test_a_reader_that_stops_for_a_while_gets_everything(
 @pytest.mark.parametrize("sndbuf", [1, 5000, 100_000])
 @pytest.mark.parametrize("size", [100_000, MIB + 1])
 async def test_a_small_send_buffer_slows_but_does_not_harm(
-    size: int, sndbuf: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, sndbuf: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(size)
     sock, receiver = connect(family, sndbuf=sndbuf)
-    assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    assert await send(sock, make_file(content)) == size
     sock.close()
     assert_same(await receiver.wait_end(), content)
 
 
 @pytest.mark.parametrize("entries", [8, 256])
 async def test_two_hundred_transfers_at_once_all_arrive(
-    entries: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, entries: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     async with aiozc.Reactor(entries=entries) as reactor:
-        await send_two_hundred(family, connect, make_file)
+        await send_two_hundred(send, family, connect, make_file)
         statistics = reactor.statistics()
         assert statistics.transfers > 0
         assert statistics.in_flight == 0
 
 
-async def send_two_hundred(family: int, connect: Connect, make_file: MakeFile) -> None:
+async def send_two_hundred(send: Send, family: int, connect: Connect, make_file: MakeFile) -> None:
     contents = [pattern(300_000 + seed, seed) for seed in range(8)]
     files = [make_file(content) for content in contents]
     connections = [connect(family) for _ in range(200)]
     sent = await asyncio.gather(
         *(
-            aiozc.loop_sendfile(sock, files[number % 8], number * 1000)
+            send(sock, files[number % 8], number * 1000)
             for number, (sock, _) in enumerate(connections)
         )
     )
@@ -106,12 +106,12 @@ async def send_two_hundred(family: int, connect: Connect, make_file: MakeFile) -
 
 
 async def test_signals_do_not_disturb_a_transfer(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """They interrupt the system calls of the loop's thread."""
     content = pattern(6 * MIB)
     sock, receiver = connect(family, sndbuf=64 * KIB, rcvbuf=64 * KIB)
-    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content)))
     caught = itertools.count()
     before = signal.signal(signal.SIGUSR1, lambda *_: next(caught))
     try:
@@ -127,7 +127,7 @@ async def test_signals_do_not_disturb_a_transfer(
 
 
 async def test_where_descriptors_run_out_a_transfer_ends_with_an_oserror_and_a_right_position(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(2 * MIB)
     connections = [connect(limit=0, sndbuf=50_000, rcvbuf=50_000) for _ in range(20)]
@@ -137,7 +137,7 @@ async def test_where_descriptors_run_out_a_transfer_ends_with_an_oserror_and_a_r
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(holdings().descriptors) + 10, hard))
         try:
             sending = [
-                asyncio.create_task(aiozc.loop_sendfile(sock, file))
+                asyncio.create_task(send(sock, file))
                 for (sock, _), file in zip(connections, files, strict=True)
             ]
             await turns(20)
@@ -153,16 +153,16 @@ async def test_where_descriptors_run_out_a_transfer_ends_with_an_oserror_and_a_r
 
 
 async def test_slow_peers_do_not_slow_another(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """Fifty read nothing until the one has all of its 8 MiB."""
     content, other = pattern(8 * MIB), pattern(MIB, 1)
     file = make_file(other)
     slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(50)]
-    sending = [asyncio.create_task(aiozc.loop_sendfile(sock, file)) for sock, _ in slow]
+    sending = [asyncio.create_task(send(sock, file)) for sock, _ in slow]
     await turns(10)
     sock, receiver = connect(family)
-    assert await aiozc.loop_sendfile(sock, make_file(content)) == len(content)
+    assert await send(sock, make_file(content)) == len(content)
     sock.close()
     assert_same(await receiver.wait_end(), content)
     assert not any(task.done() for task in sending)
@@ -180,7 +180,7 @@ async def test_slow_peers_do_not_slow_another(
     ids=["cached-tcp", "cold-unix"],
 )
 async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
-    cold: bool, family: int, connect: Connect, make_file: MakeFile
+    send: Send, cold: bool, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """They stop for so long that the pipes are gone, again and again."""
     content = pattern(4 * MIB)
@@ -188,7 +188,7 @@ async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
         slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(10)]
         files = [make_file(content) for _ in slow]
         sending = [
-            asyncio.create_task(aiozc.loop_sendfile(sock, file))
+            asyncio.create_task(send(sock, file))
             for (sock, _), file in zip(slow, files, strict=True)
         ]
         await until(lambda: reactor.statistics().in_flight == 10)
@@ -210,11 +210,11 @@ async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
 
 
 async def test_the_statistics_count_a_transfer_when_it_starts(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     before = aiozc.get_reactor().statistics()
     sock, receiver = connect(limit=1000, sndbuf=64 * KIB, rcvbuf=64 * KIB)
-    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(pattern(4 * MIB))))
+    sending = asyncio.create_task(send(sock, make_file(pattern(4 * MIB))))
     await receiver.wait_arrived(1000)
     during = aiozc.get_reactor().statistics()
     receiver.allow(None)
@@ -225,12 +225,12 @@ async def test_the_statistics_count_a_transfer_when_it_starts(
 
 
 async def test_the_statistics_count_what_went_by_the_ring(
-    connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(4 * MIB)
     sock, receiver = connect()
     before = aiozc.get_reactor().statistics()
-    await aiozc.loop_sendfile(sock, make_file(content))
+    await send(sock, make_file(content))
     after = aiozc.get_reactor().statistics()
     sock.close()
     assert_same(await receiver.wait_end(), content)

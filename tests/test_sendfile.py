@@ -14,7 +14,7 @@ import pytest
 
 import aiozc
 
-from .conftest import Connect, MakeFile
+from .conftest import Connect, MakeFile, Send
 from .support import KIB, MIB, FarEnd, assert_same, fill, pattern, turns, write_out
 
 pytestmark = pytest.mark.anyio
@@ -29,24 +29,24 @@ LARGE = 2 * MIB + 7  # sent by the ring
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_a_file_of_any_size_arrives_whole(
-    size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(size)
     sock, receiver = connect(family)
     file = make_file(content)
-    assert await aiozc.loop_sendfile(sock, file) == size
+    assert await send(sock, file) == size
     assert file.tell() == size
     sock.close()
     assert_same(await receiver.wait_end(), content)
 
 
 async def test_a_file_of_64_mib_arrives_whole(
-    family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(64 * MIB)
     sock, receiver = connect(family)
     file = make_file(content)
-    assert await aiozc.loop_sendfile(sock, file) == 64 * MIB
+    assert await send(sock, file) == 64 * MIB
     assert file.tell() == 64 * MIB
     sock.close()
     assert_same(await receiver.wait_end(), content)
@@ -55,14 +55,14 @@ async def test_a_file_of_64_mib_arrives_whole(
 @pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 8192, 61_441])
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 async def test_an_offset_and_a_count_choose_what_arrives(
-    size: int, offset: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, offset: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(size)
     file = make_file(content)
     for count in (None, 1, 4096, 40_000, SMALL, 10 * LARGE):
         chosen = content[offset:] if count is None else content[offset : offset + count]
         sock, receiver = connect(family)
-        assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
+        assert await send(sock, file, offset, count) == len(chosen)
         assert file.tell() == offset + len(chosen)
         sock.close()
         assert_same(await receiver.wait_end(), chosen)
@@ -70,13 +70,13 @@ async def test_an_offset_and_a_count_choose_what_arrives(
 
 @pytest.mark.parametrize("size", [0, SMALL, LARGE])
 async def test_at_the_end_and_beyond_it_there_is_nothing_to_send(
-    size: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect()
     file = make_file(pattern(size))
     for beyond in (0, 1, 4096, 1 << 33):
         for count in (None, 1, MIB):
-            assert await aiozc.loop_sendfile(sock, file, size + beyond, count) == 0
+            assert await send(sock, file, size + beyond, count) == 0
             assert file.tell() == size + beyond
     sock.close()
     assert await receiver.wait_end() == b""
@@ -84,7 +84,7 @@ async def test_at_the_end_and_beyond_it_there_is_nothing_to_send(
 
 @pytest.mark.parametrize("before", [0, 1, 4095, 3 * MIB])
 async def test_bytes_beyond_4_gib_of_a_sparse_file_arrive(
-    before: int, connect: Connect, tmp_path: Path
+    send: Send, before: int, connect: Connect, tmp_path: Path
 ) -> None:
     """The first bytes sent lie `before` the mark of 4 GiB; the last lie beyond it."""
     start = (4 << 30) - before
@@ -96,13 +96,15 @@ async def test_bytes_beyond_4_gib_of_a_sparse_file_arrive(
         file.write(content)
         file.flush()
         count = len(content) + 100  # and some of the hole behind it
-        assert await aiozc.loop_sendfile(sock, file, start, count) == count
+        assert await send(sock, file, start, count) == count
         assert file.tell() == start + count
     sock.close()
     assert_same(await receiver.wait_end(), content, bytes(100))
 
 
-async def test_the_end_of_a_file_of_5_gib_arrives(connect: Connect, tmp_path: Path) -> None:
+async def test_the_end_of_a_file_of_5_gib_arrives(
+    send: Send, connect: Connect, tmp_path: Path
+) -> None:
     content = pattern(MIB + 5)
     sock, receiver = connect()
     with tempfile.TemporaryFile(dir=tmp_path) as file:
@@ -111,7 +113,7 @@ async def test_the_end_of_a_file_of_5_gib_arrives(connect: Connect, tmp_path: Pa
         file.write(content)
         file.flush()
         start = (5 << 30) - 3 * MIB - 11
-        assert await aiozc.loop_sendfile(sock, file, start) == 3 * MIB + 11
+        assert await send(sock, file, start) == 3 * MIB + 11
         assert file.tell() == 5 << 30
     sock.close()
     assert_same(await receiver.wait_end(), bytes(2 * MIB + 6), content)
@@ -120,13 +122,13 @@ async def test_the_end_of_a_file_of_5_gib_arrives(connect: Connect, tmp_path: Pa
 @pytest.mark.parametrize("buffering", [-1, 0])
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 async def test_the_position_before_does_not_choose_what_arrives(
-    size: int, buffering: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, buffering: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(size)
     sock, receiver = connect()
     file = make_file(content, buffering=buffering)
     file.seek(1000)
-    assert await aiozc.loop_sendfile(sock, file, 10, 50_000) == 50_000
+    assert await send(sock, file, 10, 50_000) == 50_000
     assert file.tell() == 50_010
     assert file.read(10) == content[50_010:50_020]
     sock.close()
@@ -135,25 +137,25 @@ async def test_the_position_before_does_not_choose_what_arrives(
 
 @pytest.mark.parametrize("size", [4096, SMALL, LARGE])
 async def test_transfers_follow_each_other_on_one_connection(
-    size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     contents = [pattern(size, seed) for seed in range(5)]
     sock, receiver = connect(family)
     for content in contents:
-        assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+        assert await send(sock, make_file(content)) == size
     sock.close()
     assert_same(await receiver.wait_end(), *contents)
 
 
 @pytest.mark.parametrize("size", [1, SMALL, LARGE])
 async def test_what_was_sent_before_arrives_before(
-    size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The send buffer is full when the transfer starts."""
     content = pattern(size)
     sock, receiver = connect(family, limit=0)
     filler = fill(sock)
-    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content)))
     await turns(5)
     assert not sending.done()
     receiver.allow(None)
@@ -165,7 +167,7 @@ async def test_what_was_sent_before_arrives_before(
 @pytest.mark.parametrize("size", [4096, MIB, 8 * MIB + 1])
 @pytest.mark.parametrize("warm", [0, 4096, 700_000], ids=lambda warm: f"{warm}-warm")
 async def test_a_file_that_is_not_cached_arrives_whole(
-    size: int, warm: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, warm: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The first `warm` bytes are cached, and what the kernel read ahead with them."""
     content = pattern(size)
@@ -173,7 +175,7 @@ async def test_a_file_that_is_not_cached_arrives_whole(
     file = make_file(content, buffering=0)
     write_out(file)
     assert len(os.pread(file.fileno(), warm, 0)) == min(warm, size)
-    assert await aiozc.loop_sendfile(sock, file) == size
+    assert await send(sock, file) == size
     assert file.tell() == size
     sock.close()
     assert_same(await receiver.wait_end(), content)
@@ -181,7 +183,7 @@ async def test_a_file_that_is_not_cached_arrives_whole(
 
 @pytest.mark.parametrize("size", [4096, LARGE])
 async def test_the_socket_of_a_transport_will_do(
-    size: int, far_end: FarEnd, make_file: MakeFile
+    send: Send, size: int, far_end: FarEnd, make_file: MakeFile
 ) -> None:
     content = pattern(size)
     near, far = socket.socketpair()
@@ -190,7 +192,7 @@ async def test_the_socket_of_a_transport_will_do(
     writer.write(b"before ")
     await writer.drain()
     sock = writer.get_extra_info("socket")
-    assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    assert await send(sock, make_file(content)) == size
     writer.write(b" after")
     writer.close()
     await writer.wait_closed()
@@ -210,11 +212,11 @@ class Numbered:
 
 @pytest.mark.parametrize("size", [4096, LARGE])
 async def test_anything_with_the_descriptor_of_a_stream_socket_will_do(
-    size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(size)
     sock, receiver = connect(family)
-    assert await aiozc.loop_sendfile(Numbered(sock.fileno()), make_file(content)) == size
+    assert await send(Numbered(sock.fileno()), make_file(content)) == size
     sock.close()
     assert_same(await receiver.wait_end(), content)
 
@@ -237,12 +239,14 @@ async def test_a_blocking_socket_does_not_block_the_loop(
     assert_same(await receiver.wait_end(), bytes(filler), content)
 
 
-async def test_one_file_is_sent_to_many_at_once(connect: Connect, make_file: MakeFile) -> None:
+async def test_one_file_is_sent_to_many_at_once(
+    send: Send, connect: Connect, make_file: MakeFile
+) -> None:
     content = pattern(LARGE)
     file = make_file(content)
     connections = [connect() for _ in range(8)]
     sent = await asyncio.gather(
-        *(aiozc.loop_sendfile(sock, file, place) for place, (sock, _) in enumerate(connections))
+        *(send(sock, file, place) for place, (sock, _) in enumerate(connections))
     )
     assert sent == [LARGE - place for place in range(8)]
     for place, (sock, receiver) in enumerate(connections):
