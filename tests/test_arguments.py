@@ -1,4 +1,7 @@
-"""Wrong arguments raise what `loop.sock_sendfile` of asyncio raises: the same type and words."""
+"""Wrong arguments raise what `loop.sock_sendfile` of asyncio raises: the same type and words.
+
+`loop_recvfile`, its mirror, raises the same.
+"""
 
 import asyncio
 import socket
@@ -13,10 +16,11 @@ import aiozc
 
 from .conftest import Connect, MakeFile
 from .support import Receiver, in_a_thread, pattern, run_on
+from .ways import Ends
 
 pytestmark = pytest.mark.anyio
 
-Send = Callable[..., Awaitable[int]]
+Transfer = Callable[..., Awaitable[int]]
 Raised = tuple[type[BaseException], str]
 
 
@@ -80,10 +84,10 @@ def cases(table: dict[str, Callable[[Things], tuple[Any, ...]]]) -> pytest.MarkD
     return pytest.mark.parametrize("wrong", table.values(), ids=table.keys())
 
 
-async def raised_by(send: Send, arguments: tuple[Any, ...], **options: bool) -> Raised:
+async def raised_by(transfer: Transfer, arguments: tuple[Any, ...], **options: bool) -> Raised:
     """Return the type and the words of what the call raises."""
     try:
-        returned = await send(*arguments, **options)
+        returned = await transfer(*arguments, **options)
     except Exception as error:
         return type(error), str(error)
     raise AssertionError(f"returned {returned!r}")
@@ -99,26 +103,32 @@ def raised_by_asyncio(arguments: tuple[Any, ...], *, debug: bool = False) -> Rai
     return in_a_thread(lambda: run_on(asyncio.SelectorEventLoop, main()))
 
 
+TRANSFERS: list[Transfer] = [aiozc.loop_sendfile, aiozc.loop_recvfile]
+by_transfers = pytest.mark.parametrize("transfer", TRANSFERS, ids=lambda one: one.__name__)
+
+
+@by_transfers
 @pytest.mark.parametrize("fallback", [True, False])
 @cases(WRONG)
 async def test_a_wrong_argument_raises_what_asyncio_raises(
-    wrong: Callable[[Things], tuple[Any, ...]], fallback: bool, things: Things
+    wrong: Callable[[Things], tuple[Any, ...]], fallback: bool, transfer: Transfer, things: Things
 ) -> None:
     arguments = wrong(things)
     expected = raised_by_asyncio(arguments)
-    assert await raised_by(aiozc.loop_sendfile, arguments, fallback=fallback) == expected
+    assert await raised_by(transfer, arguments, fallback=fallback) == expected
     await check_nothing_sent(things)
 
 
+@by_transfers
 @cases(WRONG_IN_DEBUG_MODE)
 async def test_a_wrong_argument_in_debug_mode_raises_what_asyncio_raises(
-    wrong: Callable[[Things], tuple[Any, ...]], things: Things
+    wrong: Callable[[Things], tuple[Any, ...]], transfer: Transfer, things: Things
 ) -> None:
     arguments = wrong(things)
     expected = raised_by_asyncio(arguments, debug=True)
     asyncio.get_running_loop().set_debug(True)
     try:
-        assert await raised_by(aiozc.loop_sendfile, arguments) == expected
+        assert await raised_by(transfer, arguments) == expected
     finally:
         asyncio.get_running_loop().set_debug(False)
     await check_nothing_sent(things)
@@ -138,3 +148,13 @@ async def test_arguments_are_keywords_as_asyncio_names_them(things: Things) -> N
     assert sent == 1
     things.stream.close()
     assert await things.receiver.wait_end() == pattern(5000)[10:11]
+
+
+async def test_arguments_of_its_mirror_have_the_same_names(ends: Ends) -> None:
+    source, file = ends.source("tcp", b"abc"), ends.file(b"", "wb")
+    received = await aiozc.loop_recvfile(
+        sock=source.end, file=file, offset=10, count=True, fallback=False
+    )
+    assert received == 1
+    assert file.tell() == 11
+    assert await source.rest() == b"bc"

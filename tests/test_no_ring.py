@@ -10,6 +10,7 @@ from aiozc._kernel import liburing
 
 from .conftest import Connect, MakeFile
 from .support import MIB, assert_same, pattern
+from .ways import Ends, Told, content_of
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +41,35 @@ async def test_files_arrive_by_way_of_a_thread(
     assert file.tell() == 5 + len(expected)
     sock.close()
     assert_same(await receiver.wait_end(), expected)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("count", [None, 1000, 3 * MIB])
+async def test_files_are_received_by_way_of_a_thread(
+    count: int | None, kind: str, ends: Ends
+) -> None:
+    content = pattern(3 * MIB + 1)
+    expected = content if count is None else content[:count]
+    source, file = ends.source(kind, content, end=count is None), ends.file(b"", "wb")
+    assert await aiozc.loop_recvfile(source.end, file, 5, count) == len(expected)
+    assert file.tell() == 5 + len(expected)
+    file.close()
+    assert_same(content_of(file), bytes(5), expected)
+    await source.check_left(Told(len(expected), 0))
+
+
+async def test_what_has_no_fallback_says_why_and_moves_nothing(ends: Ends) -> None:
+    content = pattern(5000)
+    source, target = ends.source("tcp", content), ends.target("tcp")
+    file = ends.file(b"", "wb")
+    with pytest.raises(asyncio.SendfileNotAvailableError, match=r"/nowhere/liburing\.so"):
+        await aiozc.loop_recvfile(source.end, file, fallback=False)
+    with pytest.raises(aiozc.RingUnavailableError, match="no usable liburing"):
+        await aiozc.splice_pipe(source.end, target.end)
+    with pytest.raises(aiozc.RingUnavailableError, match="no usable liburing"):
+        await aiozc.relay(source.end, target.end)
+    assert_same(await source.rest(), content)
+    await target.check()
 
 
 async def test_without_a_fallback_the_reason_is_told(connect: Connect, make_file: MakeFile) -> None:
