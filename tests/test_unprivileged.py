@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import socket
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +14,7 @@ import pytest
 
 import aiozc
 
-from .conftest import LoopFactory, MakeFile
+from .conftest import SENDS, LoopFactory, MakeFile, Send
 from .support import MIB, Child, assert_same, fill, pattern, run_on, socket_pair
 
 NOBODY = 65534
@@ -42,43 +44,75 @@ def use_up_pipe_budget() -> None:
         refused = refused + 1 if size < least else 0
 
 
-async def send(file: BinaryIO, offset: int, count: int | None, family: int) -> None:
+async def send(send: Send, file: BinaryIO, offset: int, count: int | None, family: int) -> None:
     """Send to a reader in the same loop, which begins when the send buffer is full."""
     chosen = CONTENT[offset:] if count is None else CONTENT[offset : offset + count]
     loop = asyncio.get_running_loop()
     near, far = socket_pair(family)
     with near, far:
         filler = fill(near)
-        sending = loop.create_task(aiozc.loop_sendfile(near, file, offset, count))
-        arrived = bytearray()
-        while len(arrived) < filler + len(chosen):
-            arrived += await loop.sock_recv(far, 100_000)
+        sending = loop.create_task(send(near, file, offset, count))
+        arrived = await receive(far, filler + len(chosen))
         assert await sending == len(chosen)
         assert file.tell() == offset + len(chosen)
-    assert_same(bytes(arrived), bytes(filler), chosen)
+    assert_same(arrived, bytes(filler), chosen)
 
 
-async def send_all(files: Sequence[BinaryIO], family: int) -> None:
-    """Send parts of one file one after the other, then parts of all at once."""
-    for offset, count in ((0, None), (0, 1), (1, 300_000), (4095, None), (4096, MIB)):
-        await send(files[0], offset, count, family)
-    await asyncio.gather(*(send(file, 1, 600_000, family) for file in files))
-    assert aiozc.get_reactor().statistics().transfers == 5 + len(files)
+async def receive(sock: socket.socket, count: int) -> bytes:
+    """Receive so many bytes."""
+    arrived = bytearray()
+    while len(arrived) < count:
+        arrived += await asyncio.get_running_loop().sock_recv(sock, 100_000)
+    return bytes(arrived)
+
+
+async def relay_and_store(file: BinaryIO, family: int) -> None:
+    """Relay what one sends and what it gets back, which the other stores in a file."""
+    loop = asyncio.get_running_loop()
+    client, a = socket_pair(family)
+    b, server = socket_pair(family)
+    with client, a, b, server:
+        relaying = loop.create_task(aiozc.relay(a, b))
+        storing = loop.create_task(aiozc.loop_recvfile(server, file))
+        sending = loop.create_task(loop.sock_sendall(client, CONTENT))
+        answering = loop.create_task(loop.sock_sendall(server, CONTENT[::-1]))
+        assert_same(await receive(client, len(CONTENT)), CONTENT[::-1])
+        await sending
+        await answering
+        client.shutdown(socket.SHUT_WR)
+        assert await storing == len(CONTENT)
+        server.shutdown(socket.SHUT_WR)
+        assert await relaying == (len(CONTENT), len(CONTENT))
+    file.seek(0)
+    assert_same(file.read(), CONTENT)
+
+
+async def move_all(files: Sequence[BinaryIO], targets: Sequence[BinaryIO], family: int) -> None:
+    """Send parts of one file one after the other, then parts of all at once; relay, and store."""
+    transfers = 0
+    for by in SENDS.values():
+        for offset, count in ((0, None), (0, 1), (1, 300_000), (4095, None), (4096, MIB)):
+            await send(by, files[0], offset, count, family)
+        await asyncio.gather(*(send(by, file, 1, 600_000, family) for file in files))
+        transfers += 5 + len(files)
+    await asyncio.gather(*(relay_and_store(target, family) for target in targets))
+    assert aiozc.get_reactor().statistics().transfers == transfers + 2 * len(targets)
 
 
 @pytest.mark.parametrize("budget", ["left", "used up"])
 def test_an_unprivileged_user_gets_every_byte(
-    budget: str, family: int, loop_factory: LoopFactory, make_file: MakeFile
+    budget: str, family: int, loop_factory: LoopFactory, make_file: MakeFile, tmp_path: Path
 ) -> None:
     path = make_file(CONTENT).name
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(path, "rb")) for _ in range(20)]
-        run_on(loop_factory, send_all(files[:1], family))  # imports all there is to import
+        targets = [stack.enter_context(tempfile.TemporaryFile(dir=tmp_path)) for _ in range(5)]
+        run_on(loop_factory, move_all(files[:1], targets[:1], family))  # imports all there is
 
         def child() -> None:
             drop_privileges()
             if budget == "used up":
                 use_up_pipe_budget()
-            run_on(loop_factory, send_all(files, family))
+            run_on(loop_factory, move_all(files, targets, family))
 
         Child(child).wait()
