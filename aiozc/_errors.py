@@ -1,6 +1,8 @@
 """The library's exceptions, and error numbers made into exceptions in one place."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -16,6 +18,16 @@ class RingUnavailableError(RuntimeError):
 def error_from(number: int, doing: str) -> OSError:
     """Return the OSError (of the matching subclass) for a positive error number."""
     return OSError(number, f"{os.strerror(number)} ({doing})")
+
+
+@contextlib.contextmanager
+def nothing_moved(none: Any) -> Iterator[None]:
+    """Say so in the OSErrors of what is done before a transfer; `none` is what 0 is there."""
+    try:
+        yield
+    except OSError as error:
+        tell(error, none, none)
+        raise
 
 
 def tell(error: BaseException, transferred: Any, lost: Any) -> None:

@@ -376,7 +376,7 @@ async def test_a_second_send_while_the_first_waits_for_another_turn_is_refused(
     for sock, *_ in waiting:
         # Driven by hand: a task of its own would run after some of the first are done.
         second = aiozc.loop_sendfile(sock, other)
-        with pytest.raises(RuntimeError, match="sending a file already"):
+        with pytest.raises(RuntimeError, match="is sending already"):
             second.send(None)
     for sock, receiver, _, task in waiting:
         assert await task == 200_000

@@ -7,12 +7,13 @@ import fcntl
 import io
 import os
 import socket
+import stat
 from collections.abc import Callable
 from typing import Any
 
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import socket_type
-from aiozc._errors import RingUnavailableError, error_from, tell
+from aiozc._errors import RingUnavailableError, error_from
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
 # member of it, 0.5 us for each transfer.
@@ -61,7 +62,7 @@ def check_offset(offset: int) -> None:
     """Raise TypeError or ValueError for what is no place in a file."""
     if not isinstance(offset, int):
         raise TypeError(f"offset must be a non-negative integer (got {offset!r})")
-    if offset < 0:
+    if not 0 <= offset < 1 << 63:
         raise ValueError(f"offset must be a non-negative integer (got {offset!r})")
 
 
@@ -79,15 +80,11 @@ def check_access(side: Any, fd: int, *, writing: bool) -> None:
     EBADF for what is not open that way, EINVAL for a file opened with O_APPEND (splice(2)).
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    error = None
     if flags & os.O_ACCMODE == (os.O_RDONLY if writing else os.O_WRONLY):
         way = "writing" if writing else "reading"
-        error = error_from(errno.EBADF, f"{side!r} is not open for {way}")
-    elif writing and flags & os.O_APPEND:
-        error = error_from(errno.EINVAL, f"{side!r} was opened for appending")
-    if error is not None:
-        tell(error, 0, 0)
-        raise error
+        raise error_from(errno.EBADF, f"{side!r} is not open for {way}")
+    if writing and flags & os.O_APPEND and stat.S_ISREG(os.fstat(fd).st_mode):
+        raise error_from(errno.EINVAL, f"{side!r} was opened for appending")
 
 
 def transforms(file: Any) -> bool:

@@ -9,7 +9,7 @@ from aiozc._api.arguments import check_stream, timeout_of
 from aiozc._engines import uring
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import Role, Stream, identity
-from aiozc._errors import error_from, tell
+from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.splice import Splicing
 
 
@@ -36,11 +36,12 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
             the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing more of it is under way.
     """
-    for sock in (a, b):
-        _check(sock)
-    reactor = get_reactor()
+    with nothing_moved((0, 0)):
+        for sock in (a, b):
+            _check(sock)
+        reactor = get_reactor()
+        first, second = _both(a, b)
     there, back = Splicing(None, swift=True), Splicing(None, swift=True)
-    first, second = _both(a, b)
     reactor.count(transfers=1)
     try:
         first.duplicate()
@@ -84,9 +85,10 @@ def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
 async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target: Stream) -> None:
     try:
         await uring.move(reactor, transfer, source, target)
-    except BrokenPipeError:
-        # Seen by a look at a target that was shut.
+    except (BrokenPipeError, ConnectionResetError):
+        # Seen by a look at a side that stands still.
         source.reset()
+        target.reset()
         raise
     if transfer.error:
         (target if transfer.source_failed else source).reset()
@@ -103,6 +105,10 @@ async def _all(ways: Collection["asyncio.Task[None]"]) -> None:
             await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
         except asyncio.CancelledError as cancelled:
             error = cancelled
+        except GeneratorExit:
+            for way in pending:
+                way.cancel()
+            raise
         error = error or next(filter(None, map(_failure, ways)), None)
         if error is not None:
             for way in pending:

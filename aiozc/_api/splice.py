@@ -24,8 +24,8 @@ from aiozc._api.arguments import (
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import uring
 from aiozc._engines.reactor import get_reactor
-from aiozc._engines.records import Original, Role, Stream, inlet
-from aiozc._errors import error_from, tell
+from aiozc._engines.records import Original, Role, Stream, identity, inlet
+from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.splice import Splicing
 
@@ -66,12 +66,13 @@ async def splice_pipe(
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
     check_count(count)
-    given = _look_at(src, src_offset, writing=False)
-    wanted = _look_at(dst, dst_offset, writing=True)
-    reactor = get_reactor()
-    await _settle(src)
-    await _settle(dst)
-    transfer = _choose(given, wanted, count)
+    with nothing_moved(0):
+        given = _look_at(src, src_offset, writing=False)
+        wanted = _look_at(dst, dst_offset, writing=True)
+        reactor = get_reactor()
+        await _settle(src)
+        await _settle(dst)
+        transfer = _choose(given, wanted, count)
     reactor.count(transfers=1)
     try:
         source = given.owned(Role.READ)
@@ -143,30 +144,48 @@ async def loop_recvfile(
             raise asyncio.SendfileNotAvailableError(f"{sock!r} decrypts what it receives")
         if timeout is None:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
-        _check_regular(file)
+        with nothing_moved(0):
+            _check_regular(file)
         reactor = reactor_or_fall_back()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
-        return await fallback_engine.receive_file(sock, file, offset, count)
-    await _settle(file)
+        return await _fall_back(sock, file, offset, count)
+    with nothing_moved(0):
+        await _settle(file)
     reactor.count(transfers=1)
-    transfer = Splicing(count, target_offset=offset)
+    transfer = Splicing(count, target_offset=offset, socket=True)
     try:
         target = Original(file, offset)
-        refused = await uring.move(reactor, transfer, inlet(sock), target)
-        if transfer.error and not (transfer.error in CANNOT and fallback):
+        await uring.move(reactor, transfer, inlet(sock), target)
+        refused = transfer.error in CANNOT and not transfer.position
+        if refused and not fallback:
+            raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced into")
+        if transfer.error and not refused:
             raise error_from(transfer.error, f"after {transfer.position} bytes were written")
     except BaseException as error:
         tell(error, transfer.position, transfer.lost)
         raise
     finally:
         reactor.count(sent=transfer.position)
-    if transfer.error:
-        return await fallback_engine.receive_file(
-            sock, file, offset, count, transfer.position, refused
-        )
-    return transfer.position
+    return await _fall_back(sock, file, offset, count) if refused else transfer.position
+
+
+async def _fall_back(sock: Any, file: Any, offset: int, count: int | None) -> int:
+    """Receive by memory: into the descriptor itself where that is what the object writes."""
+    plain = not transforms(file) and hasattr(file, "fileno") and _is_regular(file)
+    if plain:
+        with nothing_moved(0):
+            check_access(file, file.fileno(), writing=True)
+            await _settle(file)
+    return await fallback_engine.receive_file(sock, file, offset, count, plain=plain)
+
+
+def _is_regular(file: Any) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except io.UnsupportedOperation:
+        return False
 
 
 class _Kind(enum.Enum):
@@ -266,13 +285,24 @@ def _choose(given: _Given, wanted: _Given, count: int | None) -> Sendfile | Spli
         there = max(0, size - source_offset)
         return Sendfile(source_offset, there if count is None else min(there, count))
     kinds = {given.kind, wanted.kind}
+    if _is_same_file(given, wanted):
+        # It would never end: what is written at its end is there to be read.
+        there = max(0, size - (source_offset or 0))
+        count = there if count is None else min(there, count)
     return Splicing(
         count,
         source_offset=source_offset,
         target_offset=target_offset,
         direct=_Kind.PIPE in kinds,
-        swift=kinds <= {_Kind.PIPE, _Kind.SOCKET},
+        socket=given.kind is _Kind.SOCKET,
+        swift=kinds == {_Kind.SOCKET},
     )
+
+
+def _is_same_file(given: _Given, wanted: _Given) -> bool:
+    if not given.kind is wanted.kind is _Kind.FILE:
+        return False
+    return identity(given.holder.fileno()) == identity(wanted.holder.fileno())
 
 
 def _check_regular(file: Any) -> None:
@@ -301,5 +331,8 @@ async def _settle(file: Any) -> None:
         settled = isinstance(file, io.FileIO)
     if settled:
         file.flush()
-    else:
+    elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         await fallback_engine.in_thread(file.flush)
+    else:
+        # Its reader may never come.
+        await fallback_engine.in_thread_that_may_be_left(file.flush)

@@ -22,11 +22,13 @@ Three ways to touch no disk, both asked of the kernel and not guessed:
 import asyncio
 import errno
 import os
+import select
 from collections import deque
 
 from aiozc._engines.records import Record
 from aiozc._kernel.pagecache import Probe
-from aiozc._transfers.steps import Chain, End, SendCached, Splice, Step
+from aiozc._kernel.sockets import receive_nowait
+from aiozc._transfers.steps import Chain, End, SendCached, Splice, Step, TakeByte
 
 COPIED = 16 * 1024
 """The most bytes that are read and sent rather than spliced."""
@@ -93,18 +95,36 @@ class AtOnce:
     def _step(self, record: Record, step: Step) -> int:
         if isinstance(step, SendCached):
             return self.send(record.target.copy, record.source.copy, step.offset, step.length)
-        if not isinstance(step, Splice):
-            raise TypeError(f"{step!r} waits")
         pipe = record.pipe
         source, target = record.source.copy, record.target.copy
-        if pipe is not None and step.source is End.PIPE:
-            source = pipe.read_end
+        if not isinstance(step, Splice | TakeByte):
+            raise TypeError(f"{step!r} waits")
         if pipe is not None and step.target is End.PIPE:
             target = pipe.write_end
+        if isinstance(step, TakeByte):
+            return self._take_byte(source, target)
+        if pipe is not None and step.source is End.PIPE:
+            source = pipe.read_end
         try:
             return os.splice(source, target, step.length, flags=os.SPLICE_F_NONBLOCK)
         except OSError as error:
             return -(error.errno or errno.EIO)
+
+    def _take_byte(self, source: int, target: int) -> int:
+        """Do the step TakeByte. The byte leaves the socket when it is in the pipe, not before."""
+        room = select.poll()
+        room.register(target, select.POLLOUT)
+        byte = self._scratch[:1]
+        try:
+            if not room.poll(0):
+                return -errno.EAGAIN
+            if not receive_nowait(source, byte, peek=True):
+                return 0
+            written = os.write(target, byte)
+            receive_nowait(source, byte)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        return written
 
     def send(self, sock: int, file: int, offset: int, length: int) -> int:
         """Do the step SendCached: see there for what is returned."""

@@ -13,13 +13,14 @@ OpenSSL has taken the whole record, and wants the same bytes again.
 import asyncio
 import contextlib
 import mmap
+import os
 import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aiozc._engines.records import HasFileno, Stream, inlet, outlet
+from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
 from aiozc._errors import tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 
@@ -54,7 +55,7 @@ async def send_file(
         seekable = await _seek_if_it_can(file, offset, position)
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
-            read = in_thread if seekable else _in_thread_that_may_be_left
+            read = in_thread if seekable else in_thread_that_may_be_left
             got = await read(_read_into, file, memory[:rest])
             if not got:
                 break
@@ -72,34 +73,47 @@ async def receive_file(
     file: Any,
     offset: int,
     count: int | None,
-    position: int = 0,
-    received: bytes = b"",
+    *,
+    plain: bool,
 ) -> int:
-    """Receive into `file` from `offset + position` on, until `count` or the stream's end.
+    """Receive into `file` from `offset` on, until `count` or the stream's end.
 
-    `received` has been read from the socket before. Returns the new position.
+    `plain` says that it writes what it is given to its descriptor, and has nothing in its
+    buffer: then the descriptor is written to, since a buffer that could not be written out
+    would be tried again by whatever is done with the file. Returns the bytes written.
     """
-    progress = _Progress(position, len(received))
+    progress = _Progress(0)
     memory = _memory()
+    target = Original(file) if plain else None
     source = inlet(sock)
     seekable = False
     try:
         source.duplicate()
-        seekable = await _seek_if_it_can(file, offset, position)
-        await in_thread(_write_all, file, memoryview(received), progress)
+        if target is not None:
+            target.duplicate()
+        seekable = await _seek_if_it_can(file, offset, 0)
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
             progress.in_hand = await _receive(source, sock, memory[:rest])
             if not progress.in_hand:
                 break
-            await in_thread(_write_all, file, memory[: progress.in_hand], progress)
+            got = memory[: progress.in_hand]
+            if target is not None:
+                target.check_open()
+                await in_thread(_write_at, target.copy, got, offset, progress)
+            else:
+                await in_thread(_write_all, file, got, progress)
     except BaseException as error:
         tell(error, progress.position, progress.in_hand)
         raise
     finally:
         source.close()
-        if seekable and not isinstance(sys.exception(), GeneratorExit):
-            await in_thread(_seek, file, offset + progress.position)
+        if target is not None:
+            target.close()
+        failing = sys.exception()
+        if seekable and not isinstance(failing, GeneratorExit):
+            with contextlib.suppress(*(() if failing is None else (OSError,))):
+                await in_thread(_seek, file, offset + progress.position)
     return progress.position
 
 
@@ -116,6 +130,14 @@ async def _seek_if_it_can(file: Any, offset: int, position: int) -> bool:
     elif offset:
         file.seek(offset)  # raises as the stdlib's fallback does
     return seekable
+
+
+def _write_at(fd: int, data: memoryview, offset: int, progress: _Progress) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset + progress.position)
+        progress.position += written
+        progress.in_hand -= written
+        data = data[written:]
 
 
 def _write_all(file: Any, data: memoryview, progress: _Progress) -> None:
@@ -166,7 +188,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return future.result()
 
 
-async def _in_thread_that_may_be_left(function: Callable[..., T], *arguments: Any) -> T:
+async def in_thread_that_may_be_left(function: Callable[..., T], *arguments: Any) -> T:
     """Run a function in the loop's executor; when cancelled, raise that at once.
 
     For reads of a stream, which may come to no end: it has no position to be known.

@@ -64,7 +64,7 @@ from aiozc._kernel.ring import (
     prep_splice,
     prep_timeout,
 )
-from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice, Step
+from aiozc._transfers.steps import Chain, End, Pause, PollIn, PollOut, Splice, Step
 
 TICK = 0.1
 """Seconds between two looks at the callers' objects."""
@@ -162,7 +162,9 @@ class _Run:
     def complete(self, index: int, result: int) -> None:
         """Take in one CQE; the chain ends with its last step's, or a soft link's failure."""
         step = self.chain[index]
-        self.results[index] = min(result, 0) if isinstance(step, PollIn | PollOut) else result
+        if isinstance(step, PollIn | PollOut):
+            result = min(result, 0)
+        self.results[index] = 0 if isinstance(step, Pause) else result
         if index == len(self.chain) - 1 or not may_be_short(step):
             del self.results[index + 1 :]
             self.ended = True
@@ -313,6 +315,8 @@ class Reactor:
         """Run a chain to its end. A cancellation is part of the outcome, not raised."""
         if self._closing:
             raise error_from(errno.ECANCELED, "the reactor was closed")
+        if not chain:
+            raise ValueError("a chain has one step at the least")
         loop = asyncio.get_running_loop()
         run = self._start(record, chain)
         cancelled: asyncio.CancelledError | None = None
@@ -342,7 +346,7 @@ class Reactor:
         except BrokenRingError:
             # A part of the chain runs: the record stays as it is until the ring has ended.
             raise
-        except OSError:
+        except BaseException:
             del self._runs[run.number]
             record.busy = False
             raise
@@ -426,7 +430,8 @@ class Reactor:
 
     def _interrupt(self, run: _Run) -> None:
         with contextlib.suppress(OSError):
-            self._submit([prep_cancel_fd(fd, _NOBODY) for fd in run.record.waits()])
+            fds = run.record.numbers() if run.stopping else run.record.waits()
+            self._submit([prep_cancel_fd(fd, _NOBODY) for fd in fds])
             self._drain()
 
     def _tick_later(self) -> None:
@@ -451,7 +456,8 @@ class Reactor:
             return
         record = run.record
         # Closing an object is seen at each look, closing its number at some: 4 us in place of 1.
-        if (record.has_moved() or run.age % LOOKS == 0) and record.find_fault():
+        writes = any(isinstance(step, PollOut) for step in run.chain)
+        if (record.has_moved() or run.age % LOOKS == 0) and record.find_fault(writes=writes):
             self._stop(run)
         elif record.pipe is not None and run.age >= PATIENCE:
             if len(run.chain) > 1:
@@ -505,6 +511,8 @@ class Reactor:
         self._runs.clear()
         for record in self._records:
             record.close()
+            record.source.abandon()
+            record.target.abandon()
         self._records.clear()
         self._pipes.close()
 
@@ -575,6 +583,8 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
             yield prep_poll(source, select.POLLIN, user_data, flags)
         elif isinstance(step, PollOut):
             yield prep_poll(target, select.POLLOUT, user_data, flags)
+        elif isinstance(step, Pause):
+            yield prep_timeout(_TICK, user_data)
         elif isinstance(step, Splice):
             yield prep_splice(
                 out_of[step.source],

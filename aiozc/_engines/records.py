@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
-from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of
+from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of, was_reset
 
 
 class HasFileno(Protocol):
@@ -27,7 +27,7 @@ class Role(enum.Enum):
     """What a transfer does with a stream."""
 
     READ = "is being read by a transfer"
-    WRITTEN = "is sending a file"
+    WRITTEN = "is sending"
 
 
 class Original:
@@ -83,9 +83,17 @@ class Original:
     def check(self) -> None:
         """Raise the OSError that writing would end with, where that can be known."""
 
+    def check_alive(self) -> None:
+        """Raise ConnectionResetError where that can be known and nobody else would see it."""
+
     @property
     def interruptible(self) -> bool:
         """Whether a chain may wait for it, so that the wait may have to be ended."""
+        return False
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a socket."""
         return False
 
     def follow(self, moved: int) -> None:
@@ -96,7 +104,12 @@ class Original:
     def close(self) -> None:
         """Close the duplicate when the last record is done with it."""
         self._owners -= 1
-        if self._owners <= 0 and self.copy >= 0:
+        if self._owners <= 0:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the duplicate, whoever has it."""
+        if self.copy >= 0:
             os.close(self.copy)
             self.copy = -1
 
@@ -125,10 +138,20 @@ class Stream(Original):
         if self._is_socket and is_unix(self.copy):
             send_nowait(self.copy, _NOTHING)
 
+    def check_alive(self) -> None:
+        """Raise ConnectionResetError for a socket of a relay: who reads it may be waiting."""
+        if len(self._roles) > 1 and was_reset(self.copy):
+            raise error_from(errno.ECONNRESET, "seen by a look at a side that stands still")
+
     @property
     def interruptible(self) -> bool:
         """Whether a chain may wait for it, so that the wait may have to be ended."""
         return True
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a socket."""
+        return self._is_socket
 
     def end_writing(self) -> None:
         """Tell the peer that nothing more comes."""
@@ -254,11 +277,17 @@ class Record:
         self.target.check_open()
         self.source.check_open()
 
-    def find_fault(self) -> bool:
-        """Look whether the transfer cannot go on, and keep the reason as `fault`."""
+    def find_fault(self, *, writes: bool) -> bool:
+        """Look whether the transfer cannot go on, and keep the reason as `fault`.
+
+        `writes`: it waits for room in the target.
+        """
         try:
             self.check_open()
-            self.target.check()
+            self.source.check_alive()
+            self.target.check_alive()
+            if writes:
+                self.target.check()
         except BlockingIOError:
             return False
         except OSError as error:
@@ -266,11 +295,21 @@ class Record:
         return self.fault is not None
 
     def waits(self) -> list[int]:
-        """Return the numbers that a chain may be waiting on: its pipe between two files."""
-        waits = [end.copy for end in (self.target, self.source) if end.interruptible]
-        if not waits and self.pipe is not None:
-            waits.append(self.pipe.write_end)
-        return waits
+        """Return the numbers that a chain may be waiting on for as long as a peer likes."""
+        return [end.copy for end in (self.target, self.source) if end.interruptible]
+
+    def numbers(self) -> list[int]:
+        """Return the numbers that steps are known by to the kernel: what they write into."""
+        return self.waits() if self.pipe is None else [*self.waits(), self.pipe.write_end]
+
+    def check_nonblocking(self) -> None:
+        """Raise OSError (EINVAL) where somebody has made one of the two blocking meanwhile.
+
+        The flag is the open file's: who shares that (a child process) may change it.
+        """
+        for end in (self.source, self.target):
+            if end.is_socket and os.get_blocking(end.copy):
+                raise error_from(errno.EINVAL, "the socket was made blocking during the transfer")
 
     def close(self) -> None:
         """Give everything back. No SQE may name it any more."""

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
-from aiozc._engines.reactor import Reactor
+from aiozc._engines.reactor import TICK, Reactor
 from aiozc._engines.records import Original, Record
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import Transfer
@@ -33,8 +34,8 @@ async def send_file(
             await _run(reactor, record, transfer)
 
 
-async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> bytes:
-    """Run `transfer` to its end, as `send_file` does; return what its target has refused.
+async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> None:
+    """Run `transfer` to its end, as `send_file` does.
 
     Where it ends early, what had left a stream is given to the target if that can take it;
     `transfer.lost` says how much could not be given.
@@ -47,9 +48,6 @@ async def move(reactor: Reactor, transfer: Transfer, source: Original, target: O
         except BaseException:
             await _save(reactor, record, transfer)
             raise
-        if not transfer.in_pipe or record.pipe is None:
-            return b""
-        return os.read(record.pipe.read_end, transfer.in_pipe)
 
 
 @contextlib.contextmanager
@@ -61,6 +59,7 @@ def _record(
         record = reactor.open(source, target)
     except BaseException:
         source.follow(transfer.position)
+        target.follow(transfer.position)
         raise
     try:
         yield record
@@ -86,11 +85,20 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
             await reactor.at_once.wait_to_spend(at_once)
-        chain = transfer.next_chain(_pipe_for(transfer, record), reactor.longest_chain)
+        try:
+            pipe_size = _pipe_for(transfer, record)
+        except OSError as error:
+            # A relay lives through a moment without descriptors, as one with buffers would.
+            if not at_once or error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            await asyncio.sleep(TICK)
+            continue
+        chain = transfer.next_chain(pipe_size, reactor.longest_chain)
         if record.fault is not None:
             raise record.fault
         record.check_open()
         if at_once:
+            record.check_nonblocking()
             transfer.advance(chain, reactor.at_once.run(record, chain))
         else:
             results, cancelled = await reactor.run(record, chain)
@@ -105,11 +113,12 @@ async def _save(reactor: Reactor, record: Record, transfer: Transfer) -> None:
     if not chain or record.busy or transfer.error or not record.target.is_open():
         return
     with contextlib.suppress(OSError):
-        if record.target.interruptible:
-            results = reactor.at_once.run(record, chain)
-        else:
+        if record.target.is_socket:
+            record.check_nonblocking()
+            transfer.advance(chain, reactor.at_once.run(record, chain))
+        elif not record.target.interruptible:
             results, _ = await reactor.run(record, chain)
-        transfer.advance(chain, results)
+            transfer.advance(chain, results)
 
 
 def _pipe_for(transfer: Transfer, record: Record) -> int:

@@ -5,12 +5,14 @@ waits for room then, in the loop's thread, and sets O_NONBLOCK, which duplicates
 """
 
 import ctypes
+import select
 import socket
 from typing import Any
 
 from aiozc._errors import error_from
 
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_TCP_CLOSE = 7  # enum in the kernel's include/net/tcp_states.h
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _UNSPECIFIED = 16  # bytes of a struct sockaddr whose family is 0, AF_UNSPEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,6 +31,23 @@ _getsockopt.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_
 def type_of(fd: int) -> int:
     """Return the socket type behind a number; OSError (ENOTSOCK, EBADF) where there is none."""
     return _option(fd, socket.SO_TYPE)
+
+
+def was_reset(fd: int) -> bool:
+    """Return whether a connection has ended by an error that nobody has been told yet.
+
+    Asking for the error itself (SO_ERROR) would take it away from whoever reads next.
+    """
+    failed = select.poll()
+    failed.register(fd, 0)
+    if not any(events & select.POLLERR for _, events in failed.poll(0)):
+        return False
+    if is_unix(fd):
+        return True
+    # An error queue makes that true as well. Octet 0 of struct tcp_info is the state.
+    state, length = ctypes.c_ubyte(), ctypes.c_uint32(1)
+    _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, ctypes.byref(state), ctypes.byref(length))
+    return state.value == _TCP_CLOSE
 
 
 def is_unix(fd: int) -> bool:
@@ -56,12 +75,15 @@ def send_nowait(fd: int, data: memoryview) -> int:
     return taken
 
 
-def receive_nowait(fd: int, memory: memoryview) -> int:
+def receive_nowait(fd: int, memory: memoryview, *, peek: bool = False) -> int:
     """Receive what is there into writable memory, whatever the socket's mode; 0 at the end.
+
+    With `peek` it stays there.
 
     Raises BlockingIOError where nothing is there, and the OSError of a failed connection.
     """
-    got: int = _recv(fd, (ctypes.c_char * len(memory)).from_buffer(memory), len(memory), _DONTWAIT)
+    flags = _DONTWAIT | (socket.MSG_PEEK if peek else 0)
+    got: int = _recv(fd, (ctypes.c_char * len(memory)).from_buffer(memory), len(memory), flags)
     if got < 0:
         raise error_from(ctypes.get_errno(), "receiving")
     return got

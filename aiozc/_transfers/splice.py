@@ -21,7 +21,12 @@ The rules:
    until half of a chain's reads find nothing. (On 2 CPUs that its source and sink share, in
    GB/s and ms of loop CPU per GB: at once 3.0 to 3.7 and 107 to 131, chains 2.5 to 4.9 and
    43 to 52, steps of 1 MiB; chains of 64 KiB steps 1.2 and 230.)
-7. A source with nothing is waited for without a pipe, a target without room with no more
+7. splice(2) stops at the mark of TCP's urgent data: it says 0 or EAGAIN there, and a poll says
+   that there is something to read. So the end of a socket is believed when recv(2) says so
+   too, and a poll that came true for nothing is followed by a byte of recv(2); where that has
+   none either (an error queue makes polls true as well), by a pause.
+8. A file that cannot be spliced into says so before anything has left a stream for it.
+9. A source with nothing is waited for without a pipe, a target without room with no more
    than what is in it.
 
 States and what leads on:
@@ -29,6 +34,9 @@ States and what leads on:
     SWIFT    a round at once      --> done | SWIFT | WAITING (dry or full) | FLOWING (fast)
     FLOWING  chains in a worker   --> done | FLOWING | WAITING (dry, full, or interrupted)
     WAITING  for what is missing  --> SWIFT, or FLOWING where an end is a file
+    PROBING  an empty pipe        --> FLOWING | failed, with every byte still in the source
+    MARKED   one byte by recv(2)  --> done | SWIFT or FLOWING | PAUSING
+    PAUSING  for a tick           --> WAITING
 """
 
 import enum
@@ -36,7 +44,17 @@ import errno
 import mmap
 from collections.abc import Sequence
 
-from aiozc._transfers.steps import UNLUCKY, Chain, End, PollIn, PollOut, Splice, Step
+from aiozc._transfers.steps import (
+    UNLUCKY,
+    Chain,
+    End,
+    Pause,
+    PollIn,
+    PollOut,
+    Splice,
+    Step,
+    TakeByte,
+)
 
 ROUND = 256 * 1024
 """The most bytes that a round moves in the loop's own thread: about 50 us."""
@@ -58,14 +76,18 @@ class State(enum.Enum):
     SWIFT = enum.auto()
     FLOWING = enum.auto()
     WAITING = enum.auto()
+    PROBING = enum.auto()
+    MARKED = enum.auto()
+    PAUSING = enum.auto()
 
 
 class Splicing:
     """`count` bytes, or all until the source's end, from a source to a target.
 
     An offset is where a file is read or written; None says that the end is a stream. An end
-    may be `direct`: a pipe, so that none is needed between. `swift` says that both ends are
-    sockets or pipes, which never wait for a disk. `error` is the positive errno that ended
+    may be `direct`: a pipe, so that none is needed between. `socket` says that the source is
+    one, `swift` that both ends are: they never wait for a disk, nor for who holds a pipe's
+    lock. `error` is the positive errno that ended
     the transfer, or 0, and `source_failed` whose it was.
     """
 
@@ -76,6 +98,7 @@ class Splicing:
         source_offset: int | None = None,
         target_offset: int | None = None,
         direct: bool = False,
+        socket: bool = False,
         swift: bool = False,
     ) -> None:
         self.count = count
@@ -85,6 +108,9 @@ class Splicing:
         self._source_offset = source_offset
         self._target_offset = target_offset
         self._direct = direct
+        self._socket = socket or swift
+        self._in_vain = 0
+        self._at_mark = False
         self._swift = swift
         self._taken = 0
         self._ended = False
@@ -92,7 +118,8 @@ class Splicing:
         self._streak = 0
         self._rounds = 1
         self._patient = False
-        self._state = self._moving
+        probes = source_offset is None and target_offset is not None and not direct
+        self._state = State.PROBING if probes else self._moving
 
     @property
     def _moving(self) -> State:
@@ -123,17 +150,24 @@ class Splicing:
     @property
     def needs_pipe(self) -> bool:
         """Whether the next chain goes through a pipe; where not, the pipe is given up."""
-        return not self._direct and (self.in_pipe > 0 or self._state is not State.WAITING)
+        waits = self._state in (State.WAITING, State.PAUSING)
+        return not self._direct and (self.in_pipe > 0 or not waits)
 
     @property
     def at_once(self) -> int:
         """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
-        return COST if self._state is State.SWIFT else 0
+        return COST if self._state in (State.SWIFT, State.MARKED) else 0
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (8 or more) at the most."""
         if self._state is State.WAITING:
             return self._polls()
+        if self._state is State.PAUSING:
+            return (Pause(),)
+        if self._state is State.MARKED:
+            return (TakeByte(End.TARGET if self._direct else End.PIPE),)
+        if self._state is State.PROBING:
+            return (self._write(0, 1),)
         left = self.last_chain()
         if self._state is State.SWIFT:
             return left or self._round(min(ROUND, pipe_size or ROUND), self._taken)
@@ -188,12 +222,17 @@ class Splicing:
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
         """Take in what became of a chain: a result for each step that ran."""
         reads: list[int] = []
-        interrupted = False
+        before = self._taken, self.position
+        interrupted = self._at_mark = False
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollIn | PollOut):
                 interrupted = interrupted or result < 0
                 if result < 0 and -result not in UNLUCKY:
                     self.error = -result
+            elif isinstance(step, TakeByte):
+                self._take_byte(result)
+            elif isinstance(step, Pause):
+                self._in_vain = 0
             elif not isinstance(step, Splice):
                 raise TypeError(f"{step!r} is no step of a splicing")
             elif step.source is End.PIPE:
@@ -204,27 +243,42 @@ class Splicing:
                 if step.target is End.TARGET:
                     self._written(max(result, 0))
         self._fail_when_empty()
+        if before != (self._taken, self.position):
+            self._in_vain = 0
+        elif self._state is State.MARKED:
+            self._in_vain = 2
         self._state = self._next_state(chain, reads, interrupted)
 
     def _read(self, result: int) -> None:
         if result > 0:
             self._taken += result
         elif result == 0:
-            self._ended = True
+            self._at_mark = self._socket
+            self._ended = not self._socket
         elif -result not in UNLUCKY:
             self._source_error = -result
         elif result == -errno.EAGAIN and not self._can_wait:
             # Nothing can be waited for: a file says so, whatever it means by it.
             self._source_error = -result
 
+    def _take_byte(self, result: int) -> None:
+        if result == 0:
+            self._ended = True
+        else:
+            self._read(result)
+            if self._direct:
+                self._written(max(result, 0))
+
     @property
     def _can_wait(self) -> bool:
-        return self.in_pipe > 0 or self._source_offset is None or self._target_offset is None
+        waits_for_target = self._direct and self._target_offset is None
+        return self.in_pipe > 0 or self._source_offset is None or waits_for_target
 
     def _written(self, result: int) -> None:
         if result > 0:
             self.position += result
-        elif result < 0 and -result not in UNLUCKY and self.in_pipe:
+        elif result < 0 and -result not in UNLUCKY:
+            # An empty pipe says EAGAIN.
             self.error = -result
 
     def _fail_when_empty(self) -> None:
@@ -234,7 +288,16 @@ class Splicing:
 
     def _next_state(self, chain: Chain, reads: Sequence[int], interrupted: bool) -> State:
         if self._state is State.WAITING:
+            self._in_vain += not interrupted
             return State.WAITING if interrupted else self._moving
+        if self._state is State.PAUSING:
+            return State.WAITING
+        if self._in_vain > 1:
+            return State.PAUSING
+        if self._state in (State.PROBING, State.MARKED):
+            return self._moving
+        if self._socket and not self.in_pipe and (self._at_mark or self._in_vain):
+            return State.MARKED
         largest = max(reads, default=0)
         self._patient = interrupted or (self._patient and largest < EAGER)
         if interrupted:

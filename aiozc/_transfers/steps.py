@@ -55,7 +55,20 @@ class SendCached(NamedTuple):
     length: int
 
 
-Step = Splice | PollIn | PollOut | SendCached
+class TakeByte(NamedTuple):
+    """Move one byte by recv(2): past the mark of TCP's urgent data, where splice(2) stops.
+
+    The result is 1, 0 at the stream's end, or a negative errno: EAGAIN where there is none.
+    """
+
+    target: End
+
+
+class Pause(NamedTuple):
+    """Let a tick pass. The result is 0."""
+
+
+Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached
 Chain = Sequence[Step]
 
 UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})

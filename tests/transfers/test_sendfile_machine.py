@@ -69,6 +69,7 @@ class World:
 
     def read(self, step: Splice, percent: int) -> int:
         """Splice from the file into the pipe: at most what has room there."""
+        assert step.source_offset is not None
         room = self.pipe_size - sum(map(len, self.pipe))
         length = max(0, min(step.length, self.size - step.source_offset))
         if length and not room:

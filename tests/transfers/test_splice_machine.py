@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.splice import EAGER, FAST, ROUND, Splicing, State
-from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice, Step
+from aiozc._transfers.steps import Chain, End, Pause, PollIn, PollOut, Splice, Step, TakeByte
 
 PAGE = 4096
 KIB = 1024
@@ -33,10 +33,11 @@ class Ends:
         """Make the machine for them."""
         return Splicing(
             count,
+            socket=self.source == "socket",
             source_offset=BEFORE if self.source == "file" else None,
             target_offset=BEFORE if self.target == "file" else None,
             direct=self.direct,
-            swift="file" not in (self.source, self.target),
+            swift=self.source == self.target == "socket",
         )
 
 
@@ -63,6 +64,7 @@ class World:
     pipe: deque[int] = field(default_factory=deque)
     arrived: dict[int, int] = field(default_factory=dict)
     sent: int = 0
+    marks: set[int] = field(default_factory=set)
     source_error: int = 0
     target_error: int = 0
     steps: int = 0
@@ -75,6 +77,9 @@ class World:
                 assert not self.pipe, "it waits for the source with bytes in hand"
             result = self.step(step)
             results.append(result)
+            if isinstance(step, TakeByte | Pause):
+                assert len(chain) == 1
+                return results
             short = result < (step.length if isinstance(step, Splice) else 0)
             if short and not (isinstance(step, Splice) and step.may_be_short):
                 return results
@@ -85,6 +90,10 @@ class World:
         """Do one step, in full, in part, or not at all, as drawn."""
         self.steps += 1
         percent = self.draws.popleft() if self.draws else 100
+        if isinstance(step, Pause):
+            return 0
+        if isinstance(step, TakeByte):
+            return self.take_byte(step, percent)
         if isinstance(step, PollIn | PollOut):
             return UNLUCKY[percent % 2] if percent < 10 else 0
         assert isinstance(step, Splice)
@@ -103,6 +112,23 @@ class World:
         self.pipe.extend(self.take(step, portion(step.length, percent)))
         return self.deliver(step, len(self.pipe))
 
+    def take_byte(self, step: TakeByte, percent: int) -> int:
+        """Receive a byte, past the mark that nobody else passes."""
+        assert self.ends.source == "socket"
+        if self.taken == self.size:
+            return -self.source_error
+        if percent < 20 or len(self.pipe) == self.pipe_size:
+            return -errno.EAGAIN
+        if step.target is End.TARGET and self.target_error:
+            return -self.target_error
+        self.marks.discard(self.taken)
+        self.pipe.append(self.taken)
+        self.taken += 1
+        if step.target is End.TARGET:
+            self.arrived[self.sent] = self.pipe.popleft()
+            self.sent += 1
+        return 1
+
     def read(self, step: Splice, percent: int) -> int:
         """Splice into the pipe: at most what has room there."""
         room = self.pipe_size - len(self.pipe)
@@ -113,10 +139,14 @@ class World:
         return len(got)
 
     def take(self, step: Splice, length: int) -> range:
-        """Take bytes from the source: a file's from the offset that the step names."""
+        """Take bytes from the source: a file's from the offset that the step names.
+
+        None of a socket's behind a mark.
+        """
         if step.source_offset is not None:
             assert step.source_offset == BEFORE + self.taken
-        got = range(self.taken, min(self.taken + length, self.size))
+        ahead = [mark for mark in self.marks if mark >= self.taken]
+        got = range(self.taken, min(self.taken + length, self.size, *ahead))
         self.taken = got.stop
         return got
 
@@ -157,7 +187,7 @@ def drive(transfer: Splicing, world: World, most_steps: int) -> None:
         chain = transfer.next_chain(pipe_size, most_steps)
         assert 1 <= len(chain) <= most_steps
         if transfer.at_once:
-            assert all(isinstance(step, Splice) for step in chain)
+            assert all(isinstance(step, Splice | TakeByte) for step in chain)
         transfer.advance(chain, world.run(chain))
         assert transfer.in_pipe == len(world.pipe)
         assert transfer.position == world.sent
@@ -184,6 +214,23 @@ def test_any_order_of_short_failed_and_complete_steps_moves_each_byte_once_in_or
     assert transfer.error == 0
     world.check_arrived(size if count is None else min(size, count))
     assert world.taken == transfer.position, "no more leaves the source than was asked for"
+
+
+@given(
+    ends=machines.filter(lambda ends: ends.source == "socket"),
+    size=st.integers(0, 40 * PAGE),
+    marks=st.sets(st.integers(0, 40 * PAGE), max_size=4),
+    draws=draws_of_steps,
+)
+def test_where_splice_stops_before_the_end_a_byte_by_recv_leads_on(
+    ends: Ends, size: int, marks: set[int], draws: deque[int]
+) -> None:
+    """At the mark of TCP's urgent data it says 0, as at the end."""
+    world = World(ends, size, 4 * PAGE, draws, marks=marks)
+    transfer = ends.machine(None)
+    drive(transfer, world, 48)
+    assert transfer.error == 0
+    world.check_arrived(size)
 
 
 @given(
@@ -267,11 +314,14 @@ def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> 
     chain = transfer.next_chain(MIB, 48)
     assert len(chain) == 2 * 9, "what was of no use is not planned again"
     transfer.advance(chain, nothing * 8 + found)
-    assert transfer.state is State.SWIFT
+    assert transfer.at_once, "it goes in the loop's own thread again"
 
 
 def test_a_slow_upload_keeps_no_pipe_while_it_is_waited_for() -> None:
     transfer = Splicing(None, target_offset=0)
+    probe = transfer.next_chain(MIB, 48)
+    assert probe == (Splice(End.PIPE, End.TARGET, 1, target_offset=0),)
+    transfer.advance(probe, [-errno.EAGAIN])
     chain = transfer.next_chain(MIB, 48)
     assert chain[0] == PollIn()
     transfer.advance(chain, [-errno.ECANCELED])
@@ -287,3 +337,16 @@ def test_a_file_that_answers_that_it_has_no_room_is_an_error_and_no_endless_loop
     transfer = Splicing(None, source_offset=0, target_offset=0)
     transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN])
     assert transfer.error == errno.EAGAIN
+
+
+def test_polls_that_come_true_for_nothing_are_followed_by_a_pause() -> None:
+    transfer = Splicing(None, swift=True)
+    transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN])
+    transfer.advance([PollIn()], [0])
+    transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN])
+    assert transfer.next_chain(MIB, 48) == (TakeByte(End.PIPE),)
+    transfer.advance([TakeByte(End.PIPE)], [-errno.EAGAIN])
+    assert not transfer.needs_pipe
+    assert transfer.next_chain(0, 48) == (Pause(),)
+    transfer.advance([Pause()], [0])
+    assert transfer.next_chain(0, 48) == [PollIn()]
