@@ -209,8 +209,8 @@ async def test_a_peer_that_was_gone_before_resets_the_other(
     family: int, connections: Connections
 ) -> None:
     a, b = connections.sides(family)
-    a.sock.send(b"unread")
     a.peer.allow(0)
+    a.sock.send(b"unread")
     a.peer.reset()
     task = asyncio.create_task(aiozc.relay(a.sock, b.sock))
     outcome = await outcome_of(task)

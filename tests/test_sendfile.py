@@ -295,7 +295,7 @@ async def test_no_kind_of_regular_file_needs_the_fallback(
     [(0, None), (0, 4096), (4096, 4096), (4096, None), (0, MIB), (8192, 64 * KIB)],
 )
 async def test_a_file_opened_for_direct_access_arrives(
-    offset: int, count: int | None, connect: Connect, make_file: MakeFile
+    send: Send, offset: int, count: int | None, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(2 * MIB)
     chosen = content[offset:] if count is None else content[offset : offset + count]
@@ -303,7 +303,7 @@ async def test_a_file_opened_for_direct_access_arrives(
     cached = make_file(content)
     write_out(cached)
     with io.FileIO(os.open(cached.name, os.O_RDONLY | os.O_DIRECT)) as file:
-        assert await aiozc.loop_sendfile(sock, file, offset, count) == len(chosen)
+        assert await send(sock, file, offset, count) == len(chosen)
         assert file.tell() == offset + len(chosen)
     sock.close()
     assert_same(await receiver.wait_end(), chosen)
