@@ -64,7 +64,16 @@ from aiozc._kernel.ring import (
     prep_splice,
     prep_timeout,
 )
-from aiozc._transfers.steps import Chain, End, Pause, PollIn, PollOut, Splice, Step
+from aiozc._transfers.steps import (
+    LONGEST_PAUSE,
+    Chain,
+    End,
+    Pause,
+    PollIn,
+    PollOut,
+    Splice,
+    Step,
+)
 
 TICK = 0.1
 """Seconds between two looks at the callers' objects."""
@@ -92,6 +101,7 @@ _INDEX_MASK = (1 << _INDEX_BITS) - 1
 _NOBODY = 0
 _TICKER = (1 << 64) - 1
 _TICK = abi.Timespec(0, int(TICK * 1e9))
+_PAUSES = [abi.Timespec(0, (1 << level) * 1_000_000) for level in range(LONGEST_PAUSE + 1)]
 
 _SOFT = int(SqeFlag.IO_LINK | SqeFlag.CQE_SKIP_SUCCESS)
 _HARD = int(SqeFlag.IO_HARDLINK | SqeFlag.CQE_SKIP_SUCCESS)
@@ -584,7 +594,7 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
         elif isinstance(step, PollOut):
             yield prep_poll(target, select.POLLOUT, user_data, flags)
         elif isinstance(step, Pause):
-            yield prep_timeout(_TICK, user_data)
+            yield prep_timeout(_PAUSES[step.level], user_data)
         elif isinstance(step, Splice):
             yield prep_splice(
                 out_of[step.source],

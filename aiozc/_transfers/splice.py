@@ -24,7 +24,9 @@ The rules:
 7. splice(2) stops at the mark of TCP's urgent data: it says 0 or EAGAIN there, and a poll says
    that there is something to read. So the end of a socket is believed when recv(2) says so
    too, and a poll that came true for nothing is followed by a byte of recv(2); where that has
-   none either (an error queue makes polls true as well), by a pause.
+   none either (an error queue makes polls true as well), by a pause. A TCP socket with a
+   small send buffer says that it can be written to when a splice has no room: pauses start
+   with a millisecond, and double while nothing moves.
 8. A file that cannot be spliced into says so before anything has left a stream for it.
 9. A source with nothing is waited for without a pipe, a target without room with no more
    than what is in it.
@@ -36,7 +38,7 @@ States and what leads on:
     WAITING  for what is missing  --> SWIFT, or FLOWING where an end is a file
     PROBING  an empty pipe        --> FLOWING | failed, with every byte still in the source
     MARKED   one byte by recv(2)  --> done | SWIFT or FLOWING | PAUSING
-    PAUSING  for a tick           --> WAITING
+    PAUSING  for a moment         --> WAITING
 """
 
 import enum
@@ -45,6 +47,7 @@ import mmap
 from collections.abc import Sequence
 
 from aiozc._transfers.steps import (
+    LONGEST_PAUSE,
     UNLUCKY,
     Chain,
     End,
@@ -110,6 +113,7 @@ class Splicing:
         self._direct = direct
         self._socket = socket or swift
         self._in_vain = 0
+        self._pauses = 0
         self._at_mark = False
         self._swift = swift
         self._taken = 0
@@ -163,7 +167,7 @@ class Splicing:
         if self._state is State.WAITING:
             return self._polls()
         if self._state is State.PAUSING:
-            return (Pause(),)
+            return (Pause(min(self._pauses, LONGEST_PAUSE)),)
         if self._state is State.MARKED:
             return (TakeByte(End.TARGET if self._direct else End.PIPE),)
         if self._state is State.PROBING:
@@ -233,6 +237,7 @@ class Splicing:
                 self._take_byte(result)
             elif isinstance(step, Pause):
                 self._in_vain = 0
+                self._pauses += 1
             elif not isinstance(step, Splice):
                 raise TypeError(f"{step!r} is no step of a splicing")
             elif step.source is End.PIPE:
@@ -244,7 +249,7 @@ class Splicing:
                     self._written(max(result, 0))
         self._fail_when_empty()
         if before != (self._taken, self.position):
-            self._in_vain = 0
+            self._in_vain = self._pauses = 0
         elif self._state is State.MARKED:
             self._in_vain = 2
         self._state = self._next_state(chain, reads, interrupted)

@@ -65,7 +65,13 @@ class TakeByte(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Let a tick pass. The result is 0."""
+    """Let `1 << level` milliseconds pass. The result is 0."""
+
+    level: int
+
+
+LONGEST_PAUSE = 7
+"""The highest level: 128 ms."""
 
 
 Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached

@@ -347,6 +347,6 @@ def test_polls_that_come_true_for_nothing_are_followed_by_a_pause() -> None:
     assert transfer.next_chain(MIB, 48) == (TakeByte(End.PIPE),)
     transfer.advance([TakeByte(End.PIPE)], [-errno.EAGAIN])
     assert not transfer.needs_pipe
-    assert transfer.next_chain(0, 48) == (Pause(),)
-    transfer.advance([Pause()], [0])
+    assert transfer.next_chain(0, 48) == (Pause(0),)
+    transfer.advance([Pause(0)], [0])
     assert transfer.next_chain(0, 48) == [PollIn()]
