@@ -164,7 +164,8 @@ class AtOnce:
         try:
             return os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
         except OSError as error:
-            # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell.
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell. EINVAL: opened with
+            # O_DIRECT, and this memory is not aligned.
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
                 return -errno.ENODATA
             return -(error.errno or errno.EIO)
