@@ -88,7 +88,7 @@ BROKEN_END = 0.5
 
 LONGEST_CHAIN = 48
 """Steps: sixteen rounds of read, poll and send; more showed no gain."""
-LOOKED_AT = 256
+LOOKED_AT = 128
 """Chains looked at in one tick at the most."""
 LOOKS = 8
 """Looks at a chain of which one is a thorough one."""
