@@ -12,6 +12,7 @@ OpenSSL has taken the whole record, and wants the same bytes again.
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import ssl
@@ -134,7 +135,13 @@ async def _seek_if_it_can(file: Any, offset: int, position: int) -> bool:
 
 def _write_at(fd: int, data: memoryview, offset: int, progress: _Progress) -> None:
     while data:
-        written = os.pwrite(fd, data, offset + progress.position)
+        try:
+            written = os.pwrite(fd, data, offset + progress.position)
+        except OSError as error:
+            if error.errno != errno.ESPIPE:
+                raise
+            # procfs's files are written where they stand alone.
+            written = os.write(fd, data)
         progress.position += written
         progress.in_hand -= written
         data = data[written:]
