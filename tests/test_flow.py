@@ -27,6 +27,12 @@ from .support import (
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def send() -> Send:
+    """One function is enough here: what flows to slow peers is one engine's, whoever asks."""
+    return aiozc.loop_sendfile
+
+
 @pytest.mark.parametrize("step", [10_000, 300_000])
 async def test_a_slow_reader_gets_everything(
     send: Send, step: int, family: int, connect: Connect, make_file: MakeFile
