@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,28 @@ def transforms(file: Any) -> bool:
     if isinstance(file, _BUFFERED):
         return not isinstance(file.raw, io.FileIO)
     return isinstance(file, io.BufferedIOBase)
+
+
+def check_moved_by_kernel(sock: Any, timeout: float | None) -> None:
+    """Raise SendfileNotAvailableError for a TLS or a blocking socket, ValueError for both."""
+    if isinstance(sock, ssl.SSLSocket):
+        if timeout != 0:
+            # It has no way to be used without waiting, as a plain socket has.
+            raise ValueError("a TLS socket must be non-blocking")
+        raise asyncio.SendfileNotAvailableError(f"{sock!r} encrypts what it carries")
+    if timeout is None:
+        raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
+
+
+def descriptor_of(file: Any) -> int:
+    """Return the number beneath a file object; SendfileNotAvailableError where it says less."""
+    if transforms(file):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} transforms its bytes")
+    try:
+        fd: int = file.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
+    return fd
 
 
 def reactor_or_fall_back() -> Reactor:

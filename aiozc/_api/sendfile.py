@@ -4,7 +4,6 @@ import asyncio
 import io
 import os
 import socket
-import ssl
 import stat
 from typing import Any
 
@@ -12,9 +11,10 @@ from aiozc._api.arguments import (
     CANNOT,
     STREAM,
     check,
+    check_moved_by_kernel,
+    descriptor_of,
     reactor_or_fall_back,
     timeout_of,
-    transforms,
     type_of,
 )
 from aiozc._engines import fallback as fallback_engine
@@ -111,13 +111,7 @@ async def _send_file(
         raise ValueError("the socket must be non-blocking")
     check(sock, file, offset, count)
     try:
-        if isinstance(sock, ssl.SSLSocket):
-            if timeout != 0:
-                # It has no way to be written to without waiting, as a plain socket has.
-                raise ValueError("a TLS socket must be non-blocking")
-            raise asyncio.SendfileNotAvailableError(f"{sock!r} encrypts what it sends")
-        if timeout is None:
-            raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
+        check_moved_by_kernel(sock, timeout)
         size = _size_of_regular(file)
         reactor = reactor_or_fall_back()
     except asyncio.SendfileNotAvailableError:
@@ -169,15 +163,11 @@ async def _wait_for_turn(
 
 def _size_of_regular(file: Any) -> int:
     """Return the size of a regular file, or raise SendfileNotAvailableError."""
-    if transforms(file):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what it reads")
-    try:
-        status = os.fstat(file.fileno())
-    except (AttributeError, io.UnsupportedOperation):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
+    fd = descriptor_of(file)
+    status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")
-    if not status.st_size and _says_more_than_its_size(file.fileno()):
+    if not status.st_size and _says_more_than_its_size(fd):
         raise asyncio.SendfileNotAvailableError(f"{file!r} does not tell its size")
     return status.st_size
 

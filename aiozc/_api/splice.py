@@ -15,8 +15,10 @@ from aiozc._api.arguments import (
     check_access,
     check_binary,
     check_count,
+    check_moved_by_kernel,
     check_offset,
     check_stream,
+    descriptor_of,
     reactor_or_fall_back,
     timeout_of,
     transforms,
@@ -138,12 +140,7 @@ async def loop_recvfile(
         raise ValueError("the socket must be non-blocking")
     check(sock, file, offset, count)
     try:
-        if isinstance(sock, ssl.SSLSocket):
-            if timeout != 0:
-                raise ValueError("a TLS socket must be non-blocking")
-            raise asyncio.SendfileNotAvailableError(f"{sock!r} decrypts what it receives")
-        if timeout is None:
-            raise asyncio.SendfileNotAvailableError(f"{sock!r} is blocking")
+        check_moved_by_kernel(sock, timeout)
         with nothing_moved(0):
             _check_regular(file)
         reactor = reactor_or_fall_back()
@@ -307,12 +304,7 @@ def _is_same_file(given: _Given, wanted: _Given) -> bool:
 
 def _check_regular(file: Any) -> None:
     """Raise for what cannot be spliced into: SendfileNotAvailableError, or OSError."""
-    if transforms(file):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} transforms what is written")
-    try:
-        fd = file.fileno()
-    except (AttributeError, io.UnsupportedOperation):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
+    fd = descriptor_of(file)
     check_access(file, fd, writing=True)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")

@@ -90,8 +90,8 @@ class Splicing:
     An offset is where a file is read or written; None says that the end is a stream. An end
     may be `direct`: a pipe, so that none is needed between. `socket` says that the source is
     one, `swift` that both ends are: they never wait for a disk, nor for who holds a pipe's
-    lock. `error` is the positive errno that ended
-    the transfer, or 0, and `source_failed` whose it was.
+    lock. `error` is the positive errno that ended the transfer, or 0, and `source_failed`
+    whose it was.
     """
 
     def __init__(
