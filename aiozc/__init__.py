@@ -3,7 +3,7 @@
 from aiozc._api.relay import relay
 from aiozc._api.sendfile import loop_sendfile
 from aiozc._api.splice import loop_recvfile, splice_pipe
-from aiozc._engines.reactor import Reactor, Statistics, get_reactor
+from aiozc._engines.reactor import Reactor, Statistics, backend, get_reactor
 from aiozc._errors import RingUnavailableError
 from aiozc._version import __version__
 
@@ -12,6 +12,7 @@ __all__ = [
     "RingUnavailableError",
     "Statistics",
     "__version__",
+    "backend",
     "get_reactor",
     "loop_recvfile",
     "loop_sendfile",

@@ -370,7 +370,8 @@ class Peer(Receiver):
         return self._finishing and self._sent == len(self._content)
 
     def _wanted(self) -> int:
-        writes = not self._half_closed and (self._sends() or self._ends())
+        writable = not self._half_closed and self._sock.fileno() >= 0
+        writes = writable and (self._sends() or self._ends())
         return super()._wanted() | (selectors.EVENT_WRITE if writes else 0)
 
     def _serve(self) -> None:

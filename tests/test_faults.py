@@ -14,8 +14,10 @@ import pytest
 
 import aiozc
 from aiozc._engines import reactor as reactor_module
-from aiozc._engines.reactor import _INDEX_BITS, _TICKER, Reactor, _Run, latest_reactor
+from aiozc._engines.base import Run
+from aiozc._engines.reactor import Reactor, latest_reactor
 from aiozc._engines.records import Original, Record, outlet
+from aiozc._engines.uring import _INDEX_BITS, _TICKER, Uring
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
 from aiozc._transfers.sendfile import Sendfile
 
@@ -32,17 +34,19 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     reactor = aiozc.get_reactor()
     record = Record(reactor._pipes, Original(make_file(b"x")), outlet(sock))
     chain = Sendfile(0, 4 * MIB).next_chain(MIB, 6)
-    run, busy = (_Run(number, record, chain) for number in (901, 902))
-    reactor._runs |= {901: run, 902: busy}
+    run, busy = (Run(number, record, chain) for number in (901, 902))
+    reactor.runs |= {901: run, 902: busy}
+    backend = reactor._backend
+    assert isinstance(backend, Uring)
     batches = [
         [Completion(_TICKER, -errno.ETIME), Completion(901 << _INDEX_BITS | 1, 300_000)],
         [Completion(901 << _INDEX_BITS | len(chain) - 1, -errno.EAGAIN)],
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(reactor._ring, "drain", lambda: batches.pop(0) if batches else [])
-        patch.setattr(reactor, "_look_at", lambda _: reactor._drain())
-        reactor._drain()
-    del reactor._runs[902]
+        patch.setattr(backend._ring, "drain", lambda: batches.pop(0) if batches else [])
+        patch.setattr(reactor, "_look_at", lambda _: backend.drain())
+        backend.drain()
+    del reactor.runs[902]
     record.close()
     assert run.ended
     assert run.results[1] == 300_000

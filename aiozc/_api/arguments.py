@@ -12,9 +12,8 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import socket_type
-from aiozc._errors import RingUnavailableError, error_from
+from aiozc._errors import error_from
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
 # member of it, 0.5 us for each transfer.
@@ -119,11 +118,3 @@ def descriptor_of(file: Any) -> int:
     except (AttributeError, io.UnsupportedOperation):
         raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
     return fd
-
-
-def reactor_or_fall_back() -> Reactor:
-    """Return the running loop's reactor; SendfileNotAvailableError where none can be had."""
-    try:
-        return get_reactor()
-    except RingUnavailableError as error:
-        raise asyncio.SendfileNotAvailableError(str(error)) from error

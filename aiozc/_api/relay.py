@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from aiozc._api.arguments import check_stream, timeout_of
-from aiozc._engines import uring
+from aiozc._engines import drive
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import Role, Stream, identity
 from aiozc._errors import error_from, nothing_moved, tell
@@ -31,7 +31,7 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
         ValueError: a socket that is blocking, of another type or encrypted, or twice the
             same.
         RuntimeError: another transfer reads from or writes into one of them.
-        RingUnavailableError: there is no ring.
+        RingUnavailableError: see `get_reactor`.
         OSError: what a socket answered (ConnectionResetError, BrokenPipeError); EBADF where
             the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing more of it is under way.
@@ -84,7 +84,7 @@ def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
 
 async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target: Stream) -> None:
     try:
-        await uring.move(reactor, transfer, source, target)
+        await drive.move(reactor, transfer, source, target)
     except (BrokenPipeError, ConnectionResetError):
         # Seen by a look at a side that stands still.
         source.reset()

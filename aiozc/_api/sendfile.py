@@ -13,13 +13,12 @@ from aiozc._api.arguments import (
     check,
     check_moved_by_kernel,
     descriptor_of,
-    reactor_or_fall_back,
     timeout_of,
     type_of,
 )
+from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines import uring
-from aiozc._engines.reactor import Reactor, latest_reactor
+from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
@@ -113,7 +112,7 @@ async def _send_file(
     try:
         check_moved_by_kernel(sock, timeout)
         size = _size_of_regular(file)
-        reactor = reactor_or_fall_back()
+        reactor = get_reactor()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
@@ -129,7 +128,7 @@ async def _send_file(
         if transfer.done:
             set_position(file, offset + transfer.position)
         else:
-            await uring.send_file(reactor, transfer, Original(file, offset), outlet(sock), count)
+            await drive.send_file(reactor, transfer, Original(file, offset), outlet(sock), count)
         if not transfer.error:
             return transfer.position
     finally:

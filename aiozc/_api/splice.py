@@ -19,12 +19,11 @@ from aiozc._api.arguments import (
     check_offset,
     check_stream,
     descriptor_of,
-    reactor_or_fall_back,
     timeout_of,
     transforms,
 )
+from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines import uring
 from aiozc._engines.reactor import get_reactor
 from aiozc._engines.records import Original, Role, Stream, identity, inlet
 from aiozc._errors import error_from, nothing_moved, tell
@@ -62,7 +61,7 @@ async def splice_pipe(
             a negative offset, an offset for what has no positions.
         TypeError: a count or an offset that is not an integer.
         RuntimeError: another transfer reads from the stream, or writes into it.
-        RingUnavailableError: there is no ring.
+        RingUnavailableError: see `get_reactor`.
         OSError: what one of the two answered (EINVAL: it cannot be spliced, or was opened
             with O_APPEND); EBADF where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing of the transfer is under way any more.
@@ -84,9 +83,9 @@ async def splice_pipe(
             source.close()
             raise
         if isinstance(transfer, Sendfile):
-            await uring.send_file(reactor, transfer, source, target, count)
+            await drive.send_file(reactor, transfer, source, target, count)
         else:
-            await uring.move(reactor, transfer, source, target)
+            await drive.move(reactor, transfer, source, target)
         if transfer.error:
             raise error_from(transfer.error, f"after {transfer.position} bytes were moved")
     except BaseException as error:
@@ -143,7 +142,7 @@ async def loop_recvfile(
         check_moved_by_kernel(sock, timeout)
         with nothing_moved(0):
             _check_regular(file)
-        reactor = reactor_or_fall_back()
+        reactor = get_reactor()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
@@ -154,7 +153,7 @@ async def loop_recvfile(
     transfer = Splicing(count, target_offset=offset, socket=True)
     try:
         target = Original(file, offset)
-        await uring.move(reactor, transfer, inlet(sock), target)
+        await drive.move(reactor, transfer, inlet(sock), target)
         refused = transfer.error in CANNOT and not transfer.position
         if refused and not fallback:
             raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced into")

@@ -38,6 +38,26 @@ CALL = 32 << 10
 """What a call costs beside its bytes, in bytes."""
 
 
+def splice(record: Record, step: Splice) -> int:
+    """Do the step Splice as a system call: what it moved, or a negative errno."""
+    source, target, pipe = record.source.copy, record.target.copy, record.pipe
+    if pipe is not None and step.source is End.PIPE:
+        source = pipe.read_end
+    if pipe is not None and step.target is End.PIPE:
+        target = pipe.write_end
+    try:
+        return os.splice(
+            source,
+            target,
+            step.length,
+            offset_src=step.source_offset,
+            offset_dst=step.target_offset,
+            flags=os.SPLICE_F_NONBLOCK,
+        )
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
 class AtOnce:
     """The loop thread's own sender: its scratch memory, and the budget of a turn."""
 
@@ -58,18 +78,33 @@ class AtOnce:
         if spent > TURN:
             return False
         self._spent = spent
-        if spent > TURN // 2 and not self._renewing:
-            self._renewing = True
-            loop.call_soon(self._renew, loop)
+        if spent > TURN // 2:
+            self._renew_later(loop)
         return True
+
+    def charge(self, loop: asyncio.AbstractEventLoop, length: int) -> None:
+        """Take `length` bytes that were sent already, be they there or not."""
+        self._spent += length
+        if self._spent > TURN // 2:
+            self._renew_later(loop)
+
+    def turn_to_spend(self, loop: asyncio.AbstractEventLoop, length: int) -> "asyncio.Future[None]":
+        """Return a future: `length` bytes of a turn's budget were taken, first come first."""
+        turn = loop.create_future()
+        self._waiting.append((length, turn))
+        self._renew_later(loop)
+        return turn
 
     async def wait_to_spend(self, length: int) -> None:
         """Take `length` bytes from the budget of the turn that has them, first come first."""
         loop = asyncio.get_running_loop()
         if not self.may_spend(loop, length):
-            turn = loop.create_future()
-            self._waiting.append((length, turn))
-            await turn
+            await self.turn_to_spend(loop, length)
+
+    def _renew_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._renewing:
+            self._renewing = True
+            loop.call_soon(self._renew, loop)
 
     def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
         self._spent = 0
@@ -93,22 +128,16 @@ class AtOnce:
         return results
 
     def _step(self, record: Record, step: Step) -> int:
+        source, target, pipe = record.source.copy, record.target.copy, record.pipe
         if isinstance(step, SendCached):
-            return self.send(record.target.copy, record.source.copy, step.offset, step.length)
-        pipe = record.pipe
-        source, target = record.source.copy, record.target.copy
-        if not isinstance(step, Splice | TakeByte):
-            raise TypeError(f"{step!r} waits")
-        if pipe is not None and step.target is End.PIPE:
-            target = pipe.write_end
+            return self.send(target, source, step.offset, step.length)
         if isinstance(step, TakeByte):
+            if pipe is not None and step.target is End.PIPE:
+                target = pipe.write_end
             return self._take_byte(source, target)
-        if pipe is not None and step.source is End.PIPE:
-            source = pipe.read_end
-        try:
-            return os.splice(source, target, step.length, flags=os.SPLICE_F_NONBLOCK)
-        except OSError as error:
-            return -(error.errno or errno.EIO)
+        if isinstance(step, Splice):
+            return splice(record, step)
+        raise TypeError(f"{step!r} waits")
 
     def _take_byte(self, source: int, target: int) -> int:
         """Do the step TakeByte. The byte leaves the socket when it is in the pipe, not before."""
@@ -139,16 +168,20 @@ class AtOnce:
         except OSError as error:
             return -(error.errno or errno.EIO)
 
-    def _splice(self, sock: int, file: int, offset: int, length: int) -> int:
+    def is_cached(self, file: int, offset: int, length: int) -> bool | None:
+        """Return whether a range of a file can be read without its disk; None: nobody says."""
         cached = self._probe.is_cached(file, offset, length)
-        if cached:
-            # cachestat counts pages whose read is under way.
-            byte = self._scratch[:1]
-            cached = (
-                self._read(file, byte, offset + length - 1) == 1
-                and self._read(file, byte, offset) == 1
-            )
-        elif cached is None:
+        if not cached:
+            return cached
+        # cachestat counts pages whose read is under way.
+        byte = self._scratch[:1]
+        return (
+            self._read(file, byte, offset + length - 1) == 1 and self._read(file, byte, offset) == 1
+        )
+
+    def _splice(self, sock: int, file: int, offset: int, length: int) -> int:
+        cached = self.is_cached(file, offset, length)
+        if cached is None:
             if len(self._scratch) < length:
                 self._scratch = memoryview(bytearray(length))
             cached = self._read(file, self._scratch[:length], offset) == length

@@ -93,7 +93,10 @@ class Original:
 
     @property
     def is_socket(self) -> bool:
-        """Whether it is a socket."""
+        """Whether it is a socket: what a call that may not wait never waits for.
+
+        Files wait for their disk whatever their flags say; pipes for who holds their lock.
+        """
         return False
 
     def follow(self, moved: int) -> None:

@@ -1,0 +1,135 @@
+"""What runs chains: the seam between the reactor and its two backends.
+
+A backend takes a chain and reports its end; the reactor keeps the records, cancels, looks at
+the callers' objects, and ends with its loop. Both backends have one descriptor, which the loop
+watches as readable.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiozc._engines.at_once import AtOnce
+from aiozc._engines.records import Record
+from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
+
+TICK = 0.1
+"""Seconds between two looks at the callers' objects."""
+LONGEST_CHAIN = 48
+"""Steps: sixteen rounds of read, poll and send; more showed no gain."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What is counted; see `Statistics`."""
+
+    transfers: int = 0
+    bytes: int = 0
+    short_reads: int = 0
+    short_writes: int = 0
+    chains: int = 0
+    submissions: int = 0
+    completions: int = 0
+    wakeups: int = 0
+    polls: int = 0
+
+
+class Run:
+    """One chain in flight: its results so far, and who waits for its end."""
+
+    __slots__ = ("age", "chain", "ended", "number", "record", "results", "stopping", "waiter")
+
+    def __init__(self, number: int, record: Record, chain: Chain) -> None:
+        self.number = number
+        self.record = record
+        self.chain = chain
+        # What every step gives that is complete: on a ring nothing else tells so (fact 3).
+        self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
+        self.ended = False
+        self.stopping = False
+        self.age = 0
+        self.waiter: asyncio.Future[None] | None = None
+
+    def complete(self, index: int, result: int) -> None:
+        """Take in the result of the last step, or of one that was short or has failed."""
+        step = self.chain[index]
+        if isinstance(step, PollIn | PollOut):
+            result = min(result, 0)
+        self.results[index] = 0 if isinstance(step, Pause) else result
+        if index == len(self.chain) - 1 or not may_be_short(step):
+            del self.results[index + 1 :]
+            self.ended = True
+
+    def fail(self) -> None:
+        """Be over without an outcome: nothing is known to have moved."""
+        self.results.clear()
+        self.ended = True
+
+    def wake(self) -> None:
+        """Let the coroutine go on that waits for the chain's end."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+def may_be_short(step: Step) -> bool:
+    """Return whether the chain goes on behind this step when it is short."""
+    return isinstance(step, Splice) and step.may_be_short
+
+
+class Host(Protocol):
+    """What a backend knows of its reactor."""
+
+    at_once: AtOnce
+    counters: Counters
+    runs: dict[int, Run]
+    """The chains in flight, by their numbers."""
+
+    def running_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop, or None where it is closed or gone."""
+
+    def retire(self, run: Run) -> None:
+        """Take in that a chain has ended. `run.ended` is true."""
+
+    def tick(self) -> None:
+        """Look at the callers' objects: TICK seconds after `Backend.tick_later`."""
+
+    def break_down(self) -> None:
+        """End at the loop's next turn: the kernel and we do not agree on what is in flight."""
+
+
+class Backend(Protocol):
+    """What runs the chains of one reactor."""
+
+    name: str
+    longest_chain: int
+
+    @property
+    def fd(self) -> int:
+        """The descriptor for the loop to watch; -1 when it is closed."""
+
+    def start(self, run: Run) -> None:
+        """Start a chain. What waits for nothing is done, and told, when this returns.
+
+        Raises OSError where nothing of it was begun.
+        """
+
+    def drain(self) -> None:
+        """Take in what has happened: the descriptor is readable."""
+
+    def interrupt(self, run: Run) -> None:
+        """Have a chain's wait for a peer end with ECANCELED, and all of it if it is `stopping`.
+
+        It may miss (fact 13): who wants the chain to end asks again until it has.
+        """
+
+    def tick_later(self) -> None:
+        """Have the host's `tick` called in TICK seconds. Raises OSError where it cannot be."""
+
+    def end_all(self, deadline: float) -> None:
+        """End what is in flight, without a loop, by the time `deadline` (time.monotonic)."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+    def forget(self) -> None:
+        """In a forked child: give the child's copies back, and leave the parent's alone."""

@@ -1,0 +1,47 @@
+"""Which backend a reactor gets, and why: one choice for each loop."""
+
+import functools
+import logging
+import os
+
+from aiozc._engines.base import Backend, Host
+from aiozc._engines.readiness import Readiness
+from aiozc._engines.uring import Uring
+from aiozc._errors import RingUnavailableError
+
+VARIABLE = "AIOZC_BACKEND"
+NAMES = (Uring.name, Readiness.name)
+
+_logger = logging.getLogger("aiozc")
+
+
+def choose(host: Host, wanted: str | None, entries: int) -> Backend:
+    """Return a reactor's backend: the one that is wanted, here or by the environment.
+
+    Where none is, io_uring, or readiness for the causes of a RingUnavailableError alone.
+    """
+    wanted = wanted_backend(wanted)
+    if wanted == Readiness.name:
+        return Readiness(host)
+    try:
+        return Uring(host, entries)
+    except RingUnavailableError as error:
+        if wanted == Uring.name:
+            raise
+        _tell_once(str(error))
+    return Readiness(host)
+
+
+def wanted_backend(wanted: str | None) -> str | None:
+    """Return what a caller or the environment asks for. Raises ValueError for what is none."""
+    asker = "backend"
+    if wanted is None:
+        asker, wanted = VARIABLE, os.environ.get(VARIABLE) or None
+    if wanted is not None and wanted not in NAMES:
+        raise ValueError(f"{asker} must be one of {', '.join(NAMES)}, not {wanted!r}")
+    return wanted
+
+
+@functools.cache
+def _tell_once(cause: str) -> None:
+    _logger.info("transfers go by readiness (os.sendfile, os.splice), not io_uring: %s", cause)

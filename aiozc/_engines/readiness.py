@@ -1,0 +1,388 @@
+"""Chains run as system calls: splice(2) when poll(2) says so, for where io_uring is refused.
+
+The same chains, with the same results, as on a ring:
+
+- A step between sockets and pipes of ours never waits, so it runs in the loop's own thread,
+  within what one turn of the loop may spend; so does the read of a file whose pages are known
+  to be cached.
+- What may wait, for a disk, or for who holds the lock of a caller's pipe, runs in a worker
+  thread, and so do the steps behind it until one has to wait for a peer. So the loop's thread
+  meets a disk only where pages are evicted between the question and the read. The threads are
+  the backend's own: those of the loop may be busy with anything, and are shut down before it.
+- Waiting is done by an epoll instance of our own, which the loop watches as one descriptor.
+  A reader of the loop for each wait costs asyncio 10 us, and uvloop never calls it when its
+  socket is reset: libuv ends the watch of a descriptor with POLLERR, and says so to nobody
+  but the loop's exception handler. A registration is gone before its number is closed:
+  duplicates of the caller keep the file open, and epoll would go on telling about it.
+
+A chain's course has one owner at a time: the loop's thread, or a worker's. A record that a
+worker uses is busy until that has ended, as it is while a ring names it.
+"""
+
+import asyncio
+import errno
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from aiozc._engines.at_once import splice
+from aiozc._engines.base import LONGEST_CHAIN, TICK, Host, Run, may_be_short
+from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
+
+WORKERS = 8
+"""Threads of one backend at the most."""
+STREAMED = 4
+"""What a byte between streams costs the loop's thread, in bytes that leave a file."""
+
+
+class Course:
+    """Where a chain stands: the step that is next, and what it waits for.
+
+    The chain itself learns what became of it in the loop's thread, when it is over.
+    """
+
+    __slots__ = ("_told", "fault", "finished", "index", "leave", "over", "run")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.index = 0
+        self.over = False
+        self._told: list[tuple[int, int]] = []
+        self.leave: Callable[[], object] | None = None
+        """Ends the wait for a peer or for the loop's turn, where there is one."""
+        self.finished: threading.Event | None = None
+        """Where a worker has it: set when that is done with it."""
+        self.fault: OSError | None = None
+
+    @property
+    def step(self) -> Step:
+        """The next step."""
+        return self.run.chain[self.index]
+
+    def go_on(self, result: int) -> None:
+        """Take in the next step's result."""
+        step, last = self.step, self.index == len(self.run.chain) - 1
+        complete = result == step.length if isinstance(step, Splice) else result >= 0
+        if last or not complete:
+            self._told.append((self.index, result))
+            self.over = last or not may_be_short(step)
+        self.index += 1
+
+    def end(self) -> None:
+        """Tell the chain what became of it."""
+        for index, result in self._told:
+            self.run.complete(index, result)
+        if self.fault is not None:
+            self.run.record.fault = self.fault
+
+
+class Readiness:
+    """The backend `readiness`."""
+
+    name = "readiness"
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._polls = _Polls()
+        self._workers = _Workers(self._polls)
+        self._courses: dict[int, Course] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.longest_chain = LONGEST_CHAIN
+
+    @property
+    def fd(self) -> int:
+        """The epoll instance's descriptor, or -1."""
+        return self._polls.fd
+
+    def start(self, run: Run) -> None:
+        """Begin a chain, and go on to where it has to wait."""
+        run.record.check_nonblocking()
+        course = Course(run)
+        self._courses[run.number] = course
+        self._go_on(course)
+
+    def drain(self) -> None:
+        """Go on with the chains whose peers are ready, or that a worker is done with."""
+        self._polls.call_ready()
+        for course in self._workers.done():
+            self._end_work(course)
+
+    def interrupt(self, run: Run) -> None:
+        """End what the chain waits for; a worker looks at `stopping` between two steps."""
+        course = self._courses.get(run.number)
+        if course is None or course.leave is None:
+            return
+        if run.stopping or isinstance(course.step, PollIn | PollOut):
+            self._resume(course, -errno.ECANCELED)
+
+    def tick_later(self) -> None:
+        """Have a timer of the loop for the tick."""
+        loop = self._host.running_loop()
+        if loop is not None:
+            self._timer = loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        self._host.counters.completions += 1
+        self._host.tick()
+
+    def end_all(self, deadline: float) -> None:
+        """End every wait; wait for the workers."""
+        for course in tuple(self._courses.values()):
+            if course.finished is None:
+                self._resume(course, -errno.ECANCELED)
+            elif course.finished.wait(max(0.0, deadline - time.monotonic())):
+                self._end_work(course)
+
+    def close(self) -> None:
+        """Close the epoll instance, and have the workers end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._workers.close(wait=not self._courses)
+        self._polls.close()
+
+    def forget(self) -> None:
+        """Close the child's copies: its registrations are the parent's."""
+        self._workers.forget()
+        self._polls.close()
+
+    # In the loop's thread.
+
+    def _go_on(self, course: Course) -> None:
+        """Do steps until one has to wait, or the chain has ended."""
+        while not course.over:
+            if course.run.stopping:
+                course.go_on(-errno.ECANCELED)
+            elif not self._step(course):
+                return
+        del self._courses[course.run.number]
+        course.end()
+        self._host.retire(course.run)
+
+    def _step(self, course: Course) -> bool:
+        """Do the next step and return True, or see to it that the course is resumed."""
+        step = course.step
+        if isinstance(step, Splice):
+            if self._may_block(course, step):
+                return self._hand_over(course)
+            return self._splice(course, step)
+        if isinstance(step, Pause):
+            return self._pause(course, step)
+        if not isinstance(step, PollIn | PollOut):
+            raise TypeError(f"{step!r} is no step for readiness")
+        if not _is_ready(course):
+            return self._poll(course)
+        course.go_on(0)
+        return True
+
+    def _may_block(self, course: Course, step: Splice) -> bool:
+        record = course.run.record
+        if step.target is End.TARGET and not record.target.is_socket:
+            return True
+        if step.source is not End.SOURCE or record.source.is_socket:
+            return False
+        offset = step.source_offset
+        at_once = self._host.at_once
+        return offset is None or not at_once.is_cached(record.source.copy, offset, step.length)
+
+    def _splice(self, course: Course, step: Splice) -> bool:
+        loop, at_once = self._loop(), self._host.at_once
+        if not at_once.may_spend(loop, 0):
+            self._wait_for_turn(course, at_once.turn_to_spend(loop, 0))
+            return False
+        result = splice(course.run.record, step)
+        self._host.counters.submissions += 1
+        self._host.counters.completions += 1
+        factor = STREAMED if course.run.record.source.is_socket else 1
+        if step.source is End.SOURCE:
+            at_once.charge(loop, factor * max(0, result))
+        course.go_on(result)
+        return True
+
+    def _wait_for_turn(self, course: Course, turn: "asyncio.Future[None]") -> None:
+        def leave() -> None:
+            """Leave the future as it is: its loop may be closed."""
+
+        def go_on(_: object) -> None:
+            if course.leave is leave:
+                self._resume(course, 0)
+
+        course.leave = leave
+        turn.add_done_callback(go_on)
+
+    def _pause(self, course: Course, step: Pause) -> bool:
+        timer = self._loop().call_later((1 << step.level) / 1000, self._resume, course, 0)
+        course.leave = timer.cancel
+        return False
+
+    def _poll(self, course: Course) -> bool:
+        fd, event = _awaited(course)
+        course.leave = self._polls.wait(fd, event, lambda: self._resume(course, 0))
+        return False
+
+    def _resume(self, course: Course, result: int) -> None:
+        """Go on behind a wait: with the step that it was for, or with what the wait came to."""
+        leave, course.leave = course.leave, None
+        if leave is not None:
+            leave()
+        if isinstance(course.step, PollIn | PollOut | Pause) or result < 0:
+            course.go_on(result)
+        self._go_on_safely(course)
+
+    def _go_on_safely(self, course: Course) -> None:
+        """Go on where nobody is there to be told of an error but the record."""
+        try:
+            course.run.record.check_nonblocking()
+        except OSError as error:
+            course.run.stopping = True
+            course.fault = error
+        self._go_on(course)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._host.running_loop()
+        if loop is None:
+            raise RuntimeError("the loop is closed")
+        return loop
+
+    # Worker threads.
+
+    def _hand_over(self, course: Course) -> bool:
+        """Have a worker go on with the chain, as far as it can without waiting for a peer."""
+        course.finished = finished = threading.Event()
+        self._workers.submit(course, finished)
+        self._host.counters.submissions += 1
+        return False
+
+    def _end_work(self, course: Course) -> None:
+        if course.finished is not None:
+            course.finished = None
+            self._host.counters.completions += 1
+            self._go_on_safely(course)
+
+
+def _work(course: Course) -> None:
+    """In a worker thread: do the next step, and those behind it that need not wait."""
+    try:
+        while not course.over and not course.run.stopping:
+            step = course.step
+            if isinstance(step, Splice):
+                course.run.record.check_nonblocking()
+                course.go_on(splice(course.run.record, step))
+            elif isinstance(step, Pause) or not _is_ready(course):
+                return
+            else:
+                course.go_on(0)
+    except OSError as error:
+        course.fault = error
+        course.run.stopping = True
+
+
+def _awaited(course: Course) -> tuple[int, int]:
+    record = course.run.record
+    if isinstance(course.step, PollIn):
+        return record.source.copy, select.POLLIN
+    return record.target.copy, select.POLLOUT
+
+
+def _is_ready(course: Course) -> bool:
+    """Return whether a poll need not wait. Files and some devices are always ready."""
+    fd, event = _awaited(course)
+    ready = select.poll()
+    ready.register(fd, event)
+    return bool(ready.poll(0))
+
+
+class _Polls:
+    """Who waits for which descriptor, on one epoll instance."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._waiting: dict[int, dict[int, Callable[[], None]]] = {}
+
+    @property
+    def fd(self) -> int:
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def wait(self, fd: int, event: int, resume: Callable[[], None]) -> Callable[[], None]:
+        """Have `resume` called when `fd` is ready; return what takes that back."""
+        waiting = self._waiting.setdefault(fd, {})
+        waiting[event] = resume
+        if len(waiting) == 1:
+            self._epoll.register(fd, event)
+        else:
+            self._epoll.modify(fd, select.POLLIN | select.POLLOUT)
+        return lambda: self._forget(fd, event)
+
+    def _forget(self, fd: int, event: int) -> None:
+        waiting = self._waiting.get(fd, {})
+        if waiting.pop(event, None) is None or self._epoll.closed:
+            return
+        if waiting:
+            self._epoll.modify(fd, next(iter(waiting)))
+        else:
+            del self._waiting[fd]
+            self._epoll.unregister(fd)
+
+    def call_ready(self) -> None:
+        """Call what was to be called for those that are ready."""
+        for fd, events in self._epoll.poll(0):
+            for event in (select.POLLIN, select.POLLOUT):
+                # An error or a hang-up is for both to see. A call before may have ended a wait.
+                other = (select.POLLIN | select.POLLOUT) ^ event
+                resume = self._waiting.get(fd, {}).get(event)
+                if resume is not None and events & ~other:
+                    resume()
+
+    def close(self) -> None:
+        if not self._epoll.closed:
+            self._epoll.close()
+
+
+class _Workers:
+    """Threads for what may wait for a disk, and how the loop hears of their ends."""
+
+    def __init__(self, polls: _Polls) -> None:
+        self._polls = polls
+        self._threads: ThreadPoolExecutor | None = None
+        self._done: deque[Course] = deque()
+        self._event = -1
+
+    def submit(self, course: Course, finished: threading.Event) -> None:
+        """Have a thread do what it can of a course."""
+        if self._threads is None:
+            self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._polls.wait(self._event, select.POLLIN, self._clear)
+            self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="aiozc")
+        self._threads.submit(self._run, course, finished)
+
+    def _run(self, course: Course, finished: threading.Event) -> None:
+        try:
+            _work(course)
+        finally:
+            self._done.append(course)
+            os.eventfd_write(self._event, 1)
+            finished.set()
+
+    def _clear(self) -> None:
+        os.eventfd_read(self._event)
+
+    def done(self) -> list[Course]:
+        """Return the courses that threads are done with."""
+        return [self._done.popleft() for _ in range(len(self._done))]
+
+    def close(self, *, wait: bool) -> None:
+        """Have the threads end; where one still waits for a disk, keep what it will write to."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=wait)
+            if wait:
+                os.close(self._event)
+            self._threads = None
+
+    def forget(self) -> None:
+        """In a forked child, which has no such threads."""
+        if self._threads is not None:
+            os.close(self._event)
+            self._threads = None
