@@ -3,11 +3,16 @@
 from aiozc._api.relay import relay
 from aiozc._api.sendfile import loop_sendfile
 from aiozc._api.splice import loop_recvfile, splice_pipe
+from aiozc._capabilities import Advice, Capabilities, Part
 from aiozc._engines.reactor import Reactor, Statistics, get_reactor
 from aiozc._errors import RingUnavailableError
+from aiozc._kernel.features import probe
 from aiozc._version import __version__
 
 __all__ = [
+    "Advice",
+    "Capabilities",
+    "Part",
     "Reactor",
     "RingUnavailableError",
     "Statistics",
@@ -15,6 +20,7 @@ __all__ = [
     "get_reactor",
     "loop_recvfile",
     "loop_sendfile",
+    "probe",
     "relay",
     "splice_pipe",
 ]

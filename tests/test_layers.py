@@ -12,13 +12,22 @@ PACKAGE = Path(aiozc.__file__).parent
 
 # A room, and the rooms beneath it that it may import.
 ROOMS: dict[str, set[str]] = {
+    "_capabilities": set(),
     "_errors": set(),
     "_version": set(),
-    "_kernel": {"_errors"},
+    "_kernel": {"_capabilities", "_errors"},
     "_transfers": {"_errors"},
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
-    "__init__": {"_errors", "_version", "_engines", "_api"},
+    "__init__": {
+        "_capabilities",
+        "_errors",
+        "_version",
+        "_kernel",
+        "_engines",
+        "_api",
+    },
+    "__main__": set(aiozc.__all__),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
