@@ -1,13 +1,35 @@
 """Zero-copy transfers for asyncio and uvloop, on io_uring."""
 
-from aiozc._api.relay import relay
-from aiozc._api.sendfile import loop_sendfile
-from aiozc._api.splice import loop_recvfile, splice_pipe
-from aiozc._engines.reactor import Reactor, Statistics, backend, get_reactor
+import sys
+from typing import TYPE_CHECKING
+
+from aiozc._capabilities import Advice, Capabilities, Part
 from aiozc._errors import RingUnavailableError
 from aiozc._version import __version__
 
+if TYPE_CHECKING or sys.platform == "linux":
+    from aiozc._api.relay import relay
+    from aiozc._api.sendfile import loop_sendfile
+    from aiozc._api.splice import loop_recvfile, splice_pipe
+    from aiozc._engines.reactor import Reactor, Statistics, backend, get_reactor
+    from aiozc._kernel.features import probe
+else:
+    from aiozc._elsewhere import (
+        Reactor,
+        Statistics,
+        backend,
+        get_reactor,
+        loop_recvfile,
+        loop_sendfile,
+        probe,
+        relay,
+        splice_pipe,
+    )
+
 __all__ = [
+    "Advice",
+    "Capabilities",
+    "Part",
     "Reactor",
     "RingUnavailableError",
     "Statistics",
@@ -16,6 +38,7 @@ __all__ = [
     "get_reactor",
     "loop_recvfile",
     "loop_sendfile",
+    "probe",
     "relay",
     "splice_pipe",
 ]

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -10,9 +10,19 @@ class RingUnavailableError(RuntimeError):
     """No ring can be had here: the sentence says what was tried and what refused.
 
     Raised for named set-up causes alone: liburing missing, too old or of another
-    layout; io_uring refused by the kernel, a sysctl or a seccomp filter; no memory
-    that may be locked.
+    layout; io_uring refused by the kernel, a sysctl, a seccomp filter or a security
+    module; no memory that may be locked.
+
+    `remedy` says in one line what would lift it, and `lines` are what to run or to write
+    for that, a line each; both may be empty.
     """
+
+    def __init__(self, cause: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(cause)
+        self.remedy = remedy
+        self.lines = tuple(lines)
+        if remedy:
+            self.add_note(f"What would lift it: {remedy}")
 
 
 def error_from(number: int, doing: str) -> OSError:

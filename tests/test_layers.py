@@ -12,13 +12,24 @@ PACKAGE = Path(aiozc.__file__).parent
 
 # A room, and the rooms beneath it that it may import.
 ROOMS: dict[str, set[str]] = {
+    "_capabilities": set(),
     "_errors": set(),
     "_version": set(),
-    "_kernel": {"_errors"},
+    "_kernel": {"_capabilities", "_errors"},
     "_transfers": {"_errors"},
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
-    "__init__": {"_errors", "_version", "_engines", "_api"},
+    "_elsewhere": {"_capabilities"},
+    "__init__": {
+        "_capabilities",
+        "_errors",
+        "_version",
+        "_kernel",
+        "_engines",
+        "_api",
+        "_elsewhere",
+    },
+    "__main__": set(aiozc.__all__),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -59,6 +70,19 @@ def test_ctypes_has_one_home_and_transfers_do_nothing_themselves(module: Path) -
 
 def test_the_top_module_only_lists() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    kinds = (ast.Expr, ast.ImportFrom, ast.Assign)
-    assert all(isinstance(node, kinds) for node in tree.body)
+    kinds = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
+    [choice] = [node for node in tree.body if not isinstance(node, kinds)]
+    assert isinstance(choice, ast.If)
+    assert ast.unparse(choice.test) == "TYPE_CHECKING or sys.platform == 'linux'"
     assert set(aiozc.__all__) <= set(vars(aiozc))
+
+
+def test_both_choices_of_the_top_module_list_the_same() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    [choice] = [node for node in tree.body if isinstance(node, ast.If)]
+    on_linux, elsewhere = (
+        {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        for nodes in (choice.body, choice.orelse)
+    )
+    assert on_linux == elsewhere
+    assert {type(node) for node in choice.body + choice.orelse} == {ast.ImportFrom}

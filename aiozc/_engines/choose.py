@@ -2,15 +2,12 @@
 
 import functools
 import logging
-import os
 
 from aiozc._engines.base import Backend, Host
 from aiozc._engines.readiness import Readiness
 from aiozc._engines.uring import Uring
 from aiozc._errors import RingUnavailableError
-
-VARIABLE = "AIOZC_BACKEND"
-NAMES = (Uring.name, Readiness.name)
+from aiozc._kernel.features import wanted_backend
 
 _logger = logging.getLogger("aiozc")
 
@@ -28,18 +25,8 @@ def choose(host: Host, wanted: str | None, entries: int) -> Backend:
     except RingUnavailableError as error:
         if wanted == Uring.name:
             raise
-        _tell_once(str(error))
+        _tell_once(f"{error}; {error.remedy}" if error.remedy else str(error))
     return Readiness(host)
-
-
-def wanted_backend(wanted: str | None) -> str | None:
-    """Return what a caller or the environment asks for. Raises ValueError for what is none."""
-    asker = "backend"
-    if wanted is None:
-        asker, wanted = VARIABLE, os.environ.get(VARIABLE) or None
-    if wanted is not None and wanted not in NAMES:
-        raise ValueError(f"{asker} must be one of {', '.join(NAMES)}, not {wanted!r}")
-    return wanted
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Struct layouts, opcodes and flags of the kernel's interfaces.
 
 Sources: `include/uapi/linux/io_uring.h` (SQE, CQE, opcodes, flags), `liburing.h`
-(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`.
+(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`,
+`include/uapi/asm-generic/unistd.h` (the numbers of system calls).
 """
 
 import ctypes
@@ -10,14 +11,30 @@ import struct
 import sys
 
 
+class Call(enum.IntEnum):
+    """Numbers of system calls that are the same on every architecture but alpha and mips."""
+
+    IO_URING_SETUP = 425
+    IO_URING_ENTER = 426
+    IO_URING_REGISTER = 427
+
+
 class Op(enum.IntEnum):
     """`enum io_uring_op`."""
 
     NOP = 0
+    READ_FIXED = 4
     POLL_ADD = 6
     TIMEOUT = 11
     ASYNC_CANCEL = 14
     SPLICE = 30
+    SEND_ZC = 47
+
+
+class Register(enum.IntEnum):
+    """`IORING_REGISTER_*`: what io_uring_register(2) is to do."""
+
+    PROBE = 8
 
 
 class SqeFlag(enum.IntFlag):
@@ -161,6 +178,35 @@ class Uring(ctypes.Structure):
         ("enter_ring_fd", ctypes.c_int32),
         ("int_flags", ctypes.c_uint8),
         ("rest", ctypes.c_uint8 * 255),
+    ]
+
+
+PROBED = 256
+"""Opcodes that one probe asks for: all that fit into an octet."""
+OP_SUPPORTED = 1
+"""`IO_URING_OP_SUPPORTED`, a flag of an opcode in a probe's answer."""
+
+
+class ProbedOp(ctypes.Structure):
+    """`struct io_uring_probe_op`."""
+
+    _fields_ = [
+        ("op", ctypes.c_uint8),
+        ("resv", ctypes.c_uint8),
+        ("flags", ctypes.c_uint16),
+        ("resv2", ctypes.c_uint32),
+    ]
+
+
+class OpcodeProbe(ctypes.Structure):
+    """`struct io_uring_probe`."""
+
+    _fields_ = [
+        ("last_op", ctypes.c_uint8),
+        ("ops_len", ctypes.c_uint8),
+        ("resv", ctypes.c_uint16),
+        ("resv2", ctypes.c_uint32 * 3),
+        ("ops", ProbedOp * PROBED),
     ]
 
 

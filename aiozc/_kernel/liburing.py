@@ -11,6 +11,7 @@ from typing import Any
 from aiozc._errors import RingUnavailableError
 from aiozc._kernel import abi
 
+VARIABLE = "AIOZC_LIBURING"
 SYSTEM_NAMES = ("liburing-ffi.so.2", "liburing.so.2")
 # The newest exported function that liburing 2.2 has and 2.1 has not.
 NEWEST_NEEDED = "io_uring_register_ring_fd"
@@ -41,9 +42,17 @@ def load() -> Library:
             return open_library(path)
         except RingUnavailableError as error:
             faults.append(str(error))
-    raise RingUnavailableError(
-        "no usable liburing: " + "; ".join(faults) + " (install the PyPI package liburing,"
-        " or the system's liburing 2.2 or newer, or set AIOZC_LIBURING to its path)"
+    raise RingUnavailableError("no usable liburing: " + "; ".join(faults), *_how_to_have_it())
+
+
+def _how_to_have_it() -> tuple[str, tuple[str, ...]]:
+    if os.environ.get(VARIABLE):
+        remedy = f"set {VARIABLE} to the path of liburing 2.2 or newer, or unset it"
+        return remedy, (f"unset {VARIABLE}",)
+    return (
+        "install the PyPI package liburing, or the system's liburing 2.2 or newer, or set"
+        f" {VARIABLE} to its path",
+        ("pip install liburing", "apt install liburing2  # or this"),
     )
 
 
@@ -85,7 +94,7 @@ def open_library(path: str) -> Library:
 
 
 def _candidates() -> list[str]:
-    override = os.environ.get("AIOZC_LIBURING")
+    override = os.environ.get(VARIABLE)
     if override:
         return [override]
     # The package is located, never imported: its module is another binding.

@@ -21,11 +21,13 @@ import errno
 import os
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from aiozc._errors import RingUnavailableError, error_from
-from aiozc._kernel import abi, liburing
+from aiozc._kernel import abi, calls, liburing
+from aiozc._kernel.refusals import lacking, refusal
+
+SETUP_FLAGS = abi.SetupFlag.CLAMP | abi.SetupFlag.SUBMIT_ALL | abi.SetupFlag.COOP_TASKRUN
 
 Sqe = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int]
 """The fields of one SQE, in the order of `abi.SQE`."""
@@ -113,18 +115,20 @@ class Ring:
         features = self._set_up(entries)
         self.fd: int = self._uring.ring_fd
         _live.add(self)
-        if missing := (abi.Feature.NODROP | abi.Feature.CQE_SKIP) & ~features:
+        try:
+            self._check_abilities(features)
+            self._map()
+            self._bound_workers(max_workers)
+            self._check_entering()
+        except BaseException:
             self.close()
-            raise RingUnavailableError(f"this kernel's io_uring lacks {missing!r}: 5.19 is needed")
-        self._map()
-        self._bound_workers(max_workers)
+            raise
 
     def _set_up(self, entries: int) -> int:
-        flags = abi.SetupFlag.CLAMP | abi.SetupFlag.SUBMIT_ALL | abi.SetupFlag.COOP_TASKRUN
-        parameters = abi.Params(flags=flags)
+        parameters = abi.Params(flags=SETUP_FLAGS)
         result = self._lib.queue_init_params(entries, self._by_reference, ctypes.byref(parameters))
         if result < 0:
-            _refused(-result)
+            raise refusal(-result)
         if not _layout_fits(self._uring, parameters):
             # Only the library itself knows how to undo what it did.
             self._lib.queue_exit(self._by_reference)
@@ -134,6 +138,15 @@ class Ring:
             )
         self.entries: int = parameters.sq_entries
         return int(parameters.features)
+
+    def _check_abilities(self, features: int) -> None:
+        self.features = features
+        try:
+            self.opcodes = calls.opcodes(self.fd)
+        except OSError as error:
+            raise refusal(error.errno or 0, "asking a ring for its opcodes") from None
+        if lack := lacking(features, self.opcodes):
+            raise lack
 
     def _map(self) -> None:
         sq, cq = self._uring.sq, self._uring.cq
@@ -152,8 +165,15 @@ class Ring:
         bounds = (ctypes.c_uint * 2)(max_workers, max_workers)
         result = self._lib.register_iowq_max_workers(self._by_reference, bounds)
         if result < 0:
-            self.close()
-            raise error_from(-result, f"bounding the ring's workers to {max_workers}")
+            raise refusal(-result, f"bounding the ring's workers to {max_workers}")
+
+    def _check_entering(self) -> None:
+        """Have the kernel do nothing once: a filter may refuse io_uring_enter alone."""
+        try:
+            self.submit([prep_nop(0)])
+        except OSError as error:
+            raise refusal(error.errno or 0, "submitting to the ring") from None
+        self.drain()
 
     @property
     def closed(self) -> bool:
@@ -269,27 +289,3 @@ def _layout_fits(uring: abi.Uring, parameters: abi.Params) -> bool:
         return "io_uring" in os.readlink(f"/proc/self/fd/{uring.ring_fd}")
     except OSError:
         return False
-
-
-def _refused(number: int) -> NoReturn:
-    """Raise what io_uring_setup(2)'s error number means, and what would lift it."""
-    if number == errno.EPERM:
-        raise RingUnavailableError(_who_forbids())
-    causes = {
-        errno.ENOMEM: "no memory that may be locked is left for a ring (ENOMEM; see ulimit -l)",
-        errno.EINVAL: "this kernel's io_uring is older than Linux 5.19 (EINVAL)",
-        errno.ENOSYS: "this kernel has no io_uring (ENOSYS)",
-    }
-    if cause := causes.get(number):
-        raise RingUnavailableError(cause)
-    raise error_from(number, "setting up an io_uring")
-
-
-def _who_forbids() -> str:
-    try:
-        value = Path("/proc/sys/kernel/io_uring_disabled").read_text(encoding="ascii").strip()
-    except OSError:
-        value = "absent"
-    if value in {"1", "2"}:
-        return f"io_uring is refused by the sysctl kernel.io_uring_disabled = {value} (EPERM)"
-    return "io_uring is refused by a seccomp filter or a security module (EPERM)"
