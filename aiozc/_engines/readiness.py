@@ -10,10 +10,10 @@ The same chains, with the same results, as on a ring:
   meets a disk only where pages are evicted between the question and the read. The threads are
   the backend's own: those of the loop may be busy with anything, and are shut down before it.
 - Waiting is done by an epoll instance of our own, which the loop watches as one descriptor.
-  A reader of the loop for each wait costs asyncio 10 us, and uvloop never calls it when its
-  socket is reset: libuv ends the watch of a descriptor with POLLERR, and says so to nobody
-  but the loop's exception handler. A registration is gone before its number is closed:
-  duplicates of the caller keep the file open, and epoll would go on telling about it.
+  A reader of the loop for each wait, added and removed, takes asyncio 2.5 times as long and
+  uvloop 1.7 times, and a loop of another kind has no readers. A registration is gone before
+  its number is closed: the caller's own number keeps the file open, and epoll would go on
+  telling about it.
 
 A chain's course has one owner at a time: the loop's thread, or a worker's. A record that a
 worker uses is busy until that has ended, as it is while a ring names it.
