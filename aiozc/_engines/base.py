@@ -15,8 +15,6 @@ from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
 TICK = 0.1
 """Seconds between two looks at the callers' objects."""
-LONGEST_CHAIN = 48
-"""Steps: sixteen rounds of read, poll and send; more showed no gain."""
 
 
 @dataclass(slots=True)
