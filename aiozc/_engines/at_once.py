@@ -160,11 +160,12 @@ class AtOnce:
         if length > COPIED:
             return self._splice(sock, file, offset, length)
         memory = self._scratch[:length]
-        got = self._read(file, memory, offset)
-        if got <= 0:
-            return got
         try:
-            return os.write(sock, memory[:got])
+            got = os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
+        except OSError as error:
+            return _not_read(error)
+        try:
+            return os.write(sock, memory if got == length else memory[:got]) if got else 0
         except OSError as error:
             return -(error.errno or errno.EIO)
 
@@ -197,8 +198,13 @@ class AtOnce:
         try:
             return os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
         except OSError as error:
-            # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell. EINVAL: opened with
-            # O_DIRECT, and this memory is not aligned.
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
-                return -errno.ENODATA
-            return -(error.errno or errno.EIO)
+            return _not_read(error)
+
+
+def _not_read(error: OSError) -> int:
+    """Return the result of a read that might not wait: -ENODATA where it would have to."""
+    # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell. EINVAL: opened with
+    # O_DIRECT, and this memory is not aligned.
+    if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+        return -errno.ENODATA
+    return -(error.errno or errno.EIO)
