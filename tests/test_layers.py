@@ -18,7 +18,8 @@ ROOMS: dict[str, set[str]] = {
     "_transfers": {"_errors"},
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
-    "__init__": {"_errors", "_version", "_engines", "_api"},
+    "_install": {"_errors", "_api"},
+    "__init__": {"_errors", "_version", "_engines", "_api", "_install"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
