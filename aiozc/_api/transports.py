@@ -93,6 +93,11 @@ class Flow:
             _, high = self._transport.get_write_buffer_limits()
             self._paused = self._paused or self._transport.get_write_buffer_size() > high
 
+    async def wait_next_resumption(self) -> None:
+        """Wait for it whether or not the pause before was heard; else as `wait_resumed`."""
+        self._paused = True
+        await self.wait_resumed()
+
     async def wait_resumed(self) -> None:
         """Wait until the transport is not paused; ConnectionError where it closes."""
         while self._paused and not self._lost:
@@ -111,7 +116,22 @@ class Flow:
         if self._transport.get_protocol() is self:
             self._transport.set_protocol(self.protocol)
         if self._odd:
-            getattr(self.protocol, self._odd)()
+            self._tell(self._odd)
+
+    def _tell(self, name: str) -> None:
+        """Call the protocol as a transport does, whose own affair an exception is not."""
+        try:
+            getattr(self.protocol, name)()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            context = {
+                "message": f"protocol.{name}() failed",
+                "exception": error,
+                "transport": self._transport,
+                "protocol": self.protocol,
+            }
+            asyncio.get_running_loop().call_exception_handler(context)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -164,7 +164,7 @@ class UvloopGate:
         flow = self._flow = Flow(self._real)
         try:
             self._real.set_write_buffer_limits(0)
-            await flow.wait_resumed()
+            await flow.wait_next_resumption()
         finally:
             self._flow = None
             if not flow.lost:
