@@ -50,9 +50,7 @@ class Recorder(asyncio.Protocol):
         self.ends = 0
         self.keep_open = keep_open
         self.losses: list[BaseException | None] = []
-        self.lost: asyncio.Future[BaseException | None] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.lost: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         """Note the transport."""
@@ -195,8 +193,9 @@ class Open:
     async def close(self) -> None:
         """End them all."""
         for line in self._lines:
-            line.transport.abort()
-            await line.protocol.lost
+            if not line.protocol.lost.done():
+                line.transport.abort()
+                await line.protocol.lost
 
 
 @pytest.fixture

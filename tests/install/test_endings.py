@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,7 +63,7 @@ async def test_cancelled_at_any_time_the_position_is_right_and_the_transport_wor
 
 
 async def test_cancelled_in_the_middle_it_sends_no_more(
-    loop: Any, open_line: Open, make_file: MakeFile
+    open_line: Open, make_file: MakeFile
 ) -> None:
     line = await open_line(limit=0, small=True)
     file = make_file(CONTENT)
@@ -77,7 +76,6 @@ async def test_cancelled_in_the_middle_it_sends_no_more(
     line.transport.write(AFTER)
     line.assert_as_before()
     assert_same(await line.finish(), CONTENT[: file.tell()], AFTER)
-    assert loop is asyncio.get_running_loop()
 
 
 async def test_a_timeout_ends_it_too(loop: Any, open_line: Open, make_file: MakeFile) -> None:
@@ -152,7 +150,7 @@ async def test_a_transport_that_is_closed_meanwhile_ends_it_with_a_connection_er
 
 
 async def test_a_transport_closed_meanwhile_leaves_its_number_to_others(
-    loop: Any, open_line: Open, make_file: MakeFile
+    open_line: Open, make_file: MakeFile
 ) -> None:
     """Connections made at once take the number; nothing of the file reaches them."""
     line = await open_line(limit=0, small=True)
@@ -163,25 +161,45 @@ async def test_a_transport_closed_meanwhile_leaves_its_number_to_others(
     assert isinstance(await outcome_of(task), ConnectionError)
     for stranger in strangers:
         assert await stranger.finish() == b""
-    assert loop is asyncio.get_running_loop()
 
 
-async def test_a_protocol_may_close_when_it_is_paused_or_resumed(
+async def test_a_protocol_that_closes_when_it_is_resumed_makes_a_connection_error(
     loop: Any, open_line: Open, make_file: MakeFile
 ) -> None:
     class Closing(Recorder):
         def resume_writing(self) -> None:
             super().resume_writing()
-            self.transport.close()
+            loop.call_soon(self.transport.close)
 
     line = await open_line(Closing(), limit=0, small=True)
     line.transport.write(PREFIX)
     task = asyncio.ensure_future(loop.sendfile(line.transport, make_file(CONTENT)))
     await turns(20)
     line.peer.allow(None)
-    outcome = await outcome_of(task)
-    assert isinstance(outcome, ConnectionError)
+    assert isinstance(await outcome_of(task), ConnectionError)
     assert await line.protocol.lost is None
+
+
+async def test_a_protocol_that_writes_when_it_is_resumed_is_refused_and_the_file_arrives(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    class Pumping(Recorder):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.transport.write(AFTER)
+
+    faults: list[Any] = []
+    loop.set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    line = await open_line(Pumping(), limit=0, small=True)
+    line.transport.write(PREFIX)
+    task = asyncio.ensure_future(loop.sendfile(line.transport, make_file(CONTENT)))
+    await turns(20)
+    line.peer.allow(None)
+    assert await task == len(CONTENT)
+    loop.set_exception_handler(None)
+    assert [str(fault) for fault in faults] == ["unable to write; sendfile is in progress"]
+    line.assert_as_before()
+    assert_same(await line.finish(), PREFIX, CONTENT)
 
 
 # The file fails
@@ -195,15 +213,6 @@ class Failing(io.BytesIO):
         if self.tell() >= 10_000:
             raise OSError(errno.EIO, "the disk is gone")
         return super().readinto(memoryview(buffer)[:1000])
-
-
-def closed_later(file: Any) -> Callable[[], None]:
-    """Return what closes the file."""
-
-    def close() -> None:
-        file.close()
-
-    return close
 
 
 async def test_an_error_of_the_file_is_raised_and_leaves_the_transport_usable(
@@ -221,12 +230,12 @@ async def test_an_error_of_the_file_is_raised_and_leaves_the_transport_usable(
 
 
 async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_usable(
-    loop: Any, open_line: Open, make_file: MakeFile
+    open_line: Open, make_file: MakeFile
 ) -> None:
     line = await open_line(limit=0, small=True)
     file = make_file(CONTENT)
     task = await start(line, b"", file)
-    closed_later(file)()
+    file.close()
     outcome = await outcome_of(task)
     assert isinstance(outcome, OSError)
     assert outcome.errno == errno.EBADF
@@ -235,18 +244,18 @@ async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_us
     arrived = await line.finish()
     sent = len(arrived) - len(AFTER)
     assert_same(arrived, CONTENT[:sent], AFTER)
-    assert loop is asyncio.get_running_loop()
 
 
 # What the user sets meanwhile
 
 
 async def test_a_protocol_set_meanwhile_stays_and_hears_the_rest(
-    prefix: bytes, loop: Any, open_line: Open, make_file: MakeFile
+    prefix: bytes, open_line: Open, make_file: MakeFile
 ) -> None:
     line = await open_line(limit=0, small=True)
     task = await start(line, prefix, make_file(CONTENT))
     later = Recorder()
+    later.pauses += line.protocol.pauses
     line.transport.set_protocol(later)
     assert line.transport.get_protocol() is later
     line.peer.send(b"data")
@@ -257,11 +266,10 @@ async def test_a_protocol_set_meanwhile_stays_and_hears_the_rest(
     line.transport.close()
     await later.lost
     line.protocol.lost.set_result(None)
-    assert loop is asyncio.get_running_loop()
 
 
 async def test_limits_set_meanwhile_stay(
-    prefix: bytes, loop: Any, open_line: Open, make_file: MakeFile
+    prefix: bytes, open_line: Open, make_file: MakeFile
 ) -> None:
     line = await open_line(limit=0, small=True)
     task = await start(line, prefix, make_file(CONTENT))
@@ -271,4 +279,3 @@ async def test_limits_set_meanwhile_stay(
     assert await task == len(CONTENT)
     assert line.transport.get_write_buffer_limits() == (50, 5000)
     assert_same(await line.finish(), prefix, CONTENT)
-    assert loop is asyncio.get_running_loop()

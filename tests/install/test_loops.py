@@ -19,7 +19,7 @@ from .conftest import FACTORIES, Recorder
 CONTENT = pattern(MIB + 1)
 
 
-class Stranger(asyncio.AbstractEventLoop):
+class Stranger:
     """A loop of a kind that nobody knows."""
 
     def __init__(self) -> None:
@@ -30,11 +30,10 @@ class Stranger(asyncio.AbstractEventLoop):
         self.closed = True
 
 
-@pytest.fixture(params=FACTORIES.values(), ids=FACTORIES)
+@pytest.fixture(params=FACTORIES)
 def installed(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """Give a test that runs its own loops each make of loop, with aiozc installed."""
-    factory: Callable[[], Any] = request.param
-    return factory
+    return FACTORIES[request.param]
 
 
 async def send_both_ways(connect: Connect, make_file: MakeFile) -> None:
@@ -140,7 +139,7 @@ def test_a_closed_loop_is_not_kept_alive(installed: LoopFactory, make_file: Make
 
 
 def test_a_loop_of_another_kind_is_refused_and_closed() -> None:
-    stranger = Stranger()
+    stranger: Any = Stranger()
     with pytest.raises(TypeError, match="neither asyncio's selector loop nor uvloop's"):
         aiozc.new_event_loop(lambda: stranger)
     assert stranger.closed

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ SUFFIX = pattern(100_000, 4)
 
 async def start(send: Any) -> "asyncio.Task[int]":
     """Begin a transfer, and let it meet what it has to wait for."""
-    task = asyncio.ensure_future(send)
+    task: asyncio.Task[int] = asyncio.ensure_future(send)
     await turns(20)
     assert not task.done()
     return task
@@ -198,13 +199,14 @@ async def test_what_is_written_meanwhile_is_refused_and_nothing_of_it_arrives(
     task = await start(loop.sendfile(line.transport, make_file(LARGE)))
 
     def assert_refused() -> None:
-        for refused in (
+        attempts: list[Callable[[], Any]] = [
             lambda: line.transport.write(b"data"),
             lambda: line.transport.writelines([b"da", b"ta"]),
             lambda: line.transport.write_eof(),
             lambda: write(b"data"),
             lambda: writelines([b"data"]),
-        ):
+        ]
+        for refused in attempts:
             with pytest.raises(RuntimeError, match="sendfile is in progress"):
                 refused()
 
@@ -260,8 +262,8 @@ async def test_a_datagram_transport_takes_no_file(loop: Any, make_file: MakeFile
 async def test_the_transports_of_pipes_take_no_file(loop: Any, make_file: MakeFile) -> None:
     reading, writing = os.pipe()
     readers, writers = Recorder(), Recorder()
-    reader, _ = await loop.connect_read_pipe(lambda: readers, open(reading, "rb", 0))
-    writer, _ = await loop.connect_write_pipe(lambda: writers, open(writing, "wb", 0))
+    reader, _ = await loop.connect_read_pipe(lambda: readers, io.FileIO(reading, "rb"))
+    writer, _ = await loop.connect_write_pipe(lambda: writers, io.FileIO(writing, "wb"))
     for transport in (reader, writer):
         with pytest.raises(RuntimeError, match="sendfile is not supported for transport"):
             await loop.sendfile(transport, make_file(SMALL))
@@ -318,7 +320,7 @@ async def test_a_file_without_a_descriptor_arrives_or_is_refused_without_a_fallb
 
 async def test_a_device_is_refused_without_a_fallback(loop: Any, open_line: Open) -> None:
     line = await open_line()
-    with open("/dev/zero", "rb") as zeros:
+    with io.FileIO("/dev/zero") as zeros:
         with pytest.raises(asyncio.SendfileNotAvailableError):
             await loop.sendfile(line.transport, zeros, 0, 100, fallback=False)
         assert await loop.sendfile(line.transport, zeros, 0, 100) == 100
