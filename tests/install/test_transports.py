@@ -60,7 +60,8 @@ async def test_what_is_written_before_and_after_arrives_before_and_after(
 ) -> None:
     line = await open_line(limit=0, small=True)
     line.transport.write(prefix)
-    line.transport.writelines([prefix[:10], prefix[10:]])
+    # Empty pieces stay in asyncio's buffer for ever (3.12, 3.13).
+    line.transport.writelines([piece for piece in (prefix[:10], prefix[10:]) if piece])
     sending = asyncio.ensure_future(loop.sendfile(line.transport, make_file(content)))
     await turns(20)
     line.peer.allow(None)
@@ -220,7 +221,7 @@ async def test_what_is_written_meanwhile_is_refused_and_nothing_of_it_arrives(
     assert await task == len(LARGE)
     line.assert_as_before()
     write(SMALL)
-    writelines([SMALL, b""])
+    writelines([SMALL])
     assert_same(await line.finish(), prefix, LARGE, SMALL, SMALL)
 
 
