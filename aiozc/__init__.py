@@ -12,6 +12,7 @@ if TYPE_CHECKING or sys.platform == "linux":
     from aiozc._api.sendfile import loop_sendfile
     from aiozc._api.splice import loop_recvfile, splice_pipe
     from aiozc._engines.reactor import Reactor, Statistics, backend, get_reactor
+    from aiozc._install.loops import install, new_event_loop, run, uninstall
     from aiozc._kernel.features import probe
 else:
     from aiozc._elsewhere import (
@@ -19,11 +20,15 @@ else:
         Statistics,
         backend,
         get_reactor,
+        install,
         loop_recvfile,
         loop_sendfile,
+        new_event_loop,
         probe,
         relay,
+        run,
         splice_pipe,
+        uninstall,
     )
 
 __all__ = [
@@ -36,9 +41,13 @@ __all__ = [
     "__version__",
     "backend",
     "get_reactor",
+    "install",
     "loop_recvfile",
     "loop_sendfile",
+    "new_event_loop",
     "probe",
     "relay",
+    "run",
     "splice_pipe",
+    "uninstall",
 ]

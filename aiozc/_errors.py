@@ -1,6 +1,7 @@
 """The library's exceptions, and error numbers made into exceptions in one place."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,3 +45,34 @@ def tell(error: BaseException, transferred: Any, lost: Any) -> None:
     """Say in an exception how many bytes reached the target, and how many nobody has."""
     error.transferred = transferred  # type: ignore[attr-defined]
     error.lost = lost  # type: ignore[attr-defined]
+
+
+# What a socket answers whose peer is gone, beside the numbers that make a ConnectionError.
+_LOST = frozenset(
+    {
+        *(errno.ENOTCONN, errno.ETIMEDOUT, errno.ENETRESET),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    }
+)
+
+
+def tells_of_lost_connection(error: OSError, *, closing: bool) -> bool:
+    """Return whether a transfer into a transport's socket ended because of the connection.
+
+    `closing`: the transport is, so that EBADF says that its socket is no longer there.
+    """
+    if isinstance(error, ConnectionError) or error.errno in _LOST:
+        return True
+    return closing and error.errno == errno.EBADF
+
+
+def connection_lost(cause: BaseException | None) -> ConnectionError:
+    """Return the ConnectionError for a connection that was lost by `cause`, or was closed."""
+    if isinstance(cause, ConnectionError):
+        return cause
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno != errno.EBADF:
+        error = ConnectionError(cause.errno, cause.strerror)
+    else:
+        error = ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed")
+    error.__cause__ = cause
+    return error

@@ -15,6 +15,8 @@ import aiozc
 from .support import FarEnd, Receiver, check_nothing_left, holdings, socket_pair
 from .ways import Ends, splice_file
 
+pytest_plugins = ["pytester"]
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: dict[str, LoopFactory] = {
     "asyncio": asyncio.new_event_loop,

@@ -19,6 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "_transfers": {"_errors"},
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
+    "_install": {"_errors", "_api"},
     "_elsewhere": {"_capabilities"},
     "__init__": {
         "_capabilities",
@@ -27,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
         "_kernel",
         "_engines",
         "_api",
+        "_install",
         "_elsewhere",
     },
     "__main__": set(aiozc.__all__),

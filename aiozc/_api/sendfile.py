@@ -16,6 +16,7 @@ from aiozc._api.arguments import (
     timeout_of,
     type_of,
 )
+from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
@@ -66,7 +67,11 @@ async def loop_sendfile(
     at_once: int | None = None
     # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
     # checks, the status and the state machine of the other way take 2. It keeps each promise.
-    if reactor is not None and fallback and _is_plain(sock, file, offset, count):
+    if (
+        reactor is not None
+        and _is_plain(sock, file, offset, count)
+        and (fallback or _is_regular(file))
+    ):
         size = os.fstat(file.fileno()).st_size if count is None else 0
         length = count or size - offset
         if 0 < length <= AT_ONCE:
@@ -87,12 +92,18 @@ def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
         type(offset) is int
         and offset >= 0
         and (count is None or (type(count) is int and count > 0))
-        and type(sock) is socket.socket
-        and sock.gettimeout() == 0
-        and type_of(sock) == STREAM
+        and (
+            type(sock) is TransportSocket
+            or (type(sock) is socket.socket and sock.gettimeout() == 0 and type_of(sock) == STREAM)
+        )
         and type(file) is io.BufferedReader
         and type(file.raw) is io.FileIO
     )
+
+
+def _is_regular(file: io.BufferedReader) -> bool:
+    """Return whether the kernel can be asked to send it: a device may give bytes as well."""
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 async def _send_file(
@@ -141,7 +152,11 @@ async def _send_file(
 
 
 async def _wait_for_turn(
-    reactor: Reactor, sock: socket.socket, file: io.BufferedReader, offset: int, length: int
+    reactor: Reactor,
+    sock: socket.socket | TransportSocket,
+    file: io.BufferedReader,
+    offset: int,
+    length: int,
 ) -> None:
     """Wait until the loop's turn may send; raise OSError (EBADF) where one was closed.
 

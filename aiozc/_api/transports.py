@@ -1,0 +1,191 @@
+"""Transports as targets: their sockets by number, their flow control, and files by `write`."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiozc._api.arguments import check_binary, check_count, check_offset
+from aiozc._engines.fallback import in_thread, in_thread_that_may_be_left
+from aiozc._errors import connection_lost
+
+READ = 256 * 1024
+"""Bytes of one read."""
+
+
+class TransportSocket:
+    """A transport's socket, non-blocking and of type SOCK_STREAM: -1 once the transport closes.
+
+    The transport closes its socket a turn of the loop after it says that it is closing, so
+    that the number is never one that was given to something else.
+    """
+
+    __slots__ = ("_is_closing", "_number")
+
+    def __init__(self, is_closing: Callable[[], bool], number: int) -> None:
+        self._is_closing = is_closing
+        self._number = number
+
+    def __repr__(self) -> str:
+        return f"<the transport's socket, fd={self._number}>"
+
+    def fileno(self) -> int:
+        """Return the number, or -1."""
+        return -1 if self._is_closing() else self._number
+
+    def gettimeout(self) -> float:
+        """Say that it is non-blocking."""
+        return 0.0
+
+
+class Flow:
+    """Stands before a transport's protocol for a while, to be told itself when to pause.
+
+    Everything else reaches the protocol. Pauses and resumptions alternate: when it leaves, the
+    protocol has to hear the last of them if there was an odd number, and nothing else.
+
+    uvloop's transports without TLS do not tell whether they are paused. One that holds more
+    bytes than its upper limit is, and says when it no longer is.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self.protocol: Any = transport.get_protocol()
+        if isinstance(self.protocol, Flow):
+            raise RuntimeError("sendfile is in progress already")
+        self._transport = transport
+        self._lost = False
+        self._error: BaseException | None = None
+        self._odd: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._tells = hasattr(transport, "_protocol_paused")
+        self._paused = self._tells and bool(transport._protocol_paused)
+        self.heed_size()
+        transport.set_protocol(self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.protocol, name)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the protocol was told that the connection is lost."""
+        return self._lost
+
+    def pause_writing(self) -> None:
+        """Keep the pause."""
+        self._paused = True
+        self._odd = None if self._odd else "pause_writing"
+
+    def resume_writing(self) -> None:
+        """Wake who waits."""
+        self._paused = False
+        self._odd = None if self._odd else "resume_writing"
+        self._wake()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """Wake who waits, and tell the protocol."""
+        self._lost = True
+        self._error = error
+        self._wake()
+        self.protocol.connection_lost(error)
+
+    def heed_size(self) -> None:
+        """Take a transport for paused that holds too much, where it does not tell."""
+        if not self._tells:
+            _, high = self._transport.get_write_buffer_limits()
+            self._paused = self._paused or self._transport.get_write_buffer_size() > high
+
+    async def wait_next_resumption(self) -> None:
+        """Wait for it whether or not the pause before was heard; else as `wait_resumed`."""
+        self._paused = True
+        await self.wait_resumed()
+
+    async def wait_resumed(self) -> None:
+        """Wait until the transport is not paused; ConnectionError where it closes."""
+        while self._paused and not self._lost:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._lost or self._transport.is_closing():
+            raise connection_lost(self._error)
+
+    def leave(self) -> None:
+        """Give the transport its protocol back."""
+        if self._lost:
+            return
+        if self._transport.get_protocol() is self:
+            self._transport.set_protocol(self.protocol)
+        if self._odd:
+            self._tell(self._odd)
+
+    def _tell(self, name: str) -> None:
+        """Call the protocol as a transport does, whose own affair an exception is not."""
+        try:
+            getattr(self.protocol, name)()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            context = {
+                "message": f"protocol.{name}() failed",
+                "exception": error,
+                "transport": self._transport,
+                "protocol": self.protocol,
+            }
+            asyncio.get_running_loop().call_exception_handler(context)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+async def write_file(transport: Any, file: Any, offset: int, count: int | None) -> int:
+    """Send a file by the transport's own `write`; return the number of bytes written.
+
+    For TLS, whose records the transport makes, and for transports whose `write` nobody can
+    refuse to others. The file's position is `offset` plus what was handed to the transport.
+    """
+    check_binary(file)
+    check_count(count)
+    check_offset(offset)
+    flow = Flow(transport)
+    reading = transport.is_reading()
+    transport.pause_reading()
+    written = 0
+    seekable = False
+    try:
+        seekable = await in_thread(_seek_if_it_can, file, offset)
+        read = in_thread if seekable else in_thread_that_may_be_left
+        while count is None or written < count:
+            size = READ if count is None else min(READ, count - written)
+            data: bytes | None = await read(file.read, size)
+            if not data:
+                break
+            await flow.wait_resumed()
+            transport.write(data)
+            flow.heed_size()
+            written += len(data)
+        return written
+    except BaseException as error:
+        if isinstance(error, GeneratorExit):
+            seekable = False  # a coroutine that is thrown away cannot wait any more
+        raise
+    finally:
+        flow.leave()
+        if reading and not transport.is_closing():
+            transport.resume_reading()
+        if seekable:
+            await in_thread(_seek_if_it_can, file, offset + written)
+
+
+def _seek_if_it_can(file: Any, position: int) -> bool:
+    """Set the file's position and return whether it has one."""
+    if getattr(file, "closed", False):
+        return False
+    seekable = getattr(file, "seekable", None)
+    if not (seekable() if seekable is not None else hasattr(file, "seek")):
+        if position:
+            file.seek(position)  # raises as the stdlib's fallback does
+        return False
+    if file.tell() != position:
+        file.seek(position)
+    return True

@@ -1,0 +1,1 @@
+"""`sock_sendfile` and `sendfile` by aiozc, as methods of a loop."""

@@ -1,0 +1,133 @@
+"""Gates: what is written to a transport while a file is sent through it is refused.
+
+Written bytes would land in the middle of the file. asyncio's transports look in each `write`
+whether a future waits for their buffer to be empty, `_empty_waiter`, and tell it when that is
+so: it is how the loop's own `_sendfile_native` shuts them, in each Python from 3.7 on. What is
+put there here is the gate itself, since a future that has its result already cannot take the
+exception that a transport gives it when the connection is lost later.
+"""
+
+import asyncio
+import contextlib
+import selectors
+from collections.abc import Iterator
+from typing import Any, NoReturn, Protocol
+
+from aiozc._errors import connection_lost
+
+IN_PROGRESS = "sendfile is in progress"
+
+
+class Gate(Protocol):
+    """A transport's gate."""
+
+    def check_open(self) -> None:
+        """Raise RuntimeError where nothing may be sent now."""
+
+    def number(self) -> int:
+        """Return the number of the transport's socket."""
+
+    def is_watched(self) -> bool:
+        """Return whether the loop waits for bytes from the peer."""
+
+    def shut(self) -> None:
+        """Refuse what is written from here on."""
+
+    def open(self) -> None:
+        """Let everything be as it was."""
+
+    async def wait_empty(self) -> None:
+        """Wait until the write buffer is empty; ConnectionError where the connection is lost."""
+
+
+@contextlib.contextmanager
+def shut(transport: asyncio.Transport, gate: Gate) -> Iterator[None]:
+    """Refuse what is written, and read nothing."""
+    loop = asyncio.get_running_loop()
+    reading = gate.is_watched()
+    if reading:
+        transport.pause_reading()
+    gate.shut()
+    try:
+        yield
+    finally:
+        gate.open()
+        if reading and not loop.is_closed():
+            transport.resume_reading()
+
+
+class SelectorGate:
+    """The gate of a transport of asyncio's selector loop."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._empty: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
+
+    def check_open(self) -> None:
+        """Raise RuntimeError where nothing may be sent now."""
+        if self._transport._empty_waiter is not None:
+            raise RuntimeError(f"unable to send; {IN_PROGRESS}")
+        if self._transport._eof:
+            raise RuntimeError("Cannot call sendfile() after write_eof()")
+
+    def number(self) -> int:
+        """Return the number of the transport's socket."""
+        number: int = self._transport._sock_fd
+        return number
+
+    def is_watched(self) -> bool:
+        """Return whether the loop waits for bytes from the peer.
+
+        A transport whose protocol stayed open at the end of the stream says that it reads, and
+        does not. If it were to resume, the protocol would be told of the end once more.
+        """
+        if not self._transport.is_reading():
+            return False
+        watched = self._transport._loop._selector.get_map().get(self.number())
+        return watched is not None and bool(watched.events & selectors.EVENT_READ)
+
+    def shut(self) -> None:
+        """Refuse what is written from here on, and its end."""
+        self._transport._empty_waiter = self
+        self._transport.write_eof = refuse_eof
+
+    def open(self) -> None:
+        """Let everything be as it was."""
+        self._transport._empty_waiter = None
+        del self._transport.write_eof
+
+    async def wait_empty(self) -> None:
+        """Wait until the write buffer is empty; ConnectionError where the connection is lost."""
+        if self._transport.get_write_buffer_size():
+            self._empty = asyncio.get_running_loop().create_future()
+            await self._empty
+        if self._transport.is_closing():
+            raise connection_lost(self._error)
+
+    # What the transport calls of a future.
+
+    def set_result(self, _: None) -> None:
+        """Note that the buffer is empty."""
+        if self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Note that the connection is lost."""
+        self._error = self._error or error
+        self.set_result(None)
+
+
+def refuse_write(_: object) -> NoReturn:
+    """Stand for `write`."""
+    raise RuntimeError(f"unable to write; {IN_PROGRESS}")
+
+
+def refuse_lines(_: object) -> NoReturn:
+    """Stand for `writelines`."""
+    raise RuntimeError(f"unable to writelines; {IN_PROGRESS}")
+
+
+def refuse_eof() -> NoReturn:
+    """Stand for `write_eof`."""
+    raise RuntimeError(f"unable to write_eof; {IN_PROGRESS}")

@@ -1,0 +1,194 @@
+"""TLS transports take files by their `write`, on both loops."""
+
+import asyncio
+import io
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeFile
+from tests.support import CERTIFICATE, KIB, MIB, assert_same, outcome_of, pattern, turns, until
+
+from .conftest import Recorder
+
+pytestmark = pytest.mark.anyio
+
+CONTENT = pattern(3 * MIB + 5)
+PREFIX = pattern(MIB + 3, 3)
+AFTER = pattern(100_000, 4)
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's and the client's."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(CERTIFICATE)
+    return server, ssl.create_default_context(cafile=CERTIFICATE)
+
+
+class Sides:
+    """Both ends of a TLS connection."""
+
+    def __init__(self, transport: Any, protocol: Recorder, peer: Recorder) -> None:
+        self.transport = transport
+        self.protocol = protocol
+        self.peer = peer
+        self._before = self._settings()
+
+    def _settings(self) -> tuple[object, ...]:
+        transport = self.transport
+        limits = transport.get_write_buffer_limits()
+        return transport.get_protocol(), limits, transport.is_reading()
+
+    def assert_as_before(self) -> None:
+        """No setting of the transport is another than at first."""
+        assert self._settings() == self._before
+
+    async def finish(self) -> bytes:
+        """Close, and return what arrived."""
+        self.peer.transport.resume_reading()
+        self.transport.close()
+        await asyncio.gather(self.protocol.lost, self.peer.lost)
+        return bytes(self.peer.data)
+
+
+@pytest.fixture
+async def sides(loop: Any) -> AsyncIterator[Sides]:
+    """Make a TLS connection from this loop to itself."""
+    for_server, for_client = contexts()
+    peer, protocol = Recorder(), Recorder()
+    server = await loop.create_server(lambda: peer, "127.0.0.1", 0, ssl=for_server)
+    transport, _ = await loop.create_connection(
+        lambda: protocol,
+        *server.sockets[0].getsockname(),
+        ssl=for_client,
+        server_hostname="localhost",
+    )
+    while peer.transport is None:  # noqa: ASYNC110 - the loop tells no one
+        await asyncio.sleep(0)
+    yield Sides(transport, protocol, peer)
+    for side in (protocol, peer):
+        if not side.lost.done():
+            side.transport.abort()
+            await side.lost
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("source", ["file", "memory"])
+@pytest.mark.parametrize(("offset", "count"), [(0, None), (5, 100), (4097, 2 * MIB), (9 * MIB, 1)])
+async def test_a_file_arrives_between_what_is_written_before_and_after(
+    offset: int, count: int | None, source: str, loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    file: Any = make_file(CONTENT) if source == "file" else io.BytesIO(CONTENT)
+    file.seek(1000)
+    chosen = CONTENT[offset:] if count is None else CONTENT[offset : offset + count]
+    sides.transport.write(PREFIX)
+    assert await loop.sendfile(sides.transport, file, offset, count) == len(chosen)
+    assert file.tell() == offset + len(chosen)
+    sides.assert_as_before()
+    sides.transport.write(AFTER)
+    assert_same(await sides.finish(), PREFIX, chosen, AFTER)
+
+
+async def test_it_is_refused_without_a_fallback(
+    loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    file = make_file(CONTENT)
+    with pytest.raises(RuntimeError, match="fallback is disabled"):
+        await loop.sendfile(sides.transport, file, fallback=False)
+    assert file.tell() == 0
+    assert await sides.finish() == b""
+
+
+async def test_a_peer_that_does_not_read_is_waited_for_and_pauses_come_in_pairs(
+    loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    """What a transport holds is bounded: it was not given the whole file."""
+    sides.peer.transport.pause_reading()
+    content = pattern(24 * MIB)
+    task = asyncio.ensure_future(loop.sendfile(sides.transport, make_file(content)))
+    while not sides.transport.get_write_buffer_size():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await asyncio.to_thread(lambda: None)
+    await turns(100)
+    assert not task.done()
+    assert sides.transport.get_write_buffer_size() < MIB
+    with pytest.raises(RuntimeError, match="sendfile is in progress"):
+        await loop.sendfile(sides.transport, make_file(AFTER))
+    sides.peer.transport.resume_reading()
+    assert await task == len(content)
+    sides.assert_as_before()
+    assert_same(await sides.finish(), content)
+    assert not sides.protocol.paused
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5, 20, 100, 1000])
+async def test_cancelled_at_any_time_the_position_is_right_and_the_transport_works(
+    number: int, loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    sides.peer.transport.pause_reading()
+    sides.transport.write(PREFIX)
+    content = pattern(24 * MIB)
+    file = make_file(content)
+    task = asyncio.ensure_future(loop.sendfile(sides.transport, file))
+    await turns(number)
+    task.cancel()
+    assert isinstance(await outcome_of(task), asyncio.CancelledError)
+    sent = file.tell()
+    sides.assert_as_before()
+    sides.transport.write(AFTER)
+    sides.peer.transport.resume_reading()
+    await until(lambda: not sides.transport.get_write_buffer_size())
+    assert not sides.protocol.paused
+    assert_same(await sides.finish(), PREFIX, content[:sent], AFTER)
+
+
+@pytest.mark.parametrize("who", ["peer", "transport"])
+async def test_a_connection_that_is_lost_meanwhile_is_a_connection_error(
+    who: str, loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    sides.peer.transport.pause_reading()
+    content = pattern(24 * MIB)
+    task = asyncio.ensure_future(loop.sendfile(sides.transport, make_file(content)))
+    while not sides.transport.get_write_buffer_size():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    (sides.peer.transport if who == "peer" else sides.transport).abort()
+    assert isinstance(await outcome_of(task), ConnectionError)
+    await sides.protocol.lost
+    assert len(sides.protocol.losses) == 1
+
+
+@pytest.mark.parametrize("size", [4 * KIB, 3 * MIB])
+async def test_a_stream_takes_files_before_and_after_it_starts_tls(
+    size: int, loop: Any, make_file: MakeFile
+) -> None:
+    for_server, for_client = contexts()
+    content = pattern(size)
+    received: asyncio.Future[bytes] = loop.create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        plain = await reader.readexactly(3 + size)
+        writer.write(b"ready")
+        await writer.start_tls(for_server)
+        received.set_result(plain + await reader.read())
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    reader, writer = await asyncio.open_connection(*address[:2])
+    writer.write(b"one")
+    assert await loop.sendfile(writer.transport, make_file(content)) == size
+    assert await reader.readexactly(5) == b"ready"
+    await writer.start_tls(for_client, server_hostname="localhost")
+    writer.write(b"two")
+    assert await loop.sendfile(writer.transport, make_file(content)) == size
+    writer.write(b"three")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    assert_same(await received, b"one", content, b"two", content, b"three")
+    server.close()
+    await server.wait_closed()
