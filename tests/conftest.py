@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from pathlib import Path
@@ -62,6 +63,12 @@ def made_once() -> None:
     uvloop.new_event_loop().close()
 
 
+def pytest_collection_finish() -> None:
+    """Keep what pytest holds for as long as it runs out of all later collections of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 passed = pytest.StashKey[bool]()
 
 
@@ -75,11 +82,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves descriptors, rings or threads."""
-    before = holdings()
+    """Fail a test that leaves descriptors or threads."""
+    before = holdings(quick=True)
     yield
     if request.node.stash[passed]:
         check_nothing_left(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ring_left_mapped() -> Iterator[None]:
+    """Fail the last test of a file where one of them has left a ring's memory mapped."""
+    before = holdings()
+    yield
+    gc.collect()
+    assert holdings().rings <= before.rings
 
 
 @pytest.fixture(autouse=True)
