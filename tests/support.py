@@ -113,7 +113,7 @@ class FarEnd:
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._sockets: list[Descriptor] = []
+        self._receivers: list[Receiver] = []
         self._selector.register(self._wake, selectors.EVENT_READ, self._run_calls)
         self._running = True
         self._thread = threading.Thread(target=self._run, name="far end", daemon=True)
@@ -125,24 +125,26 @@ class FarEnd:
     def __exit__(self, *_: object) -> None:
         self.call(self._stop)
         self._thread.join()
-        for sock in self._sockets:
-            sock.close()
         self._selector.close()
         os.close(self._wake)
 
     def receive(self, sock: Descriptor, *, limit: int | None = None) -> "Receiver":
         """Take the socket or pipe over and receive by it, `limit` bytes if one is given."""
-        self._sockets.append(sock)
         receiver = Receiver(self, self._selector, sock)
+        self._receivers.append(receiver)
         receiver.allow(limit)
         return receiver
 
     def peer(self, sock: Descriptor, *, limit: int | None = None) -> "Peer":
         """Take the socket or pipe over; receive by it as above, and send by it."""
-        self._sockets.append(sock)
         peer = Peer(self, self._selector, sock)
+        self._receivers.append(peer)
         peer.allow(limit)
         return peer
+
+    def close_all(self) -> None:
+        """Close what was taken over."""
+        self.call(self._close_all)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run it in the thread and return what it returns, or raise what it raises."""
@@ -168,6 +170,11 @@ class FarEnd:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._calls.get_nowait()()
+
+    def _close_all(self) -> None:
+        for receiver in self._receivers:
+            receiver.drop()
+        self._receivers.clear()
 
     def _stop(self) -> None:
         self._running = False
@@ -250,7 +257,8 @@ class Receiver:
         return selectors.EVENT_READ if more and not self._end.done() else 0
 
     def _serve(self) -> None:
-        if not self._wanted() & selectors.EVENT_READ:  # stopped since the selector answered
+        # It may have stopped since the selector answered.
+        if not self._events or not self._wanted() & selectors.EVENT_READ:
             return
         room = 256 * KIB if self._limit is None else min(256 * KIB, self._limit - self.count)
         try:
@@ -281,11 +289,15 @@ class Receiver:
             self._selector.modify(self._sock, events, self._serve)
         self._events = events
 
-    def _finish(self) -> None:
+    def drop(self) -> None:
+        """In the far end's thread: close the socket, and tell nobody."""
         if self._events:
             self._selector.unregister(self._sock)
             self._events = 0
         self._sock.close()
+
+    def _finish(self) -> None:
+        self.drop()
         self._set_end()
 
     def _set_end(self) -> None:
@@ -371,10 +383,9 @@ class Peer(Receiver):
         return super()._wanted() | (selectors.EVENT_WRITE if writes else 0)
 
     def _serve(self) -> None:
-        if self._wanted() & selectors.EVENT_WRITE:
+        if self._events and self._wanted() & selectors.EVENT_WRITE:
             self._send_some()
-        if self._events:
-            super()._serve()
+        super()._serve()
 
     def _send_some(self) -> None:
         until = self._sent + self._piece
