@@ -203,21 +203,31 @@ def connect(far_end: FarEnd) -> Iterator[Connect]:
 class MakeFile(Protocol):
     """Make a file; see `make_file`."""
 
-    def __call__(self, content: bytes, *, buffering: int = ...) -> BinaryIO: ...
+    def __call__(self, content: bytes, *, buffering: int = ..., again: bool = ...) -> BinaryIO: ...
 
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[MakeFile]:
-    """Make a file with that content, open for reading, gone after the test."""
-    with contextlib.ExitStack() as stack:
-        made = 0
+    """Make a file with that content, open for reading, gone after the test.
 
-        def make_file(content: bytes, *, buffering: int = -1) -> BinaryIO:
-            nonlocal made
-            made += 1
-            path = tmp_path / f"file-{made}"
+    `again`: open the last one that was asked for so, with that content, if there is one.
+    """
+    with contextlib.ExitStack() as stack:
+        number = itertools.count(1)
+        known: dict[bytes, Path] = {}
+
+        def write(content: bytes) -> Path:
+            path = tmp_path / f"file-{next(number)}"
             path.write_bytes(content)
             stack.callback(path.unlink, missing_ok=True)
+            return path
+
+        def make_file(content: bytes, *, buffering: int = -1, again: bool = False) -> BinaryIO:
+            path = known.get(content) if again else None
+            if path is None:
+                path = write(content)
+            if again:
+                known[content] = path
             file: Any = stack.enter_context(open(path, "rb", buffering))
             return file  # type: ignore[no-any-return]
 

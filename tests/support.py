@@ -537,7 +537,7 @@ def check_nothing_left(before: Holdings) -> None:
     if left != nothing:
         gc.collect()  # slow
         left = holdings(quick=before.quick).since(before)
-    assert left == nothing
+    assert left == nothing, left
 
 
 def count_ring_workers() -> int:
