@@ -69,6 +69,7 @@ async def check_after(scene: Scene, outcome: object, make_file: MakeFile) -> Non
     file.close()
 
 
+CONTENTS = {"small file": SMALL, "small sndbuf": CONTENT[:MIB]}
 LIMITS = {"full": 0, "stopped reader": 300_000}
 
 
@@ -103,7 +104,7 @@ def set_scene(
         )
         if kind == "fallback":
             return sock, receiver, io.BytesIO(CONTENT), 0
-        file = make_file(SMALL if kind == "small file" else CONTENT, again=True)
+        file = make_file(CONTENTS.get(kind, CONTENT), again=True)
         if kind == "cold":
             write_out(file)
         if kind == "full":
