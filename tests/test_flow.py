@@ -230,6 +230,7 @@ async def test_the_statistics_count_a_transfer_when_it_starts(
     assert aiozc.get_reactor().statistics().transfers == during.transfers
 
 
+@pytest.mark.ring
 async def test_the_statistics_count_what_went_by_the_ring(
     send: Send, connect: Connect, make_file: MakeFile
 ) -> None:

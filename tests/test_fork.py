@@ -10,6 +10,7 @@ import pytest
 import aiozc
 
 from .conftest import Connect, LoopFactory, MakeFile
+from .seccomp import ring_runs
 from .support import (
     KIB,
     MIB,
@@ -40,7 +41,7 @@ async def send_to_oneself(file: BinaryIO) -> None:
     assert_same(bytes(arrived), OTHER)
     statistics = aiozc.get_reactor().statistics()
     assert statistics.transfers == 1
-    assert statistics.submissions > 0
+    assert statistics.submissions > 0 or not ring_runs()
     assert statistics.bytes == len(OTHER)
 
 
