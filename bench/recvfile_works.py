@@ -26,6 +26,8 @@ from bench.scratch import GIB, MIB, make_file, warm
 from bench.sources import Source
 from bench.uploads import UPLOADERS, Uploader, take_upload
 
+QUICK = 192 * MIB
+"""Bytes of an upload with --quick; the tests set less."""
 _TMPFS: Final = Path("/dev/shm")
 
 
@@ -43,7 +45,7 @@ def _on_disk(settings: Settings, stack: ExitStack) -> list[Case[Uploader]]:
 
 
 def _uploads(settings: Settings, stack: ExitStack, where: Path) -> list[Case[Uploader]]:
-    size = 192 * MIB if settings.quick else GIB
+    size = QUICK if settings.quick else GIB
     if (free := shutil.disk_usage(where).free) < size + 64 * MIB:
         raise BenchError(f"{where} has room for {free // MIB} MiB, not for {show_size(size)}")
     file = make_file(settings.scratch / "upload", size)

@@ -31,6 +31,8 @@ from bench.scratch import KIB, MIB, make_sparse_file, warm
 from bench.sources import AT_ONCE, Source
 
 MEGABYTE: Final = 10**6
+QUICK = 192 * MEGABYTE
+"""Bytes of a stream with --quick; the tests set less."""
 _CONNECTIONS: Final = (1, AT_ONCE)
 _STREAM_TARGETS: Final = {1: AtLeast(2.5, aim=3.5), AT_ONCE: AtLeast(2.5, aim=4)}
 _HAPROXY_TARGETS: Final = {1: AtLeast(1.0, aim=1.3)}
@@ -87,7 +89,7 @@ def _check_received(ended: Iterable[Ended], expected: int) -> None:
 
 
 def _stream_size(settings: Settings) -> int:
-    return (192 if settings.quick else 1000) * MEGABYTE
+    return QUICK if settings.quick else 1000 * MEGABYTE
 
 
 def _start_source(settings: Settings, stack: ExitStack, size: int) -> Source:

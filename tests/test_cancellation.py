@@ -37,6 +37,7 @@ pytestmark = pytest.mark.anyio
 OFFSET = 12_345
 CONTENT = pattern(2 * MIB)
 TAIL = pattern(50_001, 1)
+SMALL = CONTENT[: 100 * KIB]
 
 Scene = tuple[socket.socket, Receiver, BinaryIO, int]  # the last: bytes sent before
 
@@ -61,13 +62,14 @@ async def check_after(scene: Scene, outcome: object, make_file: MakeFile) -> Non
     assert aiozc.get_reactor().statistics().in_flight == 0
     assert isinstance(outcome, asyncio.CancelledError) or outcome == end - OFFSET, repr(outcome)
     receiver.allow(None)
-    assert await aiozc.loop_sendfile(sock, make_file(TAIL)) == len(TAIL)
+    assert await aiozc.loop_sendfile(sock, make_file(TAIL, again=True)) == len(TAIL)
     sock.close()
     # Cancelled before its first step a coroutine has not moved the file: then end is 0.
     assert_same(await receiver.wait_end(), bytes(before), CONTENT[OFFSET:end], TAIL)
     file.close()
 
 
+CONTENTS = {"small file": SMALL, "small sndbuf": CONTENT[:MIB]}
 LIMITS = {"full": 0, "stopped reader": 300_000}
 
 
@@ -102,7 +104,7 @@ def set_scene(
         )
         if kind == "fallback":
             return sock, receiver, io.BytesIO(CONTENT), 0
-        file = make_file(CONTENT[: 100 * KIB] if kind == "small file" else CONTENT)
+        file = make_file(CONTENTS.get(kind, CONTENT), again=True)
         if kind == "cold":
             write_out(file)
         if kind == "full":
@@ -154,10 +156,10 @@ async def test_cancelled_when_all_has_arrived_the_position_is_the_end(
 ) -> None:
     """The last byte is there, and the transfer has not been told, or has just been."""
     for late in range(4):
-        for size in (100 * KIB, len(CONTENT)):
+        for size in (len(SMALL), len(CONTENT)):
             sock, receiver = connect(family, limit=0)
             before = fill(sock)
-            file = make_file(CONTENT[:size])
+            file = make_file(SMALL if size == len(SMALL) else CONTENT, again=True)
             task = asyncio.create_task(send(sock, file, OFFSET))
             await turns(3)
             receiver.allow(None)
@@ -287,7 +289,7 @@ async def test_a_failed_task_group_ends_its_transfers(
         # None holds its connection: each can send again, and ends when it is closed.
         for sock, receiver in connections:
             receiver.allow(None)
-            assert await send(sock, make_file(TAIL)) == len(TAIL)
+            assert await send(sock, make_file(TAIL, again=True)) == len(TAIL)
             sock.close()
             arrived = await receiver.wait_end()
             assert_same(arrived, CONTENT[: len(arrived) - len(TAIL)], TAIL)

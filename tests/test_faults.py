@@ -25,6 +25,7 @@ from .conftest import Connect, MakeFile
 from .support import KIB, MIB, assert_same, pattern, turns, until
 
 
+@pytest.mark.ring
 @pytest.mark.anyio
 async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +129,7 @@ async def test_a_position_that_cannot_be_set_leaves_the_socket_free(
     assert_same(await receiver.wait_end(), content * 2)
 
 
+@pytest.mark.ring
 @pytest.mark.anyio
 async def test_a_chain_that_the_kernel_cuts_ends_the_ring_and_the_next_transfer_has_a_new_one(
     connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch

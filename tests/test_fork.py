@@ -1,6 +1,7 @@
 """A fork shares its parent's ring: it never touches it, and makes one of its own."""
 
 import asyncio
+import contextlib
 import gc
 import socket
 from typing import BinaryIO
@@ -84,6 +85,63 @@ async def test_a_fork_in_mid_transfer_harms_neither_side(
     for sock, receiver in connections:
         sock.close()
         assert_same(await receiver.wait_end(), CONTENT)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("moving", [True, False], ids=["moving", "idle"])
+async def test_a_forked_child_keeps_none_of_a_relays_sockets_open(
+    moving: bool, family: int
+) -> None:
+    """It closes what it inherited of the caller's; then the peers see the parent's end of it."""
+    loop = asyncio.get_running_loop()
+    (p, a), (b, q) = socket_pair(family), socket_pair(family)
+    before = holdings()
+    task = asyncio.create_task(aiozc.relay(a, b))
+    p.send(b"there")
+    assert await loop.sock_recv(q, 9) == b"there"
+    with contextlib.suppress(BlockingIOError):
+        while moving:  # until nothing can go on
+            p.send(CONTENT[: 100 * KIB])
+    ready, gate = socket.socketpair(), socket.socketpair()
+
+    def child() -> None:
+        gc.collect()
+        descriptors, rings, _ = holdings().since(before)
+        new = [ready[0], ready[1], gate[0], gate[1]]
+        assert {fd for fd, what in descriptors if what.startswith("socket:")} == {
+            sock.fileno() for sock in new
+        }
+        assert not rings
+        for sock in (p, a, b, q, gate[1]):
+            sock.close()
+        ready[0].send(b"!")
+        assert gate[0].recv(1) == b"", "the parent has seen what it waits for"
+
+    fork = Child(child)
+    ready[0].close()
+    gate[0].close()
+    with ready[1], gate[1]:
+        if not await asyncio.to_thread(ready[1].recv, 1):
+            fork.wait()
+        if not moving:
+            q.send(b"back")
+            assert await loop.sock_recv(p, 9) == b"back"
+        task.cancel()
+        assert isinstance(await outcome_of(task), asyncio.CancelledError)
+        a.close()
+        b.close()
+        await until_ended(p)
+        await until_ended(q)
+    fork.wait()
+    p.close()
+    q.close()
+
+
+async def until_ended(sock: socket.socket) -> None:
+    """Receive until the stream has ended, in whatever way."""
+    with contextlib.suppress(ConnectionResetError):
+        while await asyncio.get_running_loop().sock_recv(sock, MIB):
+            pass
 
 
 @pytest.mark.anyio

@@ -93,7 +93,7 @@ async def move_all(files: Sequence[BinaryIO], targets: Sequence[BinaryIO], famil
     for by in SENDS.values():
         for offset, count in ((0, None), (0, 1), (1, 300_000), (4095, None), (4096, MIB)):
             await send(by, files[0], offset, count, family)
-        await asyncio.gather(*(send(by, file, 1, 600_000, family) for file in files))
+        await asyncio.gather(*(send(by, file, 1, 300_000, family) for file in files))
         transfers += 5 + len(files)
     await asyncio.gather(*(relay_and_store(target, family) for target in targets))
     assert aiozc.get_reactor().statistics().transfers == transfers + 2 * len(targets)

@@ -47,10 +47,9 @@ SIZES = [
 ]
 FROM_STREAMS = [way for way in WAYS if way.source in STREAMS]
 TO_STREAMS = [way for way in WAYS if way.target in STREAMS]
-LARGE = [
+LARGE = [  # what sends files is tested so elsewhere
     Way("loop_recvfile", "tcp", "file"),
     Way("relay", "tcp", "tcp"),
-    Way("splice_pipe", "file", "unix"),
     Way("splice_pipe", "file", "file"),
     Way("splice_pipe", "pipe", "file"),
 ]

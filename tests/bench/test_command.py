@@ -49,8 +49,14 @@ RESULT = WorkResult(
 def run_bench(
     *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "bench", *arguments, cwd=cwd, env=env)
+
+
+def run_python(
+    *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
+        [sys.executable, *arguments],
         env=env or importing_bench(),
         cwd=cwd,
         capture_output=True,
@@ -58,6 +64,15 @@ def run_bench(
         timeout=100,
         check=False,
     )
+
+
+def run_bench_with_less(
+    command: str, size: int, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it with streams of so many bytes."""
+    work = f"bench.{command}_works"
+    program = f"import sys, bench.__main__, {work}; {work}.QUICK = {size}; "
+    return run_python("-c", program + "sys.exit(bench.__main__.main())", command, *arguments)
 
 
 def rows_of(result: WorkResult) -> list[str]:
@@ -160,26 +175,29 @@ def test_the_smallest_work_prints_its_table_writes_json_and_leaves_no_file(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("command", "work", "cases", "texts"),
+    ("command", "work", "size", "cases", "texts"),
     [
         (
             "relay",
             "stream",
-            ["192 MB, 1 conn.", "192 MB, 64 conn."],
+            32_000_000,
+            ["32 MB, 1 conn.", "32 MB, 64 conn."],
             ["streams", "aiozc", "HAProxy: ", "2.5x"],
         ),
-        ("recvfile", "tmpfs", ["192 MiB, tmpfs"], ["recv_into", "aiozc", "1.3x"]),
+        ("recvfile", "tmpfs", 32 << 20, ["32 MiB, tmpfs"], ["recv_into", "aiozc", "1.3x"]),
     ],
 )
 def test_another_command_prints_its_table_writes_json_and_leaves_no_file(
-    command: str, work: str, cases: list[str], texts: list[str], tmp_path: Path
+    command: str, work: str, size: int, cases: list[str], texts: list[str], tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     found = tmp_path / "found.json"
 
-    done = run_bench(
-        *(command, "--quick", "--only", work, "--rounds", "1"),
+    done = run_bench_with_less(
+        command,
+        size,
+        *("--quick", "--only", work, "--rounds", "1"),
         *("--dir", str(scratch), "--json", str(found)),
     )
 

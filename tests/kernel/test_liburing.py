@@ -27,6 +27,7 @@ def a_path() -> str:
     return liburing.load().path
 
 
+@pytest.mark.ring
 def test_what_is_found_here_is_new_enough_and_works() -> None:
     library = liburing.load()
     major, minor = map(int, library.version.split("."))
@@ -79,6 +80,7 @@ def test_an_older_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         liburing.open_library(path)
 
 
+@pytest.mark.ring
 @pytest.mark.parametrize("field", ["features", "flags", "ring_fd"])
 def test_a_library_of_another_layout_is_refused_and_leaves_nothing(
     field: str, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,8 @@ from aiozc._kernel.ring import (
     prep_splice,
 )
 
+pytestmark = pytest.mark.ring
+
 SOFT = SqeFlag.IO_LINK
 QUIET = SqeFlag.IO_LINK | SqeFlag.CQE_SKIP_SUCCESS
 HARD = SqeFlag.IO_HARDLINK
