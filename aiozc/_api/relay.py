@@ -1,6 +1,7 @@
 """`relay`."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Collection
 from typing import Any
@@ -106,8 +107,9 @@ async def _all(ways: Collection["asyncio.Task[None]"]) -> None:
         except asyncio.CancelledError as cancelled:
             error = cancelled
         except GeneratorExit:
-            for way in pending:
-                way.cancel()
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and they with it
+                for way in pending:
+                    way.cancel()
             raise
         error = error or next(filter(None, map(_failure, ways)), None)
         if error is not None:

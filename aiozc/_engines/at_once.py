@@ -164,10 +164,7 @@ class AtOnce:
             got = os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
         except OSError as error:
             return _not_read(error)
-        try:
-            return os.write(sock, memory if got == length else memory[:got]) if got else 0
-        except OSError as error:
-            return -(error.errno or errno.EIO)
+        return _write_nowait(sock, memory if got == length else memory[:got]) if got else 0
 
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
         """Return whether a range of a file can be read without its disk; None: nobody says."""
@@ -188,6 +185,9 @@ class AtOnce:
             cached = self._read(file, self._scratch[:length], offset) == length
         if not cached:
             return -errno.ENODATA
+        # What is not there is waited for by who looks at that flag (`Record.check_nonblocking`).
+        if os.get_blocking(sock):
+            return -errno.EAGAIN
         try:
             return os.sendfile(sock, file, offset, length)
         except OSError as error:
@@ -199,6 +199,25 @@ class AtOnce:
             return os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
         except OSError as error:
             return _not_read(error)
+
+
+def _write_nowait(sock: int, memory: memoryview) -> int:
+    """Write what there is room for, also where somebody has made the socket blocking.
+
+    The flag is the open file's, which other processes may share.
+    """
+    try:
+        return os.pwritev(sock, (memory,), -1, os.RWF_NOWAIT)
+    except OSError as error:
+        # EOPNOTSUPP: an older kernel, which has that flag for files alone.
+        if error.errno != errno.EOPNOTSUPP:
+            return -(error.errno or errno.EIO)
+    if os.get_blocking(sock):
+        return -errno.EAGAIN
+    try:
+        return os.write(sock, memory)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
 
 
 def _not_read(error: OSError) -> int:

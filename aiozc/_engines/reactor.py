@@ -251,16 +251,17 @@ class Reactor:
         self._tick_later()
         self.runs[run.number] = run
         record.busy = True
-        self.counters.chains += 1
-        self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         try:
             self._backend.start(run)
-        except BaseException:
-            # Of a chain that was taken in part the record stays as it is until the end.
+        except OSError:
+            # Of a chain that was taken in part the record stays as it is until the end, and
+            # behind any other exception a chain may be under way.
             if not self._closing:
-                self.runs.pop(run.number, None)
+                del self.runs[run.number]
                 record.busy = False
             raise
+        self.counters.chains += 1
+        self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         return run
 
     def _readable(self) -> None:
@@ -274,7 +275,7 @@ class Reactor:
 
     def retire(self, run: Run) -> None:
         """Take in that a chain has ended."""
-        del self.runs[run.number]
+        self.runs.pop(run.number, None)
         self._count_shortness(run)
         run.record.busy = False
         if run.record.abandoned:
@@ -341,7 +342,8 @@ class Reactor:
         elif record.pipe is not None and run.age >= PATIENCE:
             if len(run.chain) > 1:
                 self._backend.interrupt(run)
-            else:
+            elif isinstance(run.chain[0], PollIn | PollOut):
+                # Not while a step uses it: it holds the pipe's lock for as long as a disk takes.
                 record.shrink_pipe()
         run.age += 1
 

@@ -9,6 +9,7 @@ The same chains, with the same results, as on a ring:
   thread, and so do the steps behind it until one has to wait for a peer. So the loop's thread
   meets a disk only where pages are evicted between the question and the read. The threads are
   the backend's own: those of the loop may be busy with anything, and are shut down before it.
+  A step in a thread cannot be interrupted: who cancels waits for the disk, or the lock.
 - Waiting is done by an epoll instance of our own, which the loop watches as one descriptor.
   A reader of the loop for each wait, added and removed, takes asyncio 2.5 times as long and
   uvloop 1.7 times, and a loop of another kind has no readers. A registration is gone before
@@ -27,7 +28,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 from aiozc._engines.at_once import splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
@@ -58,7 +59,8 @@ class Course:
         """Ends the wait for a peer or for the loop's turn, where there is one."""
         self.finished: threading.Event | None = None
         """Where a worker has it: set when that is done with it."""
-        self.fault: OSError | None = None
+        self.fault: Exception | None = None
+        """Why it stopped, where that is no step's result."""
 
     @property
     def step(self) -> Step:
@@ -73,6 +75,12 @@ class Course:
             self._told.append((self.index, result))
             self.over = last or not may_be_short(step)
         self.index += 1
+
+    def stop(self, fault: Exception) -> None:
+        """Do no more steps, for a reason of our own."""
+        self.fault = fault
+        self.finished = None
+        self.run.stopping = True
 
     def end(self) -> None:
         """Tell the chain what became of it."""
@@ -110,7 +118,7 @@ class Readiness:
     def drain(self) -> None:
         """Go on with the chains whose peers are ready, or that a worker is done with."""
         self._polls.call_ready()
-        for course in self._workers.done():
+        while (course := self._workers.next_done()) is not None:
             self._end_work(course)
 
     def interrupt(self, run: Run) -> None:
@@ -148,6 +156,7 @@ class Readiness:
 
     def forget(self) -> None:
         """Close the child's copies: its registrations are the parent's."""
+        self._courses.clear()
         self._workers.forget()
         self._polls.close()
 
@@ -158,8 +167,13 @@ class Readiness:
         while not course.over:
             if course.run.stopping:
                 course.go_on(-errno.ECANCELED)
-            elif not self._step(course):
-                return
+                continue
+            try:
+                if not self._step(course):
+                    return
+            except Exception as error:
+                # No descriptor, no thread, no memory: what the steps before have moved counts.
+                course.stop(error)
         del self._courses[course.run.number]
         course.end()
         self._host.retire(course.run)
@@ -196,12 +210,12 @@ class Readiness:
             self._wait_for_turn(course, at_once.turn_to_spend(loop, 0))
             return False
         result = splice(course.run.record, step)
+        course.go_on(result)
         self._host.counters.submissions += 1
         self._host.counters.completions += 1
         factor = STREAMED if course.run.record.source.is_socket else 1
         if step.source is End.SOURCE:
             at_once.charge(loop, factor * max(0, result))
-        course.go_on(result)
         return True
 
     def _wait_for_turn(self, course: Course, turn: "asyncio.Future[None]") -> None:
@@ -239,8 +253,7 @@ class Readiness:
         try:
             course.run.record.check_nonblocking()
         except OSError as error:
-            course.run.stopping = True
-            course.fault = error
+            course.stop(error)
         self._go_on(course)
 
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -277,7 +290,8 @@ def _work(course: Course) -> None:
                 return
             else:
                 course.go_on(0)
-    except OSError as error:
+    except Exception as error:
+        # Its own `finished` is looked at by the loop's thread meanwhile.
         course.fault = error
         course.run.stopping = True
 
@@ -310,12 +324,13 @@ class _Polls:
 
     def wait(self, fd: int, event: int, resume: Callable[[], None]) -> Callable[[], None]:
         """Have `resume` called when `fd` is ready; return what takes that back."""
-        waiting = self._waiting.setdefault(fd, {})
-        waiting[event] = resume
-        if len(waiting) == 1:
-            self._epoll.register(fd, event)
-        else:
+        waiting = self._waiting.get(fd, {})
+        if waiting:
             self._epoll.modify(fd, select.POLLIN | select.POLLOUT)
+        else:
+            self._epoll.register(fd, event)
+        waiting[event] = resume
+        self._waiting[fd] = waiting
         return lambda: self._forget(fd, event)
 
     def _forget(self, fd: int, event: int) -> None:
@@ -344,26 +359,52 @@ class _Polls:
 
 
 class _Workers:
-    """Threads for what may wait for a disk, and how the loop hears of their ends."""
+    """Threads for what may wait for a disk, and how the loop hears of their ends.
+
+    They are daemons: one that waits for what never comes must not keep the process.
+    """
 
     def __init__(self, polls: _Polls) -> None:
         self._polls = polls
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: list[threading.Thread] = []
+        self._given: SimpleQueue[tuple[Course, threading.Event] | None] = SimpleQueue()
+        self._under_way = 0
         self._done: deque[Course] = deque()
         self._event = -1
 
     def submit(self, course: Course, finished: threading.Event) -> None:
-        """Have a thread do what it can of a course."""
-        if self._threads is None:
-            self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._polls.wait(self._event, select.POLLIN, self._clear)
-            self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="aiozc")
-        self._threads.submit(self._run, course, finished)
+        """Have a thread do what it can of a course. Where it raises, none will."""
+        if self._event < 0:
+            self._open()
+        if self._under_way >= len(self._threads) < WORKERS:
+            self._start(must=not self._threads)
+        self._under_way += 1
+        self._given.put((course, finished))
 
-    def _run(self, course: Course, finished: threading.Event) -> None:
+    def _open(self) -> None:
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
+            self._polls.wait(event, select.POLLIN, self._clear)
+        except BaseException:
+            os.close(event)
+            raise
+        self._event = event
+
+    def _start(self, *, must: bool) -> None:
+        thread = threading.Thread(target=self._run, name="aiozc", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The process may have no more of them.
+            if must:
+                raise
+        else:
+            self._threads.append(thread)
+
+    def _run(self) -> None:
+        while (given := self._given.get()) is not None:
+            course, finished = given
             _work(course)
-        finally:
             self._done.append(course)
             os.eventfd_write(self._event, 1)
             finished.set()
@@ -371,20 +412,25 @@ class _Workers:
     def _clear(self) -> None:
         os.eventfd_read(self._event)
 
-    def done(self) -> list[Course]:
-        """Return the courses that threads are done with."""
-        return [self._done.popleft() for _ in range(len(self._done))]
+    def next_done(self) -> Course | None:
+        """Return a course that a thread is done with, if there is one."""
+        if not self._done:
+            return None
+        self._under_way -= 1
+        return self._done.popleft()
 
     def close(self, *, wait: bool) -> None:
         """Have the threads end; where one still waits for a disk, keep what it will write to."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=wait)
-            if wait:
-                os.close(self._event)
-            self._threads = None
+        for _ in self._threads:
+            self._given.put(None)
+        if wait:
+            for thread in self._threads:
+                thread.join()
+            self.forget()
 
     def forget(self) -> None:
-        """In a forked child, which has no such threads."""
-        if self._threads is not None:
+        """Close what a forked child has of it: no threads."""
+        self._threads.clear()
+        if self._event >= 0:
             os.close(self._event)
-            self._threads = None
+            self._event = -1

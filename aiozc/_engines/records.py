@@ -6,9 +6,12 @@ of its own. A duplicate keeps a connection alive that the caller has closed; the
 object is therefore looked at before each chain, and in each tick of the reactor.
 """
 
+import contextlib
 import enum
 import errno
+import fcntl
 import os
+import stat
 from typing import Any, Protocol
 
 from aiozc._engines.pipes import Pipe, PipePool
@@ -51,7 +54,7 @@ class Original:
     def duplicate(self) -> None:
         """Have a number of our own, for one record more."""
         if self.copy < 0:
-            self.copy = os.dup(self._holder.fileno())
+            self.copy = _another_number(self._holder.fileno())
             if identity(self.copy) != self.identity:
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
         self._owners += 1
@@ -176,6 +179,25 @@ class Stream(Original):
                 del _busy[role][self.identity]
 
 
+_NUMBER_OF_PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
+
+
+def _another_number(fd: int) -> int:
+    """Return a duplicate; of a terminal an open file of its own, which does not block.
+
+    A blocking terminal waits for its reader in the middle of a write, and the flag is the open
+    file's, so that others share it. (Opening the master of one would make another.)
+    """
+    status = os.fstat(fd)
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev != _NUMBER_OF_PTMX and os.isatty(fd):
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        with contextlib.suppress(OSError):
+            return os.open(
+                f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            )
+    return os.dup(fd)
+
+
 def outlet(sock: HasFileno) -> Stream:
     """Return a socket as a transfer's target. Raises RuntimeError where it is one already."""
     return Stream(sock, Role.WRITTEN)
@@ -243,7 +265,7 @@ class Record:
         self._pipes = pipes
         self.busy = False
         self.abandoned = False
-        self.fault: OSError | None = None
+        self.fault: Exception | None = None
         self.pipe: Pipe | None = None
         self.source = source
         self.target = target

@@ -89,15 +89,21 @@ class Uring:
 
     def _submit(self, sqes: Sequence[Sqe]) -> None:
         try:
-            self._ring.submit(sqes)
+            self._submit_or_drain(sqes)
         except BrokenRingError:
             self._host.break_down()
+            raise
+        self._host.counters.submissions += 1
+
+    def _submit_or_drain(self, sqes: Sequence[Sqe]) -> None:
+        try:
+            self._ring.submit(sqes)
+        except BrokenRingError:
             raise
         except OSError:
             # EBUSY, EAGAIN: completions wait to be drained.
             self.drain()
             self._ring.submit(sqes)
-        self._host.counters.submissions += 1
 
     def drain(self) -> None:
         """Take in the CQEs that are there."""

@@ -18,12 +18,16 @@ The rules:
    once, until the peer takes more in a row than a send buffer's free part.
 7. A poll before each send costs the loop's thread a wake-up in the kernel, so it stands only
    in the chain after one whose socket was full.
+8. A poll can come true for nothing: on a ring each poll hears of a peer that has ended its own
+   stream, as `nc` does, and an error queue makes polls true as well. After two in a row that no
+   byte followed comes a pause, of a millisecond first, twice as long while nothing moves.
 
 States and what leads on:
 
-    SENDING  a small rest, at once    --> done | WAITING (full, or short) | FLOWING (cold)
-    FLOWING  chains through a pipe    --> done | FLOWING | WAITING (slow peer)
+    SENDING  a small rest, at once    --> done | WAITING (full, or short) | FLOWING (cold) | PAUSING
+    FLOWING  chains through a pipe    --> done | FLOWING | WAITING (slow peer) | PAUSING
     WAITING  for room, with no pipe   --> SENDING
+    PAUSING  for a moment, likewise   --> SENDING
 """
 
 import enum
@@ -31,7 +35,17 @@ import errno
 import mmap
 from collections.abc import Sequence
 
-from aiozc._transfers.steps import UNLUCKY, Chain, End, PollOut, SendCached, Splice, Step
+from aiozc._transfers.steps import (
+    LONGEST_PAUSE,
+    UNLUCKY,
+    Chain,
+    End,
+    Pause,
+    PollOut,
+    SendCached,
+    Splice,
+    Step,
+)
 
 AT_ONCE = 256 * 1024
 """The most bytes that one step may send in the loop's own thread: about 25 us."""
@@ -49,6 +63,7 @@ class State(enum.Enum):
     SENDING = enum.auto()
     FLOWING = enum.auto()
     WAITING = enum.auto()
+    PAUSING = enum.auto()
 
 
 class Sendfile:
@@ -67,6 +82,9 @@ class Sendfile:
         self._taken = 0
         self._in_full = 0
         self._full = False
+        self._polled = False
+        self._in_vain = 0
+        self._pauses = 0
         self._state = State.SENDING if 0 < length <= AT_ONCE else State.FLOWING
         if at_once is not None:
             self._sent_at_once(length, at_once)
@@ -119,6 +137,9 @@ class Sendfile:
             # The pipe is gone, and what was in it is read again (rule 1).
             self._taken = self.position
             return (PollOut(),)
+        if self._state is State.PAUSING:
+            self._taken = self.position
+            return (Pause(min(self._pauses, LONGEST_PAUSE)),)
         if self._state is State.SENDING:
             return (SendCached(self.offset + self.position, self._rest()),)
         return self._flow(pipe_size, most_steps)
@@ -144,7 +165,9 @@ class Sendfile:
         """Take in what became of a chain: a result for each step that ran."""
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollOut):
-                self._polled(result)
+                self._waited(result)
+            elif isinstance(step, Pause):
+                self._paused()
             elif isinstance(step, SendCached):
                 self._sent_at_once(step.length, result)
             elif isinstance(step, Splice) and step.target is End.PIPE:
@@ -152,7 +175,8 @@ class Sendfile:
             else:
                 self._sent(result)
 
-    def _polled(self, result: int) -> None:
+    def _waited(self, result: int) -> None:
+        self._polled = result >= 0
         if result in (-errno.ECANCELED, -errno.EINTR):
             self._state = State.WAITING
             self._in_full = 0
@@ -160,6 +184,22 @@ class Sendfile:
             self.error = -result
         elif self._state is State.WAITING:
             self._state = State.SENDING
+
+    def _paused(self) -> None:
+        self._in_vain = 0
+        self._pauses += 1
+        self._state = State.SENDING
+
+    def _moved(self, result: int) -> None:
+        """Take in whether a poll that came true was worth it."""
+        if result > 0:
+            self._in_vain = self._pauses = 0
+        elif self._polled and result == -errno.EAGAIN:
+            self._in_vain += 1
+            if self._in_vain > 1:
+                self._in_full = 0
+                self._state = State.PAUSING
+        self._polled = False
 
     def _sent_at_once(self, asked: int, result: int) -> None:
         if result == -errno.ENODATA:
@@ -179,6 +219,7 @@ class Sendfile:
             self._state = State.WAITING
         else:
             self.error = -result
+        self._moved(result)
 
     def _read(self, result: int) -> None:
         if result > 0:
@@ -196,3 +237,4 @@ class Sendfile:
             self.position += result
         elif result < 0 and -result not in UNLUCKY:
             self.error = -result
+        self._moved(result)
