@@ -98,8 +98,8 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
         if record.fault is not None:
             raise record.fault
         record.check_open()
+        record.check_nonblocking()
         if at_once:
-            record.check_nonblocking()
             transfer.advance(chain, reactor.at_once.run(record, chain))
         else:
             results, cancelled = await reactor.run(record, chain)

@@ -110,7 +110,6 @@ class Readiness:
 
     def start(self, run: Run) -> None:
         """Begin a chain, and go on to where it has to wait."""
-        run.record.check_nonblocking()
         course = Course(run)
         self._courses[run.number] = course
         self._go_on(course)

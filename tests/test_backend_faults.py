@@ -1,0 +1,200 @@
+"""What goes wrong within a backend: each made to happen."""
+
+import asyncio
+import errno
+import os
+import resource
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+import aiozc
+from aiozc._engines.uring import Uring
+from aiozc._kernel.ring import BrokenRingError, Ring, Sqe
+
+from .conftest import Connect, LoopFactory, MakeFile
+from .support import (
+    MIB,
+    Child,
+    FarEnd,
+    assert_same,
+    fill,
+    holdings,
+    outcome_of,
+    pattern,
+    run_on,
+    socket_pair,
+    until,
+    write_out,
+)
+from .ways import Ends, Told, content_of
+
+CONTENT = pattern(4 * MIB)
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # linux/socket.h
+
+
+def leave_descriptors(count: int) -> None:
+    """Let this process open no more than so many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(holdings().descriptors) + 2, hard))
+    taken = []
+    while True:
+        try:
+            taken.append(os.dup(0))
+        except OSError:
+            break
+    for fd in taken[:count]:
+        os.close(fd)
+
+
+def test_a_worker_that_cannot_be_reached_ends_a_transfer_with_what_the_peer_has(
+    loop_factory: LoopFactory, tmp_path: Path
+) -> None:
+    """Half of the file is cached. For the other half no descriptor is left to hear of a thread."""
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+
+    async def main() -> None:
+        near, far = socket_pair()
+        with near, far, path.open("rb") as file:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
+            write_out(file)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            os.pread(file.fileno(), 2 * MIB, 0)
+            async with aiozc.Reactor(backend="readiness"):
+                leave_descriptors(4)  # two duplicates, and a pipe
+                task = asyncio.create_task(aiozc.loop_sendfile(near, file))
+                arrived = b""
+                while len(arrived) < 2 * MIB:
+                    arrived += await asyncio.get_running_loop().sock_recv(far, MIB)
+                outcome = await outcome_of(task)
+            assert isinstance(outcome, OSError)
+            assert outcome.errno == errno.EMFILE
+            assert file.tell() == len(arrived) == 2 * MIB
+            assert_same(arrived, CONTENT[: 2 * MIB])
+            with pytest.raises(BlockingIOError):
+                far.recv(1)
+
+    Child(lambda: run_on(loop_factory, main())).wait()
+
+
+@pytest.mark.anyio
+async def test_a_thread_that_cannot_be_started_loses_nothing_without_a_word(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source, file = ends.source("tcp", CONTENT[:50_000]), ends.file(b"", "wb")
+    async with aiozc.Reactor(backend="readiness"):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread") as caught:
+                await aiozc.splice_pipe(source.end, file)
+        told = Told(caught.value.transferred, caught.value.lost)  # type: ignore[attr-defined]
+        assert told == Told(0, 0)
+        assert await aiozc.splice_pipe(source.end, file) == 50_000
+    file.close()
+    assert_same(content_of(file), CONTENT[:50_000])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("why", ["half-closed", "error queue"])
+async def test_a_poll_that_comes_true_for_nothing_does_not_spin(
+    why: str, far_end: FarEnd, make_file: MakeFile
+) -> None:
+    sock, far = socket_pair()
+    before = b""
+    if why == "half-closed":
+        far.shutdown(socket.SHUT_WR)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        before = b"x" * sock.send(b"x", MSG_ZEROCOPY)
+    receiver = far_end.receive(far, limit=0)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(CONTENT * 4)))
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(0.1)  # the buffers are full
+    chains = aiozc.get_reactor().statistics().chains
+    ends = loop.time() + 0.3
+    await until(lambda: loop.time() >= ends)
+    assert aiozc.get_reactor().statistics().chains - chains < 100
+    receiver.allow(None)
+    assert await sending == len(CONTENT) * 4
+    sock.close()
+    assert_same(await receiver.wait_end(), before, CONTENT * 4)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("old", [False, True], ids=["this kernel", "an older kernel"])
+@pytest.mark.parametrize("size", [1000, 100_000])
+async def test_a_socket_that_somebody_has_made_blocking_does_not_stop_the_loop(
+    size: int, old: bool, connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its object says that it is non-blocking: the flag is the open file's, and others have it."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if old:
+        monkeypatch.setattr(os, "pwritev", refuse)
+    aiozc.get_reactor()
+    sock, receiver = connect(limit=0)
+    filled = fill(sock)
+    Child(lambda: os.set_blocking(sock.fileno(), True)).wait()
+    assert sock.gettimeout() == 0
+    file = make_file(CONTENT[:size])
+    with pytest.raises(OSError, match="blocking") as caught:
+        await aiozc.loop_sendfile(sock, file)
+    assert caught.value.errno == errno.EINVAL
+    assert file.tell() == 0
+    sock.close()
+    assert_same(await receiver.wait_end(), bytes(filled))
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_chain_that_the_kernel_cuts_at_the_second_try_ends_the_ring_too(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock, _ = connect()
+    reactor = aiozc.get_reactor()
+    real = Ring.submit
+    tries = iter([OSError(errno.EBUSY, "busy"), BrokenRingError("taken in part")])
+
+    def submit(ring: Ring, chain: "list[Sqe]") -> None:
+        if len(chain) < 2:
+            real(ring, chain)
+        else:
+            raise next(tries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ring, "submit", submit)
+        with pytest.raises(BrokenRingError):
+            await aiozc.loop_sendfile(sock, make_file(CONTENT))
+    await until(lambda: reactor.closed)
+    assert aiozc.get_reactor() is not reactor
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_an_exception_behind_a_submission_does_not_free_what_the_kernel_uses(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a handler of a signal raises it, in whatever line the loop's thread is."""
+
+    def interrupt(_: Uring) -> None:
+        raise KeyboardInterrupt
+
+    sock, receiver = connect(limit=0, sndbuf=64 * 1024)
+    reactor = aiozc.get_reactor()
+    sending = aiozc.loop_sendfile(sock, make_file(CONTENT))
+    with monkeypatch.context() as patch:
+        patch.setattr(Uring, "drain", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sending.send(None)
+        held = reactor.statistics()
+        assert held.in_flight == 1
+    receiver.reset()
+    await until(lambda: not reactor.statistics().in_flight)
