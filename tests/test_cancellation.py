@@ -74,7 +74,11 @@ LIMITS = {"full": 0, "stopped reader": 300_000}
 
 
 KINDS = ["cached", "cold", "small sndbuf", "stopped reader", "small file", "full"]
-WAYS = [(kind, name) for kind in KINDS for name in SENDS] + [("fallback", "loop_sendfile")]
+WAYS = [
+    *((kind, "loop_sendfile") for kind in [*KINDS, "fallback"]),
+    # Behind its first step it is the same engine's, whoever asks.
+    *((kind, "splice_pipe") for kind in ("cached", "full")),
+]
 
 
 class Scenes:

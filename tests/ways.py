@@ -366,7 +366,7 @@ def make_pipe() -> tuple[BinaryIO, BinaryIO]:
 
 
 SEEN = 200_000  # bytes that have arrived
-SIZE = 6 * 1024 * KIB
+SIZE = 4 * 1024 * KIB
 CONTENT = pattern(SIZE)
 Stalled = str  # "source": it gives no more; "target": it takes no more
 STUCK = [
