@@ -49,6 +49,14 @@ def leave_descriptors(count: int) -> None:
         os.close(fd)
 
 
+async def receive_all(sock: socket.socket) -> bytes:
+    """Receive to the end of the stream."""
+    received = b""
+    while chunk := await asyncio.get_running_loop().sock_recv(sock, MIB):
+        received += chunk
+    return received
+
+
 def test_a_worker_that_cannot_be_reached_ends_a_transfer_with_what_the_peer_has(
     loop_factory: LoopFactory, tmp_path: Path
 ) -> None:
@@ -66,16 +74,14 @@ def test_a_worker_that_cannot_be_reached_ends_a_transfer_with_what_the_peer_has(
             async with aiozc.Reactor(backend="readiness"):
                 leave_descriptors(4)  # two duplicates, and a pipe
                 task = asyncio.create_task(aiozc.loop_sendfile(near, file))
-                arrived = b""
-                while len(arrived) < 2 * MIB:
-                    arrived += await asyncio.get_running_loop().sock_recv(far, MIB)
+                receiving = asyncio.create_task(receive_all(far))
                 outcome = await outcome_of(task)
+            near.close()
+            arrived = await receiving
             assert isinstance(outcome, OSError)
             assert outcome.errno == errno.EMFILE
-            assert file.tell() == len(arrived) == 2 * MIB
-            assert_same(arrived, CONTENT[: 2 * MIB])
-            with pytest.raises(BlockingIOError):
-                far.recv(1)
+            assert len(arrived) == file.tell() <= 2 * MIB
+            assert_same(arrived, CONTENT[: len(arrived)])
 
     Child(lambda: run_on(loop_factory, main())).wait()
 
