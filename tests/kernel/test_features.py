@@ -49,6 +49,7 @@ def test_what_is_here_is_told_as_it_is() -> None:
     assert facts.seccomp == HERE.seccomp()
 
 
+@pytest.mark.ring
 def test_where_a_ring_can_be_had_it_is_chosen_and_nothing_is_refused() -> None:
     Ring(8).close()
     facts = aiozc.probe()
@@ -120,6 +121,7 @@ def test_a_kernel_that_refuses_and_a_library_that_is_missing_answer_each_for_its
     in_a_child(child)
 
 
+@pytest.mark.ring
 def test_without_a_library_the_kernel_is_asked_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -131,6 +133,7 @@ def test_without_a_library_the_kernel_is_asked_all_the_same(
     assert facts.advice[0].lines == ("unset AIOZC_LIBURING",)
 
 
+@pytest.mark.ring
 def test_a_library_of_another_layout_is_at_fault_and_not_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_library_of_another_layout_is_at_fault_and_not_the_kernel(
     assert "has another layout" in facts.liburing_fault
 
 
+@pytest.mark.ring
 @pytest.mark.parametrize("limit", [0, 64 << 10])
 def test_a_user_who_may_lock_no_memory_is_told_so(limit: int) -> None:
     """Kernels differ in what of a ring they count, and count it for all of the user's rings."""
@@ -158,6 +162,7 @@ def test_a_user_who_may_lock_no_memory_is_told_so(limit: int) -> None:
     in_a_child(child)
 
 
+@pytest.mark.ring
 def test_a_filter_of_cachestat_is_told_from_an_old_kernel() -> None:
     def child() -> None:
         assert aiozc.probe().cachestat
@@ -170,6 +175,7 @@ def test_a_filter_of_cachestat_is_told_from_an_old_kernel() -> None:
     in_a_child(child)
 
 
+@pytest.mark.ring
 @pytest.mark.parametrize(
     ("wanted", "backend", "reason"),
     [
@@ -190,6 +196,7 @@ def test_the_variable_chooses_the_engine(
     )
 
 
+@pytest.mark.ring
 def test_a_ring_asked_for_that_cannot_be_had_is_no_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -200,6 +207,7 @@ def test_a_ring_asked_for_that_cannot_be_had_is_no_engine(
     assert facts.reason == f"AIOZC_BACKEND asks for io_uring, but {facts.liburing_fault}"
 
 
+@pytest.mark.ring
 def test_want_of_descriptors_is_an_error_and_no_refusal() -> None:
     def child() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))

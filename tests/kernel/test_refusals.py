@@ -135,6 +135,7 @@ def test_a_machine_without_procfs_names_whom_it_can(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.ring
 @pytest.mark.parametrize(
     ("number", "cause", "remedy"),
     [
@@ -153,6 +154,7 @@ def test_a_refusal_says_the_cause_and_what_lifts_it(number: int, cause: str, rem
     assert error.__notes__ == [f"What would lift it: {error.remedy}"]
 
 
+@pytest.mark.ring
 def test_another_error_number_is_no_refusal() -> None:
     error = refusal(errno.EMFILE, "setting up")
     assert isinstance(error, OSError)
