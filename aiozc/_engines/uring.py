@@ -102,7 +102,7 @@ class Uring:
     def drain(self) -> None:
         """Take in the CQEs that are there."""
         ticked = False
-        for user_data, result in self._ring.drain():
+        for user_data, result, _ in self._ring.drain():
             self._host.counters.completions += 1
             if user_data == _TICKER:
                 ticked = True
