@@ -11,18 +11,21 @@ if TYPE_CHECKING or sys.platform == "linux":
     from aiozc._api.relay import relay
     from aiozc._api.sendfile import loop_sendfile
     from aiozc._api.splice import loop_recvfile, splice_pipe
+    from aiozc._api.zerocopy import ZeroCopySend, sendfile_zc
     from aiozc._engines.reactor import Reactor, Statistics, backend, get_reactor
     from aiozc._kernel.features import probe
 else:
     from aiozc._elsewhere import (
         Reactor,
         Statistics,
+        ZeroCopySend,
         backend,
         get_reactor,
         loop_recvfile,
         loop_sendfile,
         probe,
         relay,
+        sendfile_zc,
         splice_pipe,
     )
 
@@ -33,6 +36,7 @@ __all__ = [
     "Reactor",
     "RingUnavailableError",
     "Statistics",
+    "ZeroCopySend",
     "__version__",
     "backend",
     "get_reactor",
@@ -40,5 +44,6 @@ __all__ = [
     "loop_sendfile",
     "probe",
     "relay",
+    "sendfile_zc",
     "splice_pipe",
 ]

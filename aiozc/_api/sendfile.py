@@ -111,7 +111,7 @@ async def _send_file(
     check(sock, file, offset, count)
     try:
         check_moved_by_kernel(sock, timeout)
-        size = _size_of_regular(file)
+        size = size_of_regular(file)
         reactor = get_reactor()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
@@ -160,7 +160,7 @@ async def _wait_for_turn(
         target.close()
 
 
-def _size_of_regular(file: Any) -> int:
+def size_of_regular(file: Any) -> int:
     """Return the size of a regular file, or raise SendfileNotAvailableError."""
     fd = descriptor_of(file)
     status = os.fstat(fd)

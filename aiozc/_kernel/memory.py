@@ -80,6 +80,11 @@ class Export:
         self.address: int = self._buffer.buf or 0
         self.length: int = self._buffer.len
 
+    def copy_to(self, memory: memoryview, offset: int) -> None:
+        """Copy what stands from `offset` on into writable memory, as much as that takes."""
+        target = (ctypes.c_char * len(memory)).from_buffer(memory)
+        ctypes.memmove(target, self.address + offset, min(len(memory), self.length - offset))
+
     def release(self) -> None:
         """Let it go."""
         if self._held:

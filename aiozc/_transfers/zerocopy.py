@@ -10,11 +10,13 @@ The rules:
    that waits for room.
 3. The next chain begins when the results of this one are there, not when its pages are free:
    notifications come when the peer has acknowledged, and any number of them may be due.
-4. The kernel answers ENOMEM (ENOBUFS) where a send would lock more than the user may. Then the
-   sends become shorter by halves, down to LEAST; then the transfer waits for pages of its own;
-   where none of its own are on their way others have all, and it would wait for their peers:
-   so one piece is copied, and what comes next is tried uncopied again. A send that goes
-   through lets the next be twice as long.
+4. The kernel answers ENOMEM (ENOBUFS) where a chain would lock more than the user may: it
+   charges all sends of a chain when that is submitted (seen on 6.18: the first is cancelled,
+   and those that found no room say so). Then the window, the bytes of a chain, is halved, down
+   to LEAST; then the transfer waits for pages of its own; where none of its own are on their
+   way others have all, and it would wait for their peers: so one piece is copied, and what
+   comes next is tried uncopied again. A chain that goes through lets the next be longer by as
+   much, or by CHUNK.
 5. A socket that cannot do it (EOPNOTSUPP) gets everything copied.
 6. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what is
    known to be sent.
@@ -38,10 +40,10 @@ CHUNK = 1 << 20
 """The most bytes of one send. Over loopback 16 MiB took 1.10 times what sendall from memory took;
 with 256 KiB 1.20, with 64 KiB 1.80, with 4 MiB 1.09."""
 LEAST = 64 << 10
-"""The fewest bytes that a send is cut down to."""
-CHAIN = 4 << 20
-"""The most bytes of one chain: about 0.5 ms of the loop's thread, which the socket's own send
-buffer (4 MiB by tcp_wmem) ends as a rule."""
+"""The fewest bytes that a chain is cut down to."""
+CHAIN = 16 << 20
+"""The most bytes of one chain. A chain uses the loop's thread until the send buffer (4 MiB by
+tcp_wmem) is full; its end costs a turn of the loop, in which a fast peer's queue runs dry."""
 COPY = 256 << 10
 """The most bytes that are copied at once."""
 
@@ -77,9 +79,9 @@ class ZeroCopy:
         self.position = 0
         self.error = 0
         self.copied = False
-        self._may_copy = may_copy
+        self.may_copy = may_copy
         self._refused = False
-        self._chunk = CHUNK
+        self._window = CHAIN
         self._state = State.SENDING
 
     @property
@@ -118,51 +120,63 @@ class ZeroCopy:
 
     def _sends(self, most_steps: int) -> list[LoanStep]:
         chain: list[LoanStep] = []
-        left = CHAIN
+        left = self._window
         for part, start, length in self._rest():
             offset, end = start, start + length
             while offset < end and left > 0 and len(chain) < most_steps:
                 # Up to a boundary of a page: the next one then counts none twice.
-                size = min(self._chunk - offset % mmap.PAGESIZE, end - offset)
+                size = min(CHUNK - offset % mmap.PAGESIZE, end - offset, left)
                 chain.append(SendZero(part, offset, size))
                 offset += size
                 left -= size
         return chain
 
     def advance(self, chain: Sequence[LoanStep], results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step, or for those that ran."""
-        for step, result in zip(chain, results, strict=False):
-            if isinstance(step, AwaitRoom):
-                self._waited(result)
-            elif isinstance(step, SendCopied):
-                self._sent_copied(result)
-            elif not self._sent(step, result):
-                return
-        if results and isinstance(chain[0], SendZero):
-            self._chunk = min(2 * self._chunk, CHUNK)
+        """Take in what became of a chain: a result for each step, or none where none is known."""
+        if not results:
+            return
+        first = chain[0]
+        if isinstance(first, AwaitRoom):
+            self._waited(results[0])
+        elif isinstance(first, SendCopied):
+            self._sent_copied(results[0])
+        elif self._count([step for step in chain if isinstance(step, SendZero)], results):
+            self._grow()
+        else:
+            self._judge(results)
 
-    def _sent(self, step: SendZero, result: int) -> bool:
-        """Take in one result, and say whether the step behind it began."""
-        self.position += max(0, result)
-        if result == 0:
+    def _count(self, sends: Sequence[SendZero], results: Sequence[int]) -> bool:
+        """Count what was sent, and say whether it was all."""
+        for step, result in zip(sends, results, strict=False):
+            self.position += max(0, result)
+            if result != step.length:
+                return False
+        return True
+
+    def _judge(self, results: Sequence[int]) -> None:
+        """Take in why a chain was cut. Where one is refused, those before it are cancelled."""
+        errors = [-result for result in results if result < 0 and -result not in UNLUCKY]
+        if 0 in results:
             self.error = errno.EIO  # a send of bytes that sends none
-        elif -result in _FULL:
+        elif not _FULL.isdisjoint(errors):
             self._shrink()
-        elif -result in _REFUSED and self._may_copy:
+        elif self.may_copy and not _REFUSED.isdisjoint(errors):
             self._refused = True
             self._state = State.COPYING
-        elif result < 0 and -result not in UNLUCKY:
-            self.error = -result
-        return result == step.length
+        elif errors:
+            self.error = errors[0]
 
     def _shrink(self) -> None:
-        if self._chunk > LEAST:
-            self._chunk //= 2
+        if self._window > LEAST:
+            self._window //= 2
         else:
             self._state = State.WAITING
 
+    def _grow(self) -> None:
+        self._window = min(self._window + min(self._window, CHUNK), CHAIN)
+
     def _waited(self, result: int) -> None:
-        if result or not self._may_copy:
+        if result or not self.may_copy:
             self._state = State.SENDING
         else:
             self._state = State.COPYING

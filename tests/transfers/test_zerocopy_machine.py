@@ -29,6 +29,10 @@ class World:
     def run(self, chain: Sequence[LoanStep]) -> list[int]:
         """Run a chain: behind the first step that is short or fails the others are cancelled."""
         results: list[int] = []
+        if len(chain) > 1 and self.draws and self.draws[0] % 7 == 0:
+            # As charged for when it is submitted: nothing of it begins.
+            self.draws.popleft()
+            return [-errno.ECANCELED] + [-errno.ENOMEM] * (len(chain) - 1)
         for step in chain:
             cut = results and not self.whole(chain[len(results) - 1], results[-1])
             results.append(-errno.ECANCELED if cut else self.step(step))
@@ -61,7 +65,7 @@ def drive(transfer: ZeroCopy, world: World, most_steps: int) -> int:
         assert 1 <= len(chain) <= most_steps
         sizes = [step.length for step in chain if not isinstance(step, AwaitRoom)]
         assert all(0 < size <= CHUNK for size in sizes)
-        assert sum(sizes) < CHAIN + CHUNK
+        assert sum(sizes) <= CHAIN
         transfer.advance(chain, world.run(chain))
         chains += 1
     return chains
@@ -103,48 +107,56 @@ def test_an_error_ends_it_with_what_was_sent_before(
 ) -> None:
     world = World(deque(draws))
     transfer = ZeroCopy(pieces)
-    chain = transfer.next_chain(most_steps)
     while world.draws:
+        chain = transfer.next_chain(most_steps)
         transfer.advance(chain, world.run(chain))
         if transfer.done:
-            break
-        chain = transfer.next_chain(most_steps)
-    else:
-        transfer.advance(chain, [1 if isinstance(chain[0], AwaitRoom) else -errno.ECONNRESET])
-        assert transfer.error == (0 if isinstance(chain[0], AwaitRoom) else errno.ECONNRESET)
+            return
+    chain = transfer.next_chain(most_steps)
+    waits = isinstance(chain[0], AwaitRoom)
+    transfer.advance(chain, [1 if waits else -errno.ECONNRESET])
+    assert transfer.error == (0 if waits else errno.ECONNRESET)
     assert transfer.position == sum(length for _, _, length in world.arrived)
     assert sum(transfer.sent_of()) == transfer.position
 
 
-def test_sends_shrink_while_memory_is_short_and_grow_again() -> None:
-    transfer = ZeroCopy([Piece(0, 0, 64 * MIB)])
+def length_of(chain: Sequence[LoanStep]) -> int:
+    """Return how many bytes a chain sends."""
+    return sum(step.length for step in chain if not isinstance(step, AwaitRoom))
+
+
+def test_chains_shrink_while_memory_is_short_and_grow_again() -> None:
+    transfer = ZeroCopy([Piece(0, 0, 640 * MIB)])
     sizes = []
     while transfer.state is State.SENDING:
         chain = transfer.next_chain(24)
-        assert isinstance(chain[0], SendZero)
-        sizes.append(chain[0].length)
-        transfer.advance(chain, [-errno.ENOMEM, *[-errno.ECANCELED] * (len(chain) - 1)])
-    assert sizes == [CHUNK >> level for level in range(5)]
+        sizes.append(length_of(chain))
+        transfer.advance(chain, [-errno.ECANCELED] * (len(chain) - 1) + [-errno.ENOMEM])
+    assert sizes == [CHAIN >> level for level in range(9)]
     assert sizes[-1] == LEAST
     assert transfer.next_chain(24) == (AwaitRoom(),)
     transfer.advance((AwaitRoom(),), [1])
     grown = []
-    for _ in range(5):
+    for _ in range(21):
         chain = transfer.next_chain(24)
-        assert isinstance(chain[0], SendZero)
-        grown.append(chain[0].length)
+        grown.append(length_of(chain))
         transfer.advance(chain, World(deque()).run(chain))
-    assert grown == sizes[::-1]
+    assert grown[:5] == [LEAST << level for level in range(5)]
+    assert grown[5:] == [*range(2 * MIB, CHAIN + 1, MIB), CHAIN]
+
+
+def run_out(transfer: ZeroCopy) -> None:
+    """Have the kernel lock no more memory for it, until it waits."""
+    while transfer.state is not State.WAITING:
+        transfer.advance(transfer.next_chain(1), [-errno.ENOMEM])
 
 
 def test_where_others_have_the_memory_one_piece_is_copied_and_the_next_is_not() -> None:
     transfer = ZeroCopy([Piece(0, 0, MIB)])
-    while transfer.state is not State.WAITING:
-        transfer.advance(transfer.next_chain(1), [-errno.ENOMEM])
+    run_out(transfer)
     transfer.advance((AwaitRoom(),), [0])
     [copy] = transfer.next_chain(24)
     assert isinstance(copy, SendCopied)
-    assert not transfer.copied
     transfer.advance((copy,), [copy.length])
     assert transfer.copied
     assert isinstance(transfer.next_chain(24)[0], SendZero)
@@ -152,8 +164,7 @@ def test_where_others_have_the_memory_one_piece_is_copied_and_the_next_is_not() 
 
 def test_what_may_not_be_copied_waits_for_the_others() -> None:
     transfer = ZeroCopy([Piece(0, 0, MIB)], may_copy=False)
-    while transfer.state is not State.WAITING:
-        transfer.advance(transfer.next_chain(1), [-errno.ENOMEM])
+    run_out(transfer)
     transfer.advance((AwaitRoom(),), [0])
     assert isinstance(transfer.next_chain(1)[0], SendZero)
     transfer.advance(transfer.next_chain(1), [-errno.EOPNOTSUPP])
