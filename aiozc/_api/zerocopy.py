@@ -100,8 +100,8 @@ async def sendfile_zc(
     anything with `fileno()`. `file` is a file object opened in binary mode, a bytes-like object,
     or a sequence of such, sent one after the other: `[header, file]`. Of a file, of bytes, or of
     all of a sequence taken as one (files from their beginning), bytes are sent from `offset` (0
-    or more) on, `count` of them (1 or more) or, with None, to the end. A file's position is then
-    behind what was sent of it.
+    or more) on, `count` of them (1 or more) or, with None, to the end that there is when it is
+    called. A file's position is then behind what was sent of it.
 
     Where the kernel cannot (no io_uring, before Linux 6.0, a UNIX or TLS or blocking socket, a
     file object without a descriptor or that transforms what it reads), or no memory may be
@@ -136,7 +136,8 @@ async def sendfile_zc(
         check_moved_by_kernel(sock, timeout)
         sizes = [_size_of(source) for source in sources]
         reactor = get_reactor()
-        if not zerocopy.can_lend(reactor, sock):
+        lends = zerocopy.can_lend(reactor, sock)
+        if not lends and not fallback:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} cannot be sent to without a copy")
         if direct and not fallback:
             raise asyncio.SendfileNotAvailableError("files are read through the page cache here")
@@ -147,7 +148,9 @@ async def sendfile_zc(
     places = _choose(sizes, offset, count)
     if not places:
         return _send_nothing(sources, offset)
-    return await _send(reactor, sock, sources, places, fallback)
+    pieces = [Piece(index, *place) for index, (_, *place) in enumerate(places)]
+    transfer = ZeroCopy(pieces, may_copy=fallback, must_copy=not lends)
+    return await _send(reactor, sock, [sources[number] for number, *_ in places], transfer)
 
 
 def _sources_of(file: Any) -> list[Any]:
@@ -203,25 +206,16 @@ def _send_nothing(sources: list[Any], offset: int) -> ZeroCopySend:
 
 
 async def _send(
-    reactor: Reactor,
-    sock: Any,
-    sources: list[Any],
-    places: list[tuple[int, int, int]],
-    fallback: bool,
+    reactor: Reactor, sock: Any, sources: list[Any], transfer: ZeroCopy
 ) -> ZeroCopySend:
     reactor.count(transfers=1)
     loan = Loan()
-    chosen: list[Any] = []
-    for number, _, _ in places:
-        source = sources[number]
+    for number, source in enumerate(sources):
         if isinstance(source, memoryview):
-            source = hold(source)
-            loan.exports.append(source)
-        chosen.append(source)
-    pieces = [Piece(index, *place) for index, (_, *place) in enumerate(places)]
-    transfer = ZeroCopy(pieces, may_copy=fallback)
+            sources[number] = hold(source)
+            loan.exports.append(sources[number])
     try:
-        parts = Parts(chosen, pieces)
+        parts = Parts(sources, transfer.pieces)
         await zerocopy.send(reactor, transfer, parts, outlet(sock), loan)
     finally:
         reactor.count(sent=transfer.position)

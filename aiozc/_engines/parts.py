@@ -131,10 +131,20 @@ class Parts(Original):
                 found += part.locate(at_once, steps)
         return found
 
-    def read(self, step: SendCopied, memory: memoryview) -> int:
-        """Read a piece's bytes into memory: in a worker thread, since a disk is waited for."""
+    def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
+        """Read all of a piece into memory if no disk has to be waited for."""
         part = self._parts[step.part]
         if isinstance(part, Export):
             part.copy_to(memory, step.offset)
-            return len(memory)
+            return True
+        try:
+            got = os.preadv(part.original.copy, (memory,), step.offset, os.RWF_NOWAIT)
+        except OSError:
+            return False
+        return got == len(memory)
+
+    def read(self, step: SendCopied, memory: memoryview) -> int:
+        """Read a piece's bytes into memory, waiting for the disk; return how many there are."""
+        part = self._parts[step.part]
+        assert isinstance(part, _FilePart)
         return os.preadv(part.original.copy, (memory,), step.offset)

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import mmap
 from collections.abc import Sequence
 
 from aiozc._engines.base import TICK
@@ -114,20 +115,29 @@ async def _copy(
     reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, step: SendCopied
 ) -> None:
     """Do a SendCopied. What the socket took counts, whatever ends it."""
-    loop = asyncio.get_running_loop()
-    memory = memoryview(bytearray(step.length))
-    memory = memory[: await in_thread(parts.read, step, memory)]
-    sent, left = 0, memory
+    # For a file opened with O_DIRECT, memory that begins with a page.
+    memory = memoryview(mmap.mmap(-1, step.length))
+    await reactor.at_once.wait_to_spend(step.length)
+    if not parts.read_cached(step, memory):
+        memory = memory[: await in_thread(parts.read, step, memory)]
+    sent = 0
     try:
-        while left:
+        while sent < len(memory):
             _check_serving(reactor)
             record.check_open()
-            try:
-                taken = send_nowait(record.target.copy, left)
-            except BlockingIOError:
-                await wait(loop, loop.add_writer, loop.remove_writer, record.target.copy)
-            else:
-                sent, left = sent + taken, left[taken:]
+            sent += await _send_some(record, memory[sent:])
     finally:
         if sent or not memory:
             transfer.advance((step,), [sent])
+    if transfer.error:
+        parts.check_lengths([SendZero(*step)])
+
+
+async def _send_some(record: Record, memory: memoryview) -> int:
+    """Send what there is room for, or wait for room, for a while; return the bytes sent."""
+    loop = asyncio.get_running_loop()
+    try:
+        return send_nowait(record.target.copy, memory)
+    except BlockingIOError:
+        await wait(loop, loop.add_writer, loop.remove_writer, record.target.copy)
+        return 0

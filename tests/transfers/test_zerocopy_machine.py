@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.steps import AwaitRoom, LoanStep, SendCopied, SendZero
-from aiozc._transfers.zerocopy import CHAIN, CHUNK, LEAST, Piece, State, ZeroCopy
+from aiozc._transfers.zerocopy import CHAIN, CHUNK, FIRST, LEAST, Piece, State, ZeroCopy
 
 MIB = 1 << 20
 UNLUCKY = (-errno.EINTR, -errno.ECANCELED, -errno.EAGAIN)
@@ -127,22 +127,27 @@ def length_of(chain: Sequence[LoanStep]) -> int:
 
 def test_chains_shrink_while_memory_is_short_and_grow_again() -> None:
     transfer = ZeroCopy([Piece(0, 0, 640 * MIB)])
-    sizes = []
+    doubled = [go_through(transfer) for _ in range(5)]
+    assert doubled == [FIRST, 2 * FIRST, 4 * FIRST, CHAIN, CHAIN]
+    halved = []
     while transfer.state is State.SENDING:
         chain = transfer.next_chain(24)
-        sizes.append(length_of(chain))
+        halved.append(length_of(chain))
         transfer.advance(chain, [-errno.ECANCELED] * (len(chain) - 1) + [-errno.ENOMEM])
-    assert sizes == [CHAIN >> level for level in range(9)]
-    assert sizes[-1] == LEAST
+    assert halved == [CHAIN >> level for level in range(9)]
+    assert halved[-1] == LEAST
     assert transfer.next_chain(24) == (AwaitRoom(),)
     transfer.advance((AwaitRoom(),), [1])
-    grown = []
-    for _ in range(21):
-        chain = transfer.next_chain(24)
-        grown.append(length_of(chain))
-        transfer.advance(chain, World(deque()).run(chain))
-    assert grown[:5] == [LEAST << level for level in range(5)]
-    assert grown[5:] == [*range(2 * MIB, CHAIN + 1, MIB), CHAIN]
+    assert [go_through(transfer) for _ in range(5)] == [LEAST << level for level in range(5)]
+    grown = [go_through(transfer) for _ in range(16)]
+    assert grown == [*range(2 * MIB, CHAIN + 1, MIB), CHAIN]
+
+
+def go_through(transfer: ZeroCopy) -> int:
+    """Have a chain go through; return its length."""
+    chain = transfer.next_chain(24)
+    transfer.advance(chain, World(deque()).run(chain))
+    return length_of(chain)
 
 
 def run_out(transfer: ZeroCopy) -> None:
@@ -182,6 +187,15 @@ def test_a_socket_that_refuses_gets_all_of_it_copied() -> None:
     assert transfer.position == MIB + 5
 
 
+def test_what_must_be_copied_is() -> None:
+    transfer = ZeroCopy([Piece(0, 0, MIB)], must_copy=True)
+    while not transfer.done:
+        [step] = transfer.next_chain(24)
+        assert isinstance(step, SendCopied)
+        transfer.advance((step,), [step.length])
+    assert transfer.copied
+
+
 def test_a_file_that_ends_before_its_end_is_an_error() -> None:
     transfer = ZeroCopy([Piece(0, 0, 100)])
     transfer.advance(transfer.next_chain(1), [-errno.EOPNOTSUPP])
@@ -190,7 +204,7 @@ def test_a_file_that_ends_before_its_end_is_an_error() -> None:
 
 
 def test_sends_end_on_the_boundaries_of_pages() -> None:
-    chain = ZeroCopy([Piece(0, 5, 3 * MIB)]).next_chain(24)
+    chain = ZeroCopy([Piece(0, 5, 2 * MIB - 7)]).next_chain(24)
     ends = [step.offset + step.length for step in chain if isinstance(step, SendZero)]
     assert all(end % mmap.PAGESIZE == 0 for end in ends[:-1])
-    assert ends[-1] == 3 * MIB + 5
+    assert ends[-1] == 2 * MIB - 2
