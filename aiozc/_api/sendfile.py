@@ -47,9 +47,10 @@ async def loop_sendfile(
     transforms what it reads, a source that is no regular file, a TLS or a blocking socket)
     is read in a worker thread and sent from memory, or, where `fallback` is false, refused.
 
-    Its return says that the socket has taken the bytes, not that the peer has them: large
-    files are sent as references to their cached pages, so a program that overwrites the
-    file meanwhile may change what a slow peer receives (see "NOTES" in sendfile(2)).
+    Its return says that the socket has taken the bytes, not that the peer has them, nor that
+    the kernel is done with the file: large files are sent as references to their cached pages,
+    so a program that overwrites the file meanwhile may change what a slow peer receives (see
+    "NOTES" in sendfile(2)). `sendfile_zc` is for such a program: it tells when that is over.
 
     Raises:
         ValueError: a file in text mode, a socket of another type, a negative offset, a
