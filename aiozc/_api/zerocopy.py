@@ -20,12 +20,14 @@ from aiozc._api.arguments import (
 from aiozc._api.sendfile import size_of_regular
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import zerocopy
+from aiozc._engines.buffers import SIZE as BUFFER_SIZE
+from aiozc._engines.buffers import Buffers
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts, hold
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import check_idle, outlet, set_position
 from aiozc._errors import error_from, tell
-from aiozc._transfers.zerocopy import Piece, ZeroCopy
+from aiozc._transfers.zerocopy import CHUNK, Piece, ZeroCopy
 
 
 class ZeroCopySend:
@@ -109,7 +111,11 @@ async def sendfile_zc(
     then `released()` returns at once, and `copied` is true. With `fallback` false that raises
     `asyncio.SendfileNotAvailableError`, or waits until memory may be locked.
 
-    `direct` asks for the file to be read past the page cache.
+    With `direct` files are read past the page cache (O_DIRECT) into buffers that are registered
+    with the ring, and sent from these: for what is larger than the cache should hold. Where
+    that cannot be (a file system or a user who may not, all buffers with slow peers) they are
+    read as without it; with `fallback` false it waits, or raises. The file is opened again for
+    it, so that the process must be allowed to.
 
     Raises:
         ValueError: a file in text mode, a socket of another type, a negative offset, a
@@ -139,8 +145,6 @@ async def sendfile_zc(
         lends = zerocopy.can_lend(reactor, sock)
         if not lends and not fallback:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} cannot be sent to without a copy")
-        if direct and not fallback:
-            raise asyncio.SendfileNotAvailableError("files are read through the page cache here")
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
@@ -149,8 +153,21 @@ async def sendfile_zc(
     if not places:
         return _send_nothing(sources, offset)
     pieces = [Piece(index, *place) for index, (_, *place) in enumerate(places)]
-    transfer = ZeroCopy(pieces, may_copy=fallback, must_copy=not lends)
-    return await _send(reactor, sock, [sources[number] for number, *_ in places], transfer)
+    buffers = _buffers(reactor, fallback) if direct and lends else None
+    chunk = BUFFER_SIZE if buffers is not None else CHUNK
+    transfer = ZeroCopy(pieces, may_copy=fallback, must_copy=not lends, chunk=chunk)
+    chosen = [sources[number] for number, *_ in places]
+    return await _send(reactor, sock, chosen, transfer, Loan(buffers))
+
+
+def _buffers(reactor: Reactor, fallback: bool) -> Buffers | None:
+    """Return buffers to read into past the page cache; None where they may not be locked."""
+    try:
+        return reactor.buffers()
+    except OSError:
+        if not fallback:
+            raise
+        return None
 
 
 def _sources_of(file: Any) -> list[Any]:
@@ -206,17 +223,17 @@ def _send_nothing(sources: list[Any], offset: int) -> ZeroCopySend:
 
 
 async def _send(
-    reactor: Reactor, sock: Any, sources: list[Any], transfer: ZeroCopy
+    reactor: Reactor, sock: Any, sources: list[Any], transfer: ZeroCopy, loan: Loan
 ) -> ZeroCopySend:
     reactor.count(transfers=1)
-    loan = Loan()
+    direct = loan.buffers is not None
     for number, source in enumerate(sources):
         if isinstance(source, memoryview):
             sources[number] = hold(source)
             loan.exports.append(sources[number])
     try:
         parts = Parts(sources, transfer.pieces)
-        await zerocopy.send(reactor, transfer, parts, outlet(sock), loan)
+        await zerocopy.send(reactor, transfer, parts, outlet(sock), loan, direct=direct)
     finally:
         reactor.count(sent=transfer.position)
     loan.copied |= transfer.copied
@@ -228,7 +245,9 @@ async def _send(
 def _error_of(transfer: ZeroCopy, sock: Any) -> Exception:
     after = f"after {transfer.position} bytes were sent"
     if transfer.error == errno.EOPNOTSUPP and not transfer.position:
-        return asyncio.SendfileNotAvailableError(f"{sock!r} cannot be sent to without a copy")
+        return asyncio.SendfileNotAvailableError(
+            f"{sock!r} cannot be sent to without a copy, or the file cannot be read so"
+        )
     if transfer.error == errno.EFAULT:
         # What reading the mapped page would end with: SIGBUS.
         error = error_from(errno.EIO, f"a page of the file cannot be read, {after}")

@@ -37,19 +37,25 @@ good, since nobody will ever say that it may be used again.
 import asyncio
 import errno
 
+from aiozc._engines.buffers import Buffers
 from aiozc._errors import error_from
 from aiozc._kernel.abi import NOTIF_COPIED
 from aiozc._kernel.memory import Export
-
-_kept: list[list[Export]] = []
+from aiozc._transfers.steps import SendFixed, Step
 
 
 class Loan:
     """What one transfer has lent to the kernel. `copied`: the kernel copied some of it."""
 
-    __slots__ = ("_all", "_any", "_sealed", "copied", "exports", "lost", "outstanding")
+    __slots__ = (
+        *("_all", "_any", "_sealed", "buffers", "copied"),
+        *("exports", "lost", "outstanding", "slots"),
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: Buffers | None = None) -> None:
+        self.buffers = buffers
+        self.slots: set[int] = set()
+        """Registered buffers that it has in hand: those that are lent are not among them."""
         self.outstanding = 0
         self.copied = False
         self.lost = False
@@ -67,9 +73,25 @@ class Loan:
             _wake(self._all)
             self._release()
 
+    def take_slots(self, most: int) -> None:
+        """Have `most` registered buffers in hand, or as many as are free."""
+        if self.buffers is not None:
+            self.slots |= self.buffers.take(most - len(self.slots))
+
+    def drop_slots(self) -> None:
+        """Give back what is in hand. No SQE may name it."""
+        while self.buffers is not None and self.slots:
+            self.buffers.give_back(self.slots.pop())
+
+    def address_of(self, slot: int) -> int:
+        """Return the address of a registered buffer."""
+        assert self.buffers is not None
+        return self.buffers.address_of(slot)
+
     def seal(self) -> None:
         """Take in that nothing more is lent."""
         self._sealed = True
+        self.drop_slots()
         self._release()
 
     def _release(self) -> None:
@@ -81,8 +103,8 @@ class Loan:
     def lose(self, *, wake: bool) -> None:
         """Take in that no notification comes any more, or no result either."""
         self.lost = True
-        if self.exports:
-            _kept.append(self.exports)
+        for export in self.exports:
+            export.keep()
         if wake:
             _wake(self._any)
             _wake(self._all)
@@ -123,21 +145,25 @@ class Loans:
     """
 
     def __init__(self) -> None:
-        self._due: dict[int, Loan] = {}
+        self._due: dict[int, tuple[Loan, Step]] = {}
         self.sent = 0
         self.returned = 0
         self.copied = 0
 
-    def lend(self, user_data: int, loan: Loan) -> None:
+    def lend(self, user_data: int, loan: Loan, step: Step) -> None:
         """Take in a send's result: its notification is due."""
         loan.outstanding += 1
-        self._due[user_data] = loan
+        self._due[user_data] = loan, step
+        if isinstance(step, SendFixed):
+            loan.slots.discard(step.slot)
         self.sent += 1
 
     def take_back(self, user_data: int, result: int) -> None:
         """Take in a notification; those of sends that sent nothing are nobody's."""
-        loan = self._due.pop(user_data, None)
+        loan, step = self._due.pop(user_data, (None, None))
         if loan is not None:
+            if isinstance(step, SendFixed) and loan.buffers is not None:
+                loan.buffers.give_back(step.slot)
             copied = bool(result & NOTIF_COPIED)
             self.returned += 1
             self.copied += copied
@@ -145,6 +171,6 @@ class Loans:
 
     def lose(self, *, wake: bool) -> None:
         """Take in that the ring has ended."""
-        due, self._due = set(self._due.values()), {}
+        due, self._due = {loan for loan, _ in self._due.values()}, {}
         for loan in due:
             loan.lose(wake=wake)

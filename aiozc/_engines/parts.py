@@ -1,6 +1,7 @@
 """What a zero-copy transfer sends: files and memory of objects, in order, as one source."""
 
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from aiozc._engines.at_once import AtOnce
 from aiozc._engines.records import HasFileno, Original
 from aiozc._errors import error_from
 from aiozc._kernel.memory import Export, Mapping
-from aiozc._transfers.steps import SendCopied, SendMemory, SendZero
+from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
 from aiozc._transfers.zerocopy import Piece
 
 Source = HasFileno | Export
@@ -25,7 +26,28 @@ class _FilePart:
     def __init__(self, holder: HasFileno, piece: Piece) -> None:
         self.original = Original(holder, piece.offset)
         self.mapping = Mapping()
+        self.direct = -1
         self.end = piece.offset + piece.length
+
+    def open_direct(self) -> None:
+        """Open the file again, to be read past the page cache. Raises OSError where it cannot be.
+
+        Where its blocks are larger than a page, reading it so answers EINVAL.
+        """
+        path = f"/proc/self/fd/{self.original.copy}"
+        self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+
+    def close_direct(self) -> None:
+        if self.direct >= 0:
+            os.close(self.direct)
+            self.direct = -1
+
+    def stage(self, step: SendZero, slot: int) -> tuple[ReadFixed, SendFixed]:
+        """Return a send as a read of whole pages into a buffer, and a send of it."""
+        start = step.offset % mmap.PAGESIZE
+        length = -(-(start + step.length) // mmap.PAGESIZE) * mmap.PAGESIZE
+        read = ReadFixed(self.direct, step.offset - start, slot, length)
+        return read, SendFixed(slot, start, step.length)
 
     def check_length(self, end: int) -> None:
         """Raise OSError (ENODATA) where the file ends before `end`.
@@ -60,6 +82,7 @@ class _FilePart:
             self.original.follow(moved)
 
     def close(self) -> None:
+        self.close_direct()
         self.mapping.close()
         self.original.close()
 
@@ -130,6 +153,38 @@ class Parts(Original):
             else:
                 found += part.locate(at_once, steps)
         return found
+
+    def open_direct(self) -> bool:
+        """Have the files be read past the page cache; return whether all of them can be."""
+        try:
+            for file in self._files():
+                file.open_direct()
+        except OSError:
+            self.close_direct()
+            return False
+        return True
+
+    def close_direct(self) -> None:
+        """Have the files be read through the page cache again."""
+        for file in self._files():
+            file.close_direct()
+
+    def is_direct(self, step: SendZero) -> bool:
+        """Return whether it is a file's, to be read past the page cache."""
+        part = self._parts[step.part]
+        return isinstance(part, _FilePart) and part.direct >= 0
+
+    def stage(self, step: SendZero, slot: int) -> tuple[ReadFixed, SendFixed]:
+        """Return the read and the send for a step that `is_direct`."""
+        part = self._parts[step.part]
+        assert isinstance(part, _FilePart)
+        return part.stage(step, slot)
+
+    def is_whole(self, step: SendZero, read: ReadFixed) -> bool:
+        """Return whether the file has all that is to be read for a step."""
+        part = self._parts[step.part]
+        assert isinstance(part, _FilePart)
+        return read.offset + read.length <= os.fstat(part.original.copy).st_size
 
     def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
         """Read all of a piece into memory if no disk has to be waited for."""

@@ -35,6 +35,7 @@ from typing import NamedTuple, Self
 
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import Backend, Counters, LendingRun, Run
+from aiozc._engines.buffers import Buffers
 from aiozc._engines.choose import choose
 from aiozc._engines.loans import Loan, Loans
 from aiozc._engines.pipes import PipePool
@@ -132,6 +133,7 @@ class Reactor:
         self.at_once = AtOnce()
         self.counters = Counters()
         self.loans = Loans()
+        self._buffers: Buffers | None = None
         self.runs: dict[int, Run] = {}
         self._loop = weakref.ref(loop)
         self._pipes = PipePool()
@@ -160,6 +162,15 @@ class Reactor:
     def lends(self) -> bool:
         """Whether it can send memory without a copy."""
         return self._backend.lends
+
+    def buffers(self) -> Buffers:
+        """Return the ring's registered buffers, made on first use.
+
+        Raises OSError where there can be none: ENOMEM where they may not be locked.
+        """
+        if self._buffers is None:
+            self._buffers = Buffers(self._backend.fd)
+        return self._buffers
 
     @property
     def longest_chain(self) -> int:
@@ -392,6 +403,8 @@ class Reactor:
         self._records.clear()
         self._pipes.close()
         self._backend.close()
+        if self._buffers is not None:
+            self._buffers.close()
         _live.discard(self)
         if _latest is self:
             _latest = None
@@ -414,6 +427,8 @@ class Reactor:
         self._records.clear()
         self._pipes.close()
         self._backend.forget()
+        if self._buffers is not None:
+            self._buffers.close()
 
 
 _reactors: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reactor]" = (

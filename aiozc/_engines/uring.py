@@ -35,6 +35,8 @@ from aiozc._kernel.ring import (
     prep_cancel_fd,
     prep_poll,
     prep_populate,
+    prep_read_fixed,
+    prep_send_fixed,
     prep_send_zc,
     prep_splice,
     prep_timeout,
@@ -46,6 +48,8 @@ from aiozc._transfers.steps import (
     Pause,
     PollIn,
     PollOut,
+    ReadFixed,
+    SendFixed,
     SendMemory,
     Splice,
 )
@@ -121,7 +125,8 @@ class Uring:
             if run is None:
                 continue
             if flags & _MORE and result > 0 and run.record.loan is not None:
-                self._host.loans.lend(user_data, run.record.loan)
+                step = run.chain[user_data & _INDEX_MASK]
+                self._host.loans.lend(user_data, run.record.loan, step)
             run.complete(user_data & _INDEX_MASK, result)
             if run.ended:
                 self._host.retire(run)
@@ -183,6 +188,16 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
                 # (It tells its result: with CQE_SKIP_SUCCESS, and failed, it silences the rest.)
                 yield prep_populate(step.address, step.length, _NOBODY, _LINK)
             yield prep_send_zc(target, step.address, step.length, user_data, link)
+        elif isinstance(step, ReadFixed):
+            assert record.loan is not None
+            address = record.loan.address_of(step.slot)
+            where = (step.offset, address, step.length, step.slot)
+            yield prep_read_fixed(step.fd, *where, user_data, 0 if index == last else _LINK)
+        elif isinstance(step, SendFixed):
+            assert record.loan is not None
+            address = record.loan.address_of(step.slot) + step.start
+            link = 0 if index == last else _LINK
+            yield prep_send_fixed(target, address, step.length, step.slot, user_data, link)
         elif isinstance(step, Splice):
             yield prep_splice(
                 out_of[step.source],

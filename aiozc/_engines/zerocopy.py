@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import itertools
 import mmap
 from collections.abc import Sequence
 
 from aiozc._engines.base import TICK
+from aiozc._engines.direct import IN_HAND, run_direct
 from aiozc._engines.fallback import in_thread, wait
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
@@ -32,9 +34,17 @@ def can_lend(reactor: Reactor, sock: HasFileno) -> bool:
 
 
 async def send(
-    reactor: Reactor, transfer: ZeroCopy, parts: Parts, target: Stream, loan: Loan
+    reactor: Reactor,
+    transfer: ZeroCopy,
+    parts: Parts,
+    target: Stream,
+    loan: Loan,
+    *,
+    direct: bool = False,
 ) -> None:
     """Run `transfer` to its end; a step that failed is `transfer.error`, for the caller to judge.
+
+    `direct`: files are read past the page cache, if they can be.
 
     Raises OSError where the socket or a file is closed meanwhile, where a file is truncated
     (ENODATA) or cannot be mapped, and what the reactor raises. When this returns or raises,
@@ -42,6 +52,8 @@ async def send(
     """
     record = reactor.open(parts, target, loan)
     try:
+        if direct and not parts.open_direct() and not transfer.may_copy:
+            transfer.error = errno.EOPNOTSUPP
         while not transfer.done:
             await _run_next(reactor, record, transfer, parts)
     except BaseException as error:
@@ -66,8 +78,16 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
     elif isinstance(first, AwaitRoom):
         await _wait_for_room(reactor, record, transfer, chain)
     else:
-        sends = [step for step in chain if isinstance(step, SendZero)]
-        await _lend(reactor, record, transfer, parts, sends)
+        direct = parts.is_direct(first)
+        sends = list(itertools.takewhile(lambda step: parts.is_direct(step) == direct, _of(chain)))
+        if direct:
+            await _lend_direct(reactor, record, transfer, parts, sends)
+        else:
+            await _lend(reactor, record, transfer, parts, sends)
+
+
+def _of(chain: Sequence[LoanStep]) -> list[SendZero]:
+    return [step for step in chain if isinstance(step, SendZero)]
 
 
 async def _lend(
@@ -92,6 +112,43 @@ async def _lend(
         raise cancelled
     if transfer.error in (0, errno.EFAULT):
         parts.check_lengths(sends)
+
+
+async def _lend_direct(
+    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+) -> None:
+    """Send from registered buffers; where others have them all, one piece by the page cache."""
+    loan = record.loan
+    assert loan is not None
+    loan.take_slots(IN_HAND)
+    if loan.slots:
+        await _run_direct(reactor, record, transfer, parts, sends, loan)
+    elif loan.outstanding or not transfer.may_copy:
+        _check_serving(reactor)
+        await loan.wait_some(TICK)
+    else:
+        await _lend(reactor, record, transfer, parts, sends[:1])
+
+
+async def _run_direct(
+    reactor: Reactor,
+    record: Record,
+    transfer: ZeroCopy,
+    parts: Parts,
+    sends: Sequence[SendZero],
+    loan: Loan,
+) -> None:
+    parts.check_lengths(sends)
+    results, cancelled = await run_direct(reactor, record, parts, sends, loan)
+    if -errno.EINVAL in results and transfer.may_copy:
+        # What was sent before counts; the rest goes another way.
+        parts.close_direct()
+        results = [-errno.EAGAIN if result == -errno.EINVAL else result for result in results]
+    transfer.advance(sends[: len(results)], results)
+    if cancelled is not None:
+        raise cancelled
+    if transfer.error in (0, errno.EFAULT):
+        parts.check_lengths(sends[: len(results)])
 
 
 async def _wait_for_room(

@@ -35,6 +35,7 @@ class Op(enum.IntEnum):
 class Register(enum.IntEnum):
     """`IORING_REGISTER_*`: what io_uring_register(2) is to do."""
 
+    BUFFERS = 0
     PROBE = 8
 
 
@@ -251,6 +252,12 @@ class PyBuffer(ctypes.Structure):
 
 CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
+
+
+class IoVec(ctypes.Structure):
+    """`struct iovec`."""
+
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
 
 
 class CachestatRange(ctypes.Structure):

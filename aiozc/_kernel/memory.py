@@ -68,6 +68,25 @@ class Mapping:
             self._length = 0
 
 
+class Region:
+    """Memory of our own, which begins with a page."""
+
+    def __init__(self, size: int) -> None:
+        """Raise the OSError of mmap(2)."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        address = _mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        if address in (None, _FAILED):
+            raise error_from(ctypes.get_errno(), f"mapping {size} bytes")
+        self.address: int = address
+        self._size = size
+
+    def close(self) -> None:
+        """Unmap it. Pages that a ring or a send queue refers to stay what they are."""
+        if self._size:
+            _munmap(self.address, self._size)
+            self._size = 0
+
+
 class Export:
     """The memory of a bytes-like object, held: it is neither freed nor resized meanwhile."""
 
@@ -90,6 +109,10 @@ class Export:
         if self._held:
             self._held = False
             _release_buffer(ctypes.byref(self._buffer))
+
+    def keep(self) -> None:
+        """Hold it for good, to the end of the process and after that of the interpreter."""
+        self._held = False
 
     def __del__(self) -> None:
         self.release()

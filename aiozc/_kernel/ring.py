@@ -104,6 +104,23 @@ def prep_send_zc(fd: int, address: int, length: int, user_data: int, flags: int 
     return (abi.Op.SEND_ZC, flags, report, fd, 0, address, length, _ALL, user_data, 0, 0, 0, 0, 0)
 
 
+def prep_send_fixed(
+    fd: int, address: int, length: int, buffer: int, user_data: int, flags: int = 0
+) -> Sqe:
+    """Return an SQE as `prep_send_zc` does, for memory within the registered buffer."""
+    how = int(abi.SendZcFlag.REPORT_USAGE | abi.SendZcFlag.FIXED_BUF)
+    return (abi.Op.SEND_ZC, flags, how, fd, 0, address, length, _ALL, user_data, buffer, 0, 0, 0, 0)
+
+
+def prep_read_fixed(
+    fd: int, offset: int, address: int, length: int, buffer: int, user_data: int, flags: int = 0
+) -> Sqe:
+    """Return an SQE that reads a file into a registered buffer; a short read severs the link."""
+    return (
+        abi.Op.READ_FIXED, flags, 0, fd, offset, address, length, 0, user_data, buffer, 0, 0, 0, 0,
+    )  # fmt: skip
+
+
 def prep_populate(address: int, length: int, user_data: int, flags: int = 0) -> Sqe:
     """Return an SQE that reads a mapped file's pages and maps them (Linux 5.14).
 

@@ -98,6 +98,27 @@ class SendMemory(NamedTuple):
     cold: bool
 
 
+class ReadFixed(NamedTuple):
+    """Read `length` bytes of a file, past the page cache, into a registered buffer.
+
+    `fd` is a number of our own; offset and length are multiples of a page. The result is the
+    number of bytes read, fewer at the file's end, or a negative errno.
+    """
+
+    fd: int
+    offset: int
+    slot: int
+    length: int
+
+
+class SendFixed(NamedTuple):
+    """Send `length` bytes of a registered buffer, from its byte `start` on, uncopied."""
+
+    slot: int
+    start: int
+    length: int
+
+
 class SendCopied(NamedTuple):
     """Read up to `length` bytes of a part into memory of our own, and send that.
 
@@ -117,7 +138,8 @@ class AwaitRoom(NamedTuple):
     """
 
 
-Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached | SendMemory
+Lending = SendMemory | ReadFixed | SendFixed
+Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached | Lending
 Chain = Sequence[Step]
 LoanStep = SendZero | SendCopied | AwaitRoom
 

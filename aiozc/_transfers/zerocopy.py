@@ -72,12 +72,17 @@ class State(enum.Enum):
 class ZeroCopy:
     """The pieces, one after the other. `error` is the positive errno that ended it, or 0.
 
-    `may_copy`: what cannot go uncopied is copied. `must_copy`: nothing can. `copied`: some of
-    it was.
+    `chunk` is the most bytes of one send. `may_copy`: what cannot go uncopied is copied.
+    `must_copy`: nothing can. `copied`: some of it was.
     """
 
     def __init__(
-        self, pieces: Sequence[Piece], *, may_copy: bool = True, must_copy: bool = False
+        self,
+        pieces: Sequence[Piece],
+        *,
+        may_copy: bool = True,
+        must_copy: bool = False,
+        chunk: int = CHUNK,
     ) -> None:
         self.pieces = pieces
         self.length = sum(piece.length for piece in pieces)
@@ -87,6 +92,7 @@ class ZeroCopy:
         self.may_copy = may_copy
         self._refused = must_copy
         self._window = FIRST
+        self._chunk = chunk
         self._full = False
         self._state = State.COPYING if must_copy else State.SENDING
 
@@ -131,7 +137,7 @@ class ZeroCopy:
             offset, end = start, start + length
             while offset < end and left > 0 and len(chain) < most_steps:
                 # Up to a boundary of a page: the next one then counts none twice.
-                size = min(CHUNK - offset % mmap.PAGESIZE, end - offset, left)
+                size = min(self._chunk - offset % mmap.PAGESIZE, end - offset, left)
                 chain.append(SendZero(part, offset, size))
                 offset += size
                 left -= size

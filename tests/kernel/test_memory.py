@@ -60,3 +60,13 @@ def test_what_is_not_one_run_of_bytes_cannot_be_exported() -> None:
         Export("text")
     with pytest.raises(BufferError):
         Export(memoryview(bytes(10))[::2])
+
+
+def test_what_is_kept_is_held_for_good() -> None:
+    data = bytearray(10)
+    export = Export(data)
+    export.keep()
+    export.release()
+    del export
+    with pytest.raises(BufferError):
+        data.clear()
