@@ -139,8 +139,8 @@ def test_chains_shrink_while_memory_is_short_and_grow_again() -> None:
     assert transfer.next_chain(24) == (AwaitRoom(),)
     transfer.advance((AwaitRoom(),), [1])
     assert [go_through(transfer) for _ in range(5)] == [LEAST << level for level in range(5)]
-    grown = [go_through(transfer) for _ in range(16)]
-    assert grown == [*range(2 * MIB, CHAIN + 1, MIB), CHAIN]
+    grown = [go_through(transfer) for _ in range(9)]
+    assert grown == [*range(CHUNK, CHAIN + 1, CHUNK), CHAIN]
 
 
 def go_through(transfer: ZeroCopy) -> int:
@@ -204,7 +204,7 @@ def test_a_file_that_ends_before_its_end_is_an_error() -> None:
 
 
 def test_sends_end_on_the_boundaries_of_pages() -> None:
-    chain = ZeroCopy([Piece(0, 5, 2 * MIB - 7)]).next_chain(24)
+    chain = ZeroCopy([Piece(0, 5, 2 * CHUNK - 7)]).next_chain(24)
     ends = [step.offset + step.length for step in chain if isinstance(step, SendZero)]
     assert all(end % mmap.PAGESIZE == 0 for end in ends[:-1])
-    assert ends[-1] == 2 * MIB - 2
+    assert ends[-1] == 2 * CHUNK - 2
