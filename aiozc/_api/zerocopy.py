@@ -105,7 +105,7 @@ async def sendfile_zc(
     or more) on, `count` of them (1 or more) or, with None, to the end that there is when it is
     called. A file's position is then behind what was sent of it.
 
-    Where the kernel cannot (no io_uring, before Linux 6.0, a UNIX or TLS or blocking socket, a
+    Where the kernel cannot (no io_uring, before Linux 6.2, a UNIX or TLS or blocking socket, a
     file object without a descriptor or that transforms what it reads), or no memory may be
     locked (RLIMIT_MEMLOCK), the bytes are read into memory of our own, and sent from there:
     then `released()` returns at once, and `copied` is true. With `fallback` false that raises

@@ -12,6 +12,8 @@ Facts, all seen on 6.18 over loopback TCP unless said otherwise:
   and one that failed posts both. No page of those is anybody's: only what follows a result
   above 0 is waited for.
 - IOSQE_CQE_SKIP_SUCCESS is refused (EINVAL): each send of a chain tells its own result.
+- IORING_SEND_ZC_REPORT_USAGE is of Linux 6.2; SEND_ZC is of 6.0, and refuses flags that it does
+  not know (EINVAL, by the source; not tried): there everything is copied.
 - Closing the ring ends the telling, not the sending: what is in the send queue arrives.
 - More than RLIMIT_MEMLOCK on its way, of all of a user's processes, answers ENOMEM at once (in
   numbers: seven sends of 1 MiB of 8 MiB, to peers that do not read). It is charged once for a
