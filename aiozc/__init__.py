@@ -11,6 +11,7 @@ if TYPE_CHECKING or sys.platform == "linux":
     from aiozc._api.relay import relay
     from aiozc._api.sendfile import loop_sendfile
     from aiozc._api.splice import loop_recvfile, splice_pipe
+    from aiozc._api.zerocopy import ZeroCopySend, sendfile_zc
     from aiozc._engines.reactor import Reactor, Statistics, backend, get_reactor
     from aiozc._install.loops import install, new_event_loop, run, uninstall
     from aiozc._kernel.features import probe
@@ -18,6 +19,7 @@ else:
     from aiozc._elsewhere import (
         Reactor,
         Statistics,
+        ZeroCopySend,
         backend,
         get_reactor,
         install,
@@ -27,6 +29,7 @@ else:
         probe,
         relay,
         run,
+        sendfile_zc,
         splice_pipe,
         uninstall,
     )
@@ -38,6 +41,7 @@ __all__ = [
     "Reactor",
     "RingUnavailableError",
     "Statistics",
+    "ZeroCopySend",
     "__version__",
     "backend",
     "get_reactor",
@@ -48,6 +52,7 @@ __all__ = [
     "probe",
     "relay",
     "run",
+    "sendfile_zc",
     "splice_pipe",
     "uninstall",
 ]

@@ -77,6 +77,13 @@ async def sendfile_zc(
     _refuse("sendfile_zc", "aiozc.loop_sendfile, and a file that nobody overwrites meanwhile")
 
 
+class ZeroCopySend:
+    """What `sendfile_zc` returns: there is none here."""
+
+    def __init__(self, *_: object) -> None:
+        _refuse("ZeroCopySend", "aiozc.loop_sendfile")
+
+
 class Statistics:
     """What a reactor tells of itself: there is none here."""
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "sendfile": ("small", "stream", "cold", "slow-clients"),
     "relay": ("stream", "idle", "direct"),
     "recvfile": ("tmpfs", "disk"),
+    "zc": ("again", "once", "pipelined"),
 }
 """What can be compared, and the works of each."""
 
@@ -76,7 +77,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="sendfile",
         help="sendfile (the default): loop_sendfile beside loop.sock_sendfile; relay: a proxy by "
         "relay beside asyncio's streams and HAProxy; recvfile: an upload by loop_recvfile beside "
-        "sock_recv_into with file.write in a thread, and blocking sockets",
+        "sock_recv_into with file.write in a thread, and blocking sockets; zc: sendfile_zc beside "
+        "sock_sendall, loop_sendfile and MSG_ZEROCOPY with its error queue",
     )
     parser.add_argument(
         "--quick",

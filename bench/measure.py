@@ -69,11 +69,11 @@ class Contender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number that a turn gives, and which way is better."""
+    """One number that a turn gives, and which way is better; a count has no ratio."""
 
     name: str
     unit: str
-    better: Literal["less", "more"]
+    better: Literal["less", "more", "neither"]
     target: AtLeast | AtMost | None = None
     against: str | None = None
     """The contender that ratios are to, where that is not the work's baseline."""

@@ -134,7 +134,9 @@ def _show_median(metric: Metric, standing: Standing | None) -> str:
 
 
 def _show_ratio(metric: Metric, contender: Contender, standing: Standing | None) -> str:
-    if standing is None or (metric.against and not contender.judged):
+    if standing is None or metric.better == "neither":
+        return ""
+    if metric.against and not contender.judged:
         return ""
     return show_number(standing.ratio) + "x"
 

@@ -16,7 +16,7 @@ import uvloop
 import aiozc
 
 from .support import FarEnd, Receiver, check_nothing_left, holdings, socket_pair
-from .ways import Ends, splice_file
+from .ways import Ends, send_uncopied, splice_file
 
 pytest_plugins = ["pytester"]
 
@@ -179,7 +179,11 @@ class Send(Protocol):
     ) -> Coroutine[Any, Any, int]: ...
 
 
-SENDS: dict[str, Send] = {"loop_sendfile": aiozc.loop_sendfile, "splice_pipe": splice_file}
+SENDS: dict[str, Send] = {
+    "loop_sendfile": aiozc.loop_sendfile,
+    "splice_pipe": splice_file,
+    "sendfile_zc": send_uncopied,
+}
 
 
 @pytest.fixture(params=SENDS)

@@ -36,6 +36,11 @@ async def splice_file(sock: Any, file: Any, offset: int = 0, count: int | None =
     return await aiozc.splice_pipe(file, sock, count)
 
 
+async def send_uncopied(sock: Any, file: Any, offset: int = 0, count: int | None = None) -> int:
+    """Do by `sendfile_zc` what `loop_sendfile` does."""
+    return (await aiozc.sendfile_zc(sock, file, offset, count)).sent
+
+
 async def splice_upload(sock: Any, file: Any, offset: int = 0, count: int | None = None) -> int:
     """Do by `splice_pipe` what `loop_recvfile` does."""
     file.seek(offset)

@@ -48,9 +48,10 @@ async def loop_sendfile(
     transforms what it reads, a source that is no regular file, a TLS or a blocking socket)
     is read in a worker thread and sent from memory, or, where `fallback` is false, refused.
 
-    Its return says that the socket has taken the bytes, not that the peer has them: large
-    files are sent as references to their cached pages, so a program that overwrites the
-    file meanwhile may change what a slow peer receives (see "NOTES" in sendfile(2)).
+    Its return says that the socket has taken the bytes, not that the peer has them, nor that
+    the kernel is done with the file: large files are sent as references to their cached pages,
+    so a program that overwrites the file meanwhile may change what a slow peer receives (see
+    "NOTES" in sendfile(2)). `sendfile_zc` is for such a program: it tells when that is over.
 
     Raises:
         ValueError: a file in text mode, a socket of another type, a negative offset, a
@@ -122,7 +123,7 @@ async def _send_file(
     check(sock, file, offset, count)
     try:
         check_moved_by_kernel(sock, timeout)
-        size = _size_of_regular(file)
+        size = size_of_regular(file)
         reactor = get_reactor()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
@@ -175,7 +176,7 @@ async def _wait_for_turn(
         target.close()
 
 
-def _size_of_regular(file: Any) -> int:
+def size_of_regular(file: Any) -> int:
     """Return the size of a regular file, or raise SendfileNotAvailableError."""
     fd = descriptor_of(file)
     status = os.fstat(fd)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiozc._engines.at_once import AtOnce
+from aiozc._engines.loans import Loans
 from aiozc._engines.records import Record
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
@@ -69,6 +70,22 @@ class Run:
             self.waiter.set_result(None)
 
 
+class LendingRun(Run):
+    """A chain of sends that lend memory: each tells its own result, those too that never began."""
+
+    __slots__ = ("_due",)
+
+    def __init__(self, number: int, record: Record, chain: Chain) -> None:
+        super().__init__(number, record, chain)
+        self._due = len(chain)
+
+    def complete(self, index: int, result: int) -> None:
+        """Take in the result of a step."""
+        self.results[index] = result
+        self._due -= 1
+        self.ended = not self._due
+
+
 def may_be_short(step: Step) -> bool:
     """Return whether the chain goes on behind this step when it is short."""
     return isinstance(step, Splice) and step.may_be_short
@@ -79,6 +96,7 @@ class Host(Protocol):
 
     at_once: AtOnce
     counters: Counters
+    loans: Loans
     runs: dict[int, Run]
     """The chains in flight, by their numbers."""
 
@@ -100,6 +118,8 @@ class Backend(Protocol):
 
     name: str
     longest_chain: int
+    lends: bool
+    """Whether it runs chains of sends that lend memory (Linux 6.0)."""
 
     @property
     def fd(self) -> int:

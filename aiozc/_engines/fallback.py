@@ -61,6 +61,9 @@ async def send_file(
             if not got:
                 break
             await _send_all(target, sock, memory[:got], progress)
+    except BaseException as error:
+        tell(error, progress.position, 0)
+        raise
     finally:
         target.close()
         # A coroutine that is thrown away cannot wait any more.
@@ -213,9 +216,9 @@ async def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> int:
         try:
             return tls.recv_into(memory) if tls is not None else receive_nowait(source.copy, memory)
         except (BlockingIOError, ssl.SSLWantReadError):
-            await _wait(loop, loop.add_reader, loop.remove_reader, source.copy)
+            await wait(loop, loop.add_reader, loop.remove_reader, source.copy)
         except ssl.SSLWantWriteError:
-            await _wait(loop, loop.add_writer, loop.remove_writer, source.copy)
+            await wait(loop, loop.add_writer, loop.remove_writer, source.copy)
 
 
 async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: _Progress) -> None:
@@ -226,15 +229,15 @@ async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress:
         try:
             sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(target.copy, data)
         except ssl.SSLWantReadError:
-            await _wait(loop, loop.add_reader, loop.remove_reader, target.copy)
+            await wait(loop, loop.add_reader, loop.remove_reader, target.copy)
         except (BlockingIOError, ssl.SSLWantWriteError):
-            await _wait(loop, loop.add_writer, loop.remove_writer, target.copy)
+            await wait(loop, loop.add_writer, loop.remove_writer, target.copy)
         else:
             progress.position += sent
             data = data[sent:]
 
 
-async def _wait(
+async def wait(
     loop: asyncio.AbstractEventLoop,
     add: Callable[..., None],
     remove: Callable[[int], bool],

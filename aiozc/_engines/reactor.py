@@ -34,8 +34,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.base import Backend, Counters, Run
+from aiozc._engines.base import Backend, Counters, LendingRun, Run
+from aiozc._engines.buffers import Buffers
 from aiozc._engines.choose import choose
+from aiozc._engines.loans import Loan, Loans
 from aiozc._engines.pipes import PipePool
 from aiozc._engines.records import Original, Record
 from aiozc._errors import error_from
@@ -65,7 +67,9 @@ class Statistics:
     took (by readiness: splices in the loop's thread, and what was handed to another);
     `completions`: CQEs (by readiness: the ends of those, and ticks); `wakeups`, how often
     the loop found the reactor's descriptor readable; `polls` among the chains' steps;
-    `in_flight`, transfers that are not at their end now; `pipes` open now, idle ones included.
+    `in_flight`, transfers that are not at their end now; `pipes` open now, idle ones included;
+    `zero_copies`, sends without a copy (SEND_ZC) that sent something, `notifications` that their
+    pages were released, and `copies`, how many of these said that the kernel has copied them.
     """
 
     transfers: int
@@ -79,6 +83,9 @@ class Statistics:
     polls: int
     in_flight: int
     pipes: int
+    zero_copies: int
+    notifications: int
+    copies: int
 
 
 class Outcome(NamedTuple):
@@ -125,6 +132,8 @@ class Reactor:
             raise RuntimeError(f"{loop!r} has a reactor already: close that one first")
         self.at_once = AtOnce()
         self.counters = Counters()
+        self.loans = Loans()
+        self._buffers: Buffers | None = None
         self.runs: dict[int, Run] = {}
         self._loop = weakref.ref(loop)
         self._pipes = PipePool()
@@ -150,6 +159,20 @@ class Reactor:
         return self._backend.fd < 0
 
     @property
+    def lends(self) -> bool:
+        """Whether it can send memory without a copy."""
+        return self._backend.lends
+
+    def buffers(self) -> Buffers:
+        """Return the ring's registered buffers, made on first use.
+
+        Raises OSError where there can be none: ENOMEM where they may not be locked.
+        """
+        if self._buffers is None:
+            self._buffers = Buffers(self._backend.fd)
+        return self._buffers
+
+    @property
     def longest_chain(self) -> int:
         """The most steps that one chain may have."""
         return self._backend.longest_chain
@@ -157,7 +180,12 @@ class Reactor:
     def statistics(self) -> Statistics:
         """Return the counters as they are now."""
         return Statistics(
-            **asdict(self.counters), in_flight=len(self._records), pipes=len(self._pipes)
+            **asdict(self.counters),
+            in_flight=len(self._records),
+            pipes=len(self._pipes),
+            zero_copies=self.loans.sent,
+            notifications=self.loans.returned,
+            copies=self.loans.copied,
         )
 
     async def __aenter__(self) -> Self:
@@ -205,13 +233,16 @@ class Reactor:
         self.counters.transfers += transfers
         self.counters.bytes += sent
 
-    def open(self, source: Original, target: Original) -> Record:
-        """Return a new record, which owns the two; where it raises they are closed."""
+    def open(self, source: Original, target: Original, loan: Loan | None = None) -> Record:
+        """Return a new record, which owns the two; where it raises they are closed.
+
+        With a `loan` its chains are of sends that lend memory, and no others.
+        """
         if self._closing:
             source.close()
             target.close()
             raise error_from(errno.ECANCELED, "the reactor was closed")
-        record = Record(self._pipes, source, target)
+        record = Record(self._pipes, source, target, loan)
         self._records.add(record)
         return record
 
@@ -246,7 +277,8 @@ class Reactor:
 
     def _start(self, record: Record, chain: Chain) -> Run:
         self._last_number += 1
-        run = Run(self._last_number, record, chain)
+        kind = Run if record.loan is None else LendingRun
+        run = kind(self._last_number, record, chain)
         # Before the chain: once that is under way, nothing may fail any more.
         self._tick_later()
         self.runs[run.number] = run
@@ -367,9 +399,14 @@ class Reactor:
         for record in self._records:
             if not record.busy:
                 record.close()
+            elif record.loan is not None:
+                record.loan.lose(wake=False)
+        self.loans.lose(wake=self.running_loop() is not None)
         self._records.clear()
         self._pipes.close()
         self._backend.close()
+        if self._buffers is not None:
+            self._buffers.close()
         _live.discard(self)
         if _latest is self:
             _latest = None
@@ -388,9 +425,12 @@ class Reactor:
             record.close()
             record.source.abandon()
             record.target.abandon()
+        self.loans.lose(wake=True)
         self._records.clear()
         self._pipes.close()
         self._backend.forget()
+        if self._buffers is not None:
+            self._buffers.close()
 
 
 _reactors: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reactor]" = (

@@ -102,6 +102,7 @@ class Readiness:
         self._courses: dict[int, Course] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.longest_chain = LONGEST_CHAIN
+        self.lends = False
 
     @property
     def fd(self) -> int:

@@ -14,6 +14,7 @@ import os
 import stat
 from typing import Any, Protocol
 
+from aiozc._engines.loans import Loan
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of, was_reset
@@ -256,17 +257,21 @@ class Record:
     """Duplicates of a source and a target, and the pipe lent to the transfer, if any.
 
     `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
-    come back for it; `fault` is what a look at it found, for the coroutine to raise.
+    come back for it; `fault` is what a look at it found, for the coroutine to raise; `loan`
+    is the memory that its sends lend to the kernel, where they do.
     """
 
-    __slots__ = ("_pipes", "abandoned", "busy", "fault", "pipe", "source", "target")
+    __slots__ = ("_pipes", "abandoned", "busy", "fault", "loan", "pipe", "source", "target")
 
-    def __init__(self, pipes: PipePool, source: Original, target: Original) -> None:
+    def __init__(
+        self, pipes: PipePool, source: Original, target: Original, loan: Loan | None = None
+    ) -> None:
         self._pipes = pipes
         self.busy = False
         self.abandoned = False
         self.fault: Exception | None = None
         self.pipe: Pipe | None = None
+        self.loan = loan
         self.source = source
         self.target = target
         try:
@@ -341,3 +346,5 @@ class Record:
         self.drop_pipe(empty=False)
         self.target.close()
         self.source.close()
+        if self.loan is not None:
+            self.loan.seal()

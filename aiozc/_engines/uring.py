@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from aiozc._engines.base import TICK, Host, Run, may_be_short
 from aiozc._engines.records import Record
 from aiozc._kernel import abi
-from aiozc._kernel.abi import SpliceFlag, SqeFlag
+from aiozc._kernel.abi import CqeFlag, Op, SpliceFlag, SqeFlag
 from aiozc._kernel.ring import (
     BrokenRingError,
     Ring,
@@ -34,6 +34,10 @@ from aiozc._kernel.ring import (
     prep_cancel_all,
     prep_cancel_fd,
     prep_poll,
+    prep_populate,
+    prep_read_fixed,
+    prep_send_fixed,
+    prep_send_zc,
     prep_splice,
     prep_timeout,
 )
@@ -44,6 +48,9 @@ from aiozc._transfers.steps import (
     Pause,
     PollIn,
     PollOut,
+    ReadFixed,
+    SendFixed,
+    SendMemory,
     Splice,
 )
 
@@ -64,7 +71,10 @@ _PAUSES = [abi.Timespec(0, (1 << level) * 1_000_000) for level in range(LONGEST_
 
 _SOFT = int(SqeFlag.IO_LINK | SqeFlag.CQE_SKIP_SUCCESS)
 _HARD = int(SqeFlag.IO_HARDLINK | SqeFlag.CQE_SKIP_SUCCESS)
+_LINK = int(SqeFlag.IO_LINK)
 _NONBLOCK = int(SpliceFlag.NONBLOCK)
+_MORE = int(CqeFlag.MORE)
+_NOTIF = int(CqeFlag.NOTIF)
 
 
 class Uring:
@@ -76,6 +86,7 @@ class Uring:
         self._host = host
         self._ring = Ring(entries, WORKERS)
         self.longest_chain = min(self._ring.entries, LONGEST_CHAIN)
+        self.lends = self._ring.opcodes >= {Op.SEND_ZC, Op.MADVISE}
 
     @property
     def fd(self) -> int:
@@ -108,14 +119,20 @@ class Uring:
     def drain(self) -> None:
         """Take in the CQEs that are there."""
         ticked = False
-        for user_data, result in self._ring.drain():
+        for user_data, result, flags in self._ring.drain():
             self._host.counters.completions += 1
             if user_data == _TICKER:
                 ticked = True
                 continue
+            if flags & _NOTIF:
+                self._host.loans.take_back(user_data, result)
+                continue
             run = self._host.runs.get(user_data >> _INDEX_BITS)
             if run is None:
                 continue
+            if flags & _MORE and result > 0 and run.record.loan is not None:
+                step = run.chain[user_data & _INDEX_MASK]
+                self._host.loans.lend(user_data, run.record.loan, step)
             run.complete(user_data & _INDEX_MASK, result)
             if run.ended:
                 self._host.retire(run)
@@ -143,6 +160,7 @@ class Uring:
                 self._ring.submit((prep_cancel_all(_NOBODY),))
             readable.poll(RETRY)
             self.drain()
+        self.drain()
 
     def close(self) -> None:
         """Close the ring."""
@@ -168,6 +186,24 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
             yield prep_poll(target, select.POLLOUT, user_data, flags)
         elif isinstance(step, Pause):
             yield prep_timeout(_PAUSES[step.level], user_data)
+        elif isinstance(step, SendMemory):
+            link = 0 if index == last else _LINK
+            if step.cold:
+                # So that nobody waits for the disk but a worker: the send itself looks its
+                # pages up in the loop's thread, and would read there what is not cached.
+                # (It tells its result: with CQE_SKIP_SUCCESS, and failed, it silences the rest.)
+                yield prep_populate(step.address, step.length, _NOBODY, _LINK)
+            yield prep_send_zc(target, step.address, step.length, user_data, link)
+        elif isinstance(step, ReadFixed):
+            assert record.loan is not None
+            address = record.loan.address_of(step.slot)
+            where = (step.offset, address, step.length, step.slot)
+            yield prep_read_fixed(step.fd, *where, user_data, 0 if index == last else _LINK)
+        elif isinstance(step, SendFixed):
+            assert record.loan is not None
+            address = record.loan.address_of(step.slot) + step.start
+            link = 0 if index == last else _LINK
+            yield prep_send_fixed(target, address, step.length, step.slot, user_data, link)
         elif isinstance(step, Splice):
             yield prep_splice(
                 out_of[step.source],

@@ -27,6 +27,7 @@ class Op(enum.IntEnum):
     POLL_ADD = 6
     TIMEOUT = 11
     ASYNC_CANCEL = 14
+    MADVISE = 25
     SPLICE = 30
     SEND_ZC = 47
 
@@ -34,6 +35,7 @@ class Op(enum.IntEnum):
 class Register(enum.IntEnum):
     """`IORING_REGISTER_*`: what io_uring_register(2) is to do."""
 
+    BUFFERS = 0
     PROBE = 8
 
 
@@ -72,6 +74,24 @@ class CancelFlag(enum.IntFlag):
     ALL = 1 << 0
     FD = 1 << 1
     ANY = 1 << 2
+
+
+class CqeFlag(enum.IntFlag):
+    """`IORING_CQE_F_*`."""
+
+    MORE = 1 << 1
+    NOTIF = 1 << 3
+
+
+class SendZcFlag(enum.IntFlag):
+    """`IORING_SEND_ZC_*` and `IORING_RECVSEND_*`, which stand in an SQE's `ioprio`."""
+
+    FIXED_BUF = 1 << 2
+    REPORT_USAGE = 1 << 3
+
+
+NOTIF_COPIED = 1 << 31
+"""`IORING_NOTIF_USAGE_ZC_COPIED`, a bit of a notification's result."""
 
 
 class SpliceFlag(enum.IntFlag):
@@ -216,8 +236,28 @@ class Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_longlong)]
 
 
+class PyBuffer(ctypes.Structure):
+    """`Py_buffer` (the C API's "Buffer Protocol"): what an object's memory is, while it is held."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("pointers", ctypes.c_void_p * 5),
+    ]
+
+
 CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
+
+
+class IoVec(ctypes.Structure):
+    """`struct iovec`."""
+
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
 
 
 class CachestatRange(ctypes.Structure):

@@ -40,6 +40,18 @@ def opcodes(fd: int) -> frozenset[Op]:
     return frozenset(op for op in Op if probe.ops[op].flags & abi.OP_SUPPORTED)
 
 
+def register_buffers(fd: int, address: int, size: int, count: int) -> None:
+    """Register `count` buffers of `size` bytes each, one behind the other, with a ring.
+
+    Raises the OSError that io_uring_register(2) answers: ENOMEM where they may not be locked.
+    """
+    places = range(address, address + size * count, size)
+    buffers = (abi.IoVec * count)(*[abi.IoVec(place, size) for place in places])
+    result = _call(Call.IO_URING_REGISTER, fd, abi.Register.BUFFERS, ctypes.byref(buffers), count)
+    if result < 0:
+        raise error_from(-result, f"registering {count} buffers of {size} bytes")
+
+
 def entering_nothing() -> int:
     """Return the error number of io_uring_enter(2) for a descriptor that is none.
 

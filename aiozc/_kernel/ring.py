@@ -19,6 +19,7 @@ Facts that the code below relies on (numbers as in the project's design notes):
 import ctypes
 import errno
 import os
+import socket
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,15 +30,19 @@ from aiozc._kernel.refusals import lacking, refusal
 
 SETUP_FLAGS = abi.SetupFlag.CLAMP | abi.SetupFlag.SUBMIT_ALL | abi.SetupFlag.COOP_TASKRUN
 
+_ALL = int(socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
+_MADV_POPULATE_READ = 22  # asm-generic/mman-common.h; Python's mmap has no name for it
+
 Sqe = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int]
 """The fields of one SQE, in the order of `abi.SQE`."""
 
 
 class Completion(NamedTuple):
-    """One CQE: whose it is, and its result (negative: an error number)."""
+    """One CQE: whose it is, its result (negative: an error number), and `abi.CqeFlag`."""
 
     user_data: int
     result: int
+    flags: int = 0
 
 
 def prep_nop(user_data: int, flags: int = 0) -> Sqe:
@@ -87,6 +92,42 @@ def prep_splice(
         0,
         0,
     )
+
+
+def prep_send_zc(fd: int, address: int, length: int, user_data: int, flags: int = 0) -> Sqe:
+    """Return an SQE that sends memory without a copy where that can be (Linux 6.0).
+
+    It waits until all is sent (MSG_WAITALL), and posts two CQEs: the result, and when nobody
+    reads the memory any more one with `CqeFlag.NOTIF`, which also says whether it was copied.
+    """
+    report = int(abi.SendZcFlag.REPORT_USAGE)
+    return (abi.Op.SEND_ZC, flags, report, fd, 0, address, length, _ALL, user_data, 0, 0, 0, 0, 0)
+
+
+def prep_send_fixed(
+    fd: int, address: int, length: int, buffer: int, user_data: int, flags: int = 0
+) -> Sqe:
+    """Return an SQE as `prep_send_zc` does, for memory within the registered buffer."""
+    how = int(abi.SendZcFlag.REPORT_USAGE | abi.SendZcFlag.FIXED_BUF)
+    return (abi.Op.SEND_ZC, flags, how, fd, 0, address, length, _ALL, user_data, buffer, 0, 0, 0, 0)
+
+
+def prep_read_fixed(
+    fd: int, offset: int, address: int, length: int, buffer: int, user_data: int, flags: int = 0
+) -> Sqe:
+    """Return an SQE that reads a file into a registered buffer; a short read severs the link."""
+    return (
+        abi.Op.READ_FIXED, flags, 0, fd, offset, address, length, 0, user_data, buffer, 0, 0, 0, 0,
+    )  # fmt: skip
+
+
+def prep_populate(address: int, length: int, user_data: int, flags: int = 0) -> Sqe:
+    """Return an SQE that reads a mapped file's pages and maps them (Linux 5.14).
+
+    It always runs in a worker. One that fails severs no link (seen on 6.18).
+    """
+    advice = _MADV_POPULATE_READ
+    return (abi.Op.MADVISE, flags, 0, -1, 0, address, length, advice, user_data, 0, 0, 0, 0, 0)
 
 
 def prep_cancel_fd(fd: int, user_data: int) -> Sqe:
@@ -228,13 +269,13 @@ class Ring:
         if self.fd < 0:
             return found
         unpack_from, mask, cqes = abi.CQE.unpack_from, self._cq_mask, self._cqes
+        new = Completion._make
         # The library's load of the tail is an acquire, which Python has not; entries that
         # overflowed are fetched by it when there is none in the queue.
         while ready := self._lib.peek_batch_cqe(self._by_reference, self._peeked, mask + 1):
             head: int = self._cq_head.value
-            for position in range(head, head + ready):
-                user_data, result, _ = unpack_from(cqes, (position & mask) * 16)
-                found.append(Completion(user_data, result))
+            places = range(head, head + ready)
+            found += [new(unpack_from(cqes, (place & mask) * 16)) for place in places]
             self._cq_head.value = (head + ready) & 0xFFFFFFFF
         return found
 

@@ -74,8 +74,74 @@ LONGEST_PAUSE = 7
 """The highest level: 128 ms."""
 
 
-Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached
+class SendZero(NamedTuple):
+    """Send `length` bytes of a part, a file or memory, from its byte `offset` on, uncopied.
+
+    The result is the number of bytes sent, fewer than `length` where it was interrupted or has
+    failed half-way, or a negative errno: ENOMEM or ENOBUFS where as much memory as may be
+    locked is on its way already, EFAULT where the file ends before.
+    """
+
+    part: int
+    offset: int
+    length: int
+
+
+class SendMemory(NamedTuple):
+    """What an engine makes of a SendZero: `length` bytes of memory from `address` on.
+
+    `cold`: it is a file's, and its pages may have to be read first.
+    """
+
+    address: int
+    length: int
+    cold: bool
+
+
+class ReadFixed(NamedTuple):
+    """Read `length` bytes of a file, past the page cache, into a registered buffer.
+
+    `fd` is a number of our own; offset and length are multiples of a page. The result is the
+    number of bytes read, fewer at the file's end, or a negative errno.
+    """
+
+    fd: int
+    offset: int
+    slot: int
+    length: int
+
+
+class SendFixed(NamedTuple):
+    """Send `length` bytes of a registered buffer, from its byte `start` on, uncopied."""
+
+    slot: int
+    start: int
+    length: int
+
+
+class SendCopied(NamedTuple):
+    """Read up to `length` bytes of a part into memory of our own, and send that.
+
+    The result is the number of bytes sent (0: the file's end), or a negative errno.
+    """
+
+    part: int
+    offset: int
+    length: int
+
+
+class AwaitRoom(NamedTuple):
+    """Wait until some memory of this transfer is the kernel's no longer, or for a while.
+
+    The result is 1 where some was the kernel's, 0 where none was: others have the memory
+    that may be locked.
+    """
+
+
+Lending = SendMemory | ReadFixed | SendFixed
+Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached | Lending
 Chain = Sequence[Step]
+LoanStep = SendZero | SendCopied | AwaitRoom
 
 UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
 """Errors that say that this was not the moment, and nothing else."""

@@ -1,0 +1,338 @@
+"""`sendfile_zc`: the safe sendfile, which says when the file may be overwritten."""
+
+import asyncio
+import errno
+import io
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from aiozc._api.arguments import (
+    check_access,
+    check_binary,
+    check_count,
+    check_moved_by_kernel,
+    check_offset,
+    check_stream,
+    descriptor_of,
+    timeout_of,
+)
+from aiozc._api.sendfile import size_of_regular
+from aiozc._engines import fallback as fallback_engine
+from aiozc._engines import zerocopy
+from aiozc._engines.buffers import SIZE as BUFFER_SIZE
+from aiozc._engines.buffers import Buffers
+from aiozc._engines.loans import Loan
+from aiozc._engines.parts import Parts, hold
+from aiozc._engines.reactor import Reactor, get_reactor
+from aiozc._engines.records import check_idle, outlet, set_position
+from aiozc._errors import error_from, tell
+from aiozc._transfers.zerocopy import CHUNK, Piece, ZeroCopy
+
+
+class ZeroCopySend:
+    """Bytes that are in a socket's send queue, and pages that the kernel may still refer to.
+
+    As an asynchronous context manager it waits for `released()` on leaving. It may be dropped
+    at any time: nothing is kept for it but what the kernel still reads.
+    """
+
+    def __init__(self, sent: int, loan: Loan) -> None:
+        self._sent = sent
+        self._loan = loan
+
+    def __repr__(self) -> str:
+        state = "lost" if self._loan.lost else f"{self._loan.outstanding} to be released"
+        return f"<{type(self).__name__} of {self._sent} bytes, {state}>"
+
+    @property
+    def sent(self) -> int:
+        """The number of bytes that the send queue took."""
+        return self._sent
+
+    @property
+    def copied(self) -> bool | None:
+        """Whether the kernel, or this library, made a copy of some of it on the way.
+
+        None before the pages are released: only then the kernel says so. Over loopback it
+        always makes one, when the bytes get to the receiver's queue.
+        """
+        return None if self._loan.outstanding else self._loan.copied
+
+    async def released(self) -> None:
+        """Return when the kernel refers to none of the pages any more.
+
+        From then on what is done to the file, or to the bytes-like object, changes nothing of
+        what the peer receives. It takes as long as the peer takes to acknowledge the last byte.
+        A call that is cancelled loses nothing, and any number may wait at a time.
+
+        Raises OSError (ECANCELED) where the reactor has ended before: nobody will ever know.
+        """
+        await self._loan.wait_all()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.released()
+
+
+async def sendfile_zc(
+    sock: Any,
+    file: Any,
+    offset: int = 0,
+    count: int | None = None,
+    *,
+    direct: bool = False,
+    fallback: bool = True,
+) -> ZeroCopySend:
+    """Send a file without a copy, and say when it may be overwritten: see `ZeroCopySend`.
+
+    It returns when every byte is in the socket's send queue, which the kernel sends from the
+    file's own pages (io_uring_prep_send_zc(3)); `released()` of what it returns tells when it
+    has done so. Several calls, one after the other, may be on their way at once: there is no
+    need to wait for that between them.
+
+    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, or
+    anything with `fileno()`. `file` is a file object opened in binary mode, a bytes-like object,
+    or a sequence of such, sent one after the other: `[header, file]`. Of a file, of bytes, or of
+    all of a sequence taken as one (files from their beginning), bytes are sent from `offset` (0
+    or more) on, `count` of them (1 or more) or, with None, to the end that there is when it is
+    called. A file's position is then behind what was sent of it.
+
+    Where the kernel cannot (no io_uring, before Linux 6.2, a UNIX or TLS or blocking socket, a
+    file object without a descriptor or that transforms what it reads), or no memory may be
+    locked (RLIMIT_MEMLOCK), the bytes are read into memory of our own, and sent from there:
+    then `released()` returns at once, and `copied` is true. With `fallback` false that raises
+    `asyncio.SendfileNotAvailableError`, or waits until memory may be locked.
+
+    With `direct` files are read past the page cache (O_DIRECT) into buffers that are registered
+    with the ring, and sent from these: for what is larger than the cache should hold. Where
+    that cannot be (a file system or a user who may not, all buffers with slow peers) they are
+    read as without it; with `fallback` false it waits, or raises. The file is opened again for
+    it, so that the process must be allowed to.
+
+    Raises:
+        ValueError: a file in text mode, a socket of another type, a negative offset, a
+            count below 1, a closed file; in the loop's debug mode a blocking socket.
+        TypeError: an offset or a count that is not an integer; what is no file and no bytes.
+        asyncio.SendfileNotAvailableError: see `fallback`.
+        RuntimeError: another transfer into the socket is under way.
+        OSError: what the file or the socket answered; EBADF where the caller closed one of them
+            meanwhile; ENODATA where a file was truncated meanwhile. `transferred` is the number
+            of bytes that the send queue took.
+        asyncio.CancelledError: once nothing more of the transfer can reach the socket; also
+            with `transferred`.
+    """
+    loop = asyncio.get_running_loop()
+    timeout = timeout_of(sock)
+    if timeout != 0 and loop.get_debug():
+        raise ValueError("the socket must be non-blocking")
+    sources = _sources_of(file)
+    check_stream(sock)
+    check_count(count)
+    check_offset(offset)
+    check_idle(sock)
+    try:
+        check_moved_by_kernel(sock, timeout)
+        sizes = [_size_of(source) for source in sources]
+        reactor = get_reactor()
+        lends = zerocopy.can_lend(reactor, sock)
+        if not lends and not fallback:
+            raise asyncio.SendfileNotAvailableError(f"{sock!r} cannot be sent to without a copy")
+    except asyncio.SendfileNotAvailableError:
+        if not fallback:
+            raise
+        return await _send_copied(sock, sources, offset, count)
+    places = _choose(sizes, offset, count)
+    if not places:
+        return _send_nothing(sources, offset)
+    pieces = [Piece(index, *place) for index, (_, *place) in enumerate(places)]
+    buffers = _buffers(reactor, fallback) if direct and lends else None
+    chunk = BUFFER_SIZE if buffers is not None else CHUNK
+    transfer = ZeroCopy(pieces, may_copy=fallback, must_copy=not lends, chunk=chunk)
+    chosen = [sources[number] for number, *_ in places]
+    return await _send(reactor, sock, chosen, transfer, Loan(buffers))
+
+
+def _buffers(reactor: Reactor, fallback: bool) -> Buffers | None:
+    """Return buffers to read into past the page cache; None where they may not be locked."""
+    try:
+        return reactor.buffers()
+    except OSError:
+        if not fallback:
+            raise
+        return None
+
+
+def _sources_of(file: Any) -> list[Any]:
+    """Return what is to be sent, in order: files, and memoryviews of one run of bytes."""
+    if isinstance(file, Sequence) and not isinstance(file, str) and not _has_memory(file):
+        return [_source_of(part) for part in file]
+    return [_source_of(file)]
+
+
+def _has_memory(part: Any) -> bool:
+    try:
+        memoryview(part)
+    except TypeError:
+        return False
+    return True
+
+
+def _source_of(part: Any) -> Any:
+    if not _has_memory(part):
+        if not (hasattr(part, "read") or hasattr(part, "fileno")):
+            raise TypeError(f"{part!r} is neither a binary file nor a bytes-like object")
+        check_binary(part)
+        return part
+    view = memoryview(part)
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(bytes(view))
+
+
+def _size_of(source: Any) -> int:
+    """Return how many bytes a source has; SendfileNotAvailableError where it has no pages."""
+    if isinstance(source, memoryview):
+        return source.nbytes
+    check_access(source, descriptor_of(source), writing=False)
+    return size_of_regular(source)
+
+
+def _choose(sizes: Sequence[int], offset: int, count: int | None) -> list[tuple[int, int, int]]:
+    """Return of each source that has some of the bytes its number, an offset and a length."""
+    chosen: list[tuple[int, int, int]] = []
+    left = sum(sizes) if count is None else count
+    for number, size in enumerate(sizes):
+        length = min(size - offset, left)
+        if length > 0:
+            chosen.append((number, offset, length))
+            left -= length
+        offset = max(0, offset - size)
+    return chosen
+
+
+def _send_nothing(sources: list[Any], offset: int) -> ZeroCopySend:
+    if len(sources) == 1 and not isinstance(sources[0], memoryview):
+        set_position(sources[0], offset)
+    return ZeroCopySend(0, Loan())
+
+
+async def _send(
+    reactor: Reactor, sock: Any, sources: list[Any], transfer: ZeroCopy, loan: Loan
+) -> ZeroCopySend:
+    reactor.count(transfers=1)
+    direct = loan.buffers is not None
+    for number, source in enumerate(sources):
+        if isinstance(source, memoryview):
+            sources[number] = hold(source)
+            loan.exports.append(sources[number])
+    try:
+        parts = Parts(sources, transfer.pieces)
+        await zerocopy.send(reactor, transfer, parts, outlet(sock), loan, direct=direct)
+    finally:
+        reactor.count(sent=transfer.position)
+    loan.copied |= transfer.copied
+    if transfer.error:
+        raise _error_of(transfer, sock)
+    return ZeroCopySend(transfer.position, loan)
+
+
+def _error_of(transfer: ZeroCopy, sock: Any) -> Exception:
+    after = f"after {transfer.position} bytes were sent"
+    if transfer.error == errno.EOPNOTSUPP and not transfer.position:
+        return asyncio.SendfileNotAvailableError(
+            f"{sock!r} cannot be sent to without a copy, or the file cannot be read so"
+        )
+    if transfer.error == errno.EFAULT:
+        # What reading the mapped page would end with: SIGBUS.
+        error = error_from(errno.EIO, f"a page of the file cannot be read, {after}")
+    else:
+        error = error_from(transfer.error, after)
+    tell(error, transfer.position, 0)
+    return error
+
+
+# The other way: what cannot be sent without a copy.
+
+
+class _Reader(io.RawIOBase):
+    """A bytes-like object, read as a file."""
+
+    def __init__(self, view: memoryview) -> None:
+        super().__init__()
+        self._view = view
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = 0) -> int:  # noqa: ARG002
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, memory: Any) -> int:
+        some = self._view[self._position : self._position + len(memory)]
+        memory[: len(some)] = some
+        self._position += len(some)
+        return len(some)
+
+
+async def _send_copied(
+    sock: Any, sources: list[Any], offset: int, count: int | None
+) -> ZeroCopySend:
+    sent = 0
+    try:
+        for source in sources:
+            if count is None or sent < count:
+                left = None if count is None else count - sent
+                size = _known_size(source, offset if len(sources) > 1 else 0)
+                if len(sources) == 1 or size is None or offset < size:
+                    sent += await _send_one_copied(sock, source, size, offset, left)
+                offset = max(0, offset - (size or 0))
+    except BaseException as error:
+        tell(error, sent + getattr(error, "transferred", 0), 0)
+        raise
+    loan = Loan()
+    loan.copied = True
+    return ZeroCopySend(sent, loan)
+
+
+def _known_size(source: Any, offset: int) -> int | None:
+    """Return how many bytes a source has, or None where it does not tell."""
+    if isinstance(source, memoryview):
+        return source.nbytes
+    try:
+        return size_of_regular(source)
+    except asyncio.SendfileNotAvailableError:
+        if offset:
+            raise ValueError(
+                f"an offset of {offset} into a sequence needs the size of {source!r}:"
+                " seek in it, and leave out what stands before"
+            ) from None
+        return None
+
+
+async def _send_one_copied(
+    sock: Any, source: Any, size: int | None, offset: int, count: int | None
+) -> int:
+    file = _Reader(source) if isinstance(source, memoryview) else source
+    sent = await fallback_engine.send_file(sock, file, offset, count, 0)
+    due = 0 if size is None else min(size - offset, size if count is None else count)
+    if sent < due:
+        error = error_from(
+            errno.ENODATA, f"{source!r} was truncated during the transfer, after {sent} bytes"
+        )
+        tell(error, sent, 0)
+        raise error
+    return sent

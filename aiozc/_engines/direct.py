@@ -1,0 +1,68 @@
+"""Files read past the page cache into registered buffers, and sent from there uncopied.
+
+A READ_FIXED linked to a SEND_ZC for each buffer, all in one chain: disk, buffer and network card
+are the only stations. What follows from the kernel's ways (seen on 6.18):
+
+- Whole pages are read, from the boundary of one, and what was asked for of them is sent.
+- A read that is short severs the link, so that a buffer is never sent with what it held before.
+  The read of a file's last bytes is short unless the file ends with a page: so it is a chain of
+  its own, and the send follows when it is known to have got enough.
+- A file system that cannot, or a disk of larger blocks, answers EINVAL: then the rest is read
+  through the page cache. So is a piece for which no buffer is free: slow peers may have them all.
+"""
+
+import errno
+from collections.abc import Sequence
+
+from aiozc._engines.loans import Loan
+from aiozc._engines.parts import Parts
+from aiozc._engines.reactor import Outcome, Reactor
+from aiozc._engines.records import Record
+from aiozc._transfers.steps import ReadFixed, SendFixed, SendZero
+
+IN_HAND = 4
+"""Buffers that one transfer has in hand at the most."""
+
+
+async def run_direct(
+    reactor: Reactor, record: Record, parts: Parts, sends: Sequence[SendZero], loan: Loan
+) -> Outcome:
+    """Run the first of the sends, as many as there are buffers in hand; `is_direct` is each.
+
+    The outcome has a result for each that was run.
+    """
+    slots = list(loan.slots)
+    staged = [parts.stage(step, slot) for step, slot in zip(sends, slots, strict=False)]
+    whole = 0
+    while whole < len(staged) and parts.is_whole(sends[whole], staged[whole][0]):
+        whole += 1
+    try:
+        if not whole:
+            return await _run_last(reactor, record, *staged[0])
+        return await _run_whole(reactor, record, staged[:whole])
+    finally:
+        if not record.busy:
+            loan.drop_slots()
+
+
+async def _run_whole(
+    reactor: Reactor, record: Record, staged: Sequence[tuple[ReadFixed, SendFixed]]
+) -> Outcome:
+    results, cancelled = await reactor.run(record, [step for pair in staged for step in pair])
+    pairs = zip(results[::2], results[1::2], strict=True)
+    return Outcome([_judge(*pair) for pair in pairs], cancelled)
+
+
+def _judge(read: int, sent: int) -> int:
+    """Return what became of a send: a read that failed says why it never began."""
+    return read if read < 0 else sent
+
+
+async def _run_last(reactor: Reactor, record: Record, read: ReadFixed, send: SendFixed) -> Outcome:
+    results, cancelled = await reactor.run(record, [read])
+    got = results[0] if results else -errno.ECANCELED
+    if got < 0 or cancelled is not None:
+        return Outcome([min(got, -errno.ECANCELED)], cancelled)
+    if got < send.start + send.length:
+        return Outcome([-errno.EFAULT], None)
+    return await reactor.run(record, [send])

@@ -1,0 +1,178 @@
+"""Memory that the kernel may still read, until it says that it does not.
+
+Facts, all seen on 6.18 over loopback TCP unless said otherwise:
+
+- SEND_ZC posts its result with IORING_CQE_F_MORE, and a second CQE with IORING_CQE_F_NOTIF when
+  nobody refers to the pages any more: when the peer has acknowledged them all, and its kernel,
+  where that is this one, has made the copy that the receiver gets. The result comes first, also
+  of a send that a worker ran.
+- The notification comes from the pages' last user and not from the socket: with the socket
+  closed, and the memory unmapped, it comes all the same when the peer has read.
+- A send that was cancelled before it began posts a notification too, without a MORE before it,
+  and one that failed posts both. No page of those is anybody's: only what follows a result
+  above 0 is waited for.
+- IOSQE_CQE_SKIP_SUCCESS is refused (EINVAL): each send of a chain tells its own result.
+- IORING_SEND_ZC_REPORT_USAGE is of Linux 6.2; SEND_ZC is of 6.0, and refuses flags that it does
+  not know (EINVAL, by the source; not tried): there everything is copied.
+- Closing the ring ends the telling, not the sending: what is in the send queue arrives.
+- More than RLIMIT_MEMLOCK on its way, of all of a user's processes, answers ENOMEM at once (in
+  numbers: seven sends of 1 MiB of 8 MiB, to peers that do not read). It is charged once for a
+  send, when its chain is submitted, and until its notification. CAP_IPC_LOCK exempts.
+- net.core.optmem_max bounds MSG_ZEROCOPY's notifications, and none of these: with 1 KiB of it,
+  100 sends were on their way, where MSG_ZEROCOPY answered ENOBUFS after 16.
+
+Ownership. What a transfer needs has two owners, which end at different times:
+
+    Record  duplicates of the socket and the files, mappings: until the last result is there
+    Loan    memory of objects: until the last notification is there
+
+So a connection does not stay open, nor its socket claimed, for as long as a slow peer leaves
+bytes in the send queue. Mappings may go with the record: the pages stay (`_kernel/memory.py`).
+Memory of an object must not be used for something else meanwhile, so it is held, by nobody but
+the reactor where the caller has dropped the rest.
+
+End of life. A loop that ends with notifications due hears of none of them. Who waits for them
+is told (OSError, ECANCELED). Files have nothing left to be freed; memory of objects is kept for
+good, since nobody will ever say that it may be used again.
+"""
+
+import asyncio
+import errno
+
+from aiozc._engines.buffers import Buffers
+from aiozc._errors import error_from
+from aiozc._kernel.abi import NOTIF_COPIED
+from aiozc._kernel.memory import Export
+from aiozc._transfers.steps import SendFixed, Step
+
+
+class Loan:
+    """What one transfer has lent to the kernel. `copied`: the kernel copied some of it."""
+
+    __slots__ = (
+        *("_all", "_any", "_sealed", "buffers", "copied"),
+        *("exports", "lost", "outstanding", "slots"),
+    )
+
+    def __init__(self, buffers: Buffers | None = None) -> None:
+        self.buffers = buffers
+        self.slots: set[int] = set()
+        """Registered buffers that it has in hand: those that are lent are not among them."""
+        self.outstanding = 0
+        self.copied = False
+        self.lost = False
+        self.exports: list[Export] = []
+        self._sealed = False
+        self._any: list[asyncio.Future[None]] = []
+        self._all: list[asyncio.Future[None]] = []
+
+    def take_back(self, *, copied: bool) -> None:
+        """Take in a notification."""
+        self.outstanding -= 1
+        self.copied |= copied
+        _wake(self._any)
+        if not self.outstanding:
+            _wake(self._all)
+            self._release()
+
+    def take_slots(self, most: int) -> None:
+        """Have `most` registered buffers in hand, or as many as are free."""
+        if self.buffers is not None:
+            self.slots |= self.buffers.take(most - len(self.slots))
+
+    def drop_slots(self) -> None:
+        """Give back what is in hand. No SQE may name it."""
+        while self.buffers is not None and self.slots:
+            self.buffers.give_back(self.slots.pop())
+
+    def address_of(self, slot: int) -> int:
+        """Return the address of a registered buffer."""
+        assert self.buffers is not None
+        return self.buffers.address_of(slot)
+
+    def seal(self) -> None:
+        """Take in that nothing more is lent."""
+        self._sealed = True
+        self.drop_slots()
+        self._release()
+
+    def _release(self) -> None:
+        if self._sealed and not self.outstanding:
+            for export in self.exports:
+                export.release()
+            self.exports.clear()
+
+    def lose(self, *, wake: bool) -> None:
+        """Take in that no notification comes any more, or no result either."""
+        self.lost = True
+        for export in self.exports:
+            export.keep()
+        if wake:
+            _wake(self._any)
+            _wake(self._all)
+
+    async def wait_some(self, timeout: float) -> None:
+        """Wait for a notification, or so many seconds."""
+        one = asyncio.get_running_loop().create_future()
+        self._any.append(one)
+        try:
+            await asyncio.wait((one,), timeout=timeout)
+        finally:
+            self._any.remove(one)
+
+    async def wait_all(self) -> None:
+        """Wait for the last notification; OSError (ECANCELED) where none comes any more."""
+        if self.outstanding and not self.lost:
+            last = asyncio.get_running_loop().create_future()
+            self._all.append(last)
+            try:
+                await last
+            finally:
+                self._all.remove(last)
+        if self.lost:
+            raise error_from(errno.ECANCELED, "the reactor ended before the pages were released")
+
+
+def _wake(waiting: "list[asyncio.Future[None]]") -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+
+
+class Loans:
+    """The loans of one reactor, by the `user_data` of the sends whose notification is due.
+
+    `sent`, `returned` and `copied` count the sends that lent something, their notifications,
+    and those among these that said that the kernel has made a copy.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[int, tuple[Loan, Step]] = {}
+        self.sent = 0
+        self.returned = 0
+        self.copied = 0
+
+    def lend(self, user_data: int, loan: Loan, step: Step) -> None:
+        """Take in a send's result: its notification is due."""
+        loan.outstanding += 1
+        self._due[user_data] = loan, step
+        if isinstance(step, SendFixed):
+            loan.slots.discard(step.slot)
+        self.sent += 1
+
+    def take_back(self, user_data: int, result: int) -> None:
+        """Take in a notification; those of sends that sent nothing are nobody's."""
+        loan, step = self._due.pop(user_data, (None, None))
+        if loan is not None:
+            if isinstance(step, SendFixed) and loan.buffers is not None:
+                loan.buffers.give_back(step.slot)
+            copied = bool(result & NOTIF_COPIED)
+            self.returned += 1
+            self.copied += copied
+            loan.take_back(copied=copied)
+
+    def lose(self, *, wake: bool) -> None:
+        """Take in that the ring has ended."""
+        due, self._due = {loan for loan, _ in self._due.values()}, {}
+        for loan in due:
+            loan.lose(wake=wake)

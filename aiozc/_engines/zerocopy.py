@@ -1,0 +1,200 @@
+"""A zero-copy transfer's chains run by a reactor, one after the other, to the transfer's end."""
+
+import asyncio
+import errno
+import itertools
+import mmap
+from collections.abc import Sequence
+
+from aiozc._engines.base import TICK
+from aiozc._engines.direct import IN_HAND, run_direct
+from aiozc._engines.fallback import in_thread, wait
+from aiozc._engines.loans import Loan
+from aiozc._engines.parts import Parts
+from aiozc._engines.reactor import Reactor
+from aiozc._engines.records import HasFileno, Record, Stream
+from aiozc._errors import error_from, tell
+from aiozc._kernel.sockets import is_unix, send_nowait
+from aiozc._transfers.steps import AwaitRoom, LoanStep, SendCopied, SendZero
+from aiozc._transfers.zerocopy import ZeroCopy
+
+SEND_BUFFER = 4 << 20
+"""Bytes that a socket has room for at the most, as tcp_wmem is set by default."""
+_UNMAPPABLE = frozenset({errno.ENODEV, errno.EINVAL, errno.EPERM})
+"""What mmap(2) answers for files that have no pages to be mapped, or forbid it."""
+
+
+def can_lend(reactor: Reactor, sock: HasFileno) -> bool:
+    """Return whether it may be worth while to send memory by that socket without a copy.
+
+    UNIX sockets answer EOPNOTSUPP (seen on 6.18). So may others: then the transfer goes on
+    copying.
+    """
+    return reactor.lends and not is_unix(sock.fileno())
+
+
+async def send(
+    reactor: Reactor,
+    transfer: ZeroCopy,
+    parts: Parts,
+    target: Stream,
+    loan: Loan,
+    *,
+    direct: bool = False,
+) -> None:
+    """Run `transfer` to its end; a step that failed is `transfer.error`, for the caller to judge.
+
+    `direct`: files are read past the page cache, if they can be.
+
+    Raises OSError where the socket or a file is closed meanwhile, where a file is truncated
+    (ENODATA) or cannot be mapped, and what the reactor raises. When this returns or raises,
+    nothing more reaches the socket; `loan` tells what the kernel still refers to.
+    """
+    record = reactor.open(parts, target, loan)
+    try:
+        if direct and not parts.open_direct() and not transfer.may_copy:
+            transfer.error = errno.EOPNOTSUPP
+        while not transfer.done:
+            await _run_next(reactor, record, transfer, parts)
+    except BaseException as error:
+        tell(error, transfer.position, 0)
+        raise
+    finally:
+        try:
+            parts.follow_each(transfer.sent_of())
+        finally:
+            reactor.release(record)
+
+
+async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts) -> None:
+    if record.fault is not None:
+        raise record.fault
+    record.check_open()
+    # A send of what is not cached takes two SQEs.
+    chain = transfer.next_chain(reactor.longest_chain // 2)
+    first = chain[0]
+    if isinstance(first, SendCopied):
+        await _copy(reactor, record, transfer, parts, first)
+    elif isinstance(first, AwaitRoom):
+        await _wait_for_room(reactor, record, transfer, chain)
+    else:
+        direct = parts.is_direct(first)
+        sends = list(itertools.takewhile(lambda step: parts.is_direct(step) == direct, _of(chain)))
+        if direct:
+            await _lend_direct(reactor, record, transfer, parts, sends)
+        else:
+            await _lend(reactor, record, transfer, parts, sends)
+
+
+def _of(chain: Sequence[LoanStep]) -> list[SendZero]:
+    return [step for step in chain if isinstance(step, SendZero)]
+
+
+async def _lend(
+    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+) -> None:
+    # What the socket has room for is sent, and looked up page by page, in the loop's thread.
+    length = min(sum(step.length for step in sends), SEND_BUFFER)
+    if not reactor.at_once.may_spend(asyncio.get_running_loop(), length):
+        await reactor.at_once.wait_to_spend(length)
+        record.check_open()
+    parts.check_lengths(sends)
+    try:
+        chain = parts.locate(reactor.at_once, sends)
+    except OSError as error:
+        if error.errno not in _UNMAPPABLE:
+            raise
+        transfer.advance(sends, [-errno.EOPNOTSUPP])
+        return
+    results, cancelled = await reactor.run(record, chain)
+    transfer.advance(sends, results)
+    if cancelled is not None:
+        raise cancelled
+    if transfer.error in (0, errno.EFAULT):
+        parts.check_lengths(sends)
+
+
+async def _lend_direct(
+    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+) -> None:
+    """Send from registered buffers; where others have them all, one piece by the page cache."""
+    loan = record.loan
+    assert loan is not None
+    loan.take_slots(IN_HAND)
+    if loan.slots:
+        await _run_direct(reactor, record, transfer, parts, sends, loan)
+    elif loan.outstanding or not transfer.may_copy:
+        _check_serving(reactor)
+        await loan.wait_some(TICK)
+    else:
+        await _lend(reactor, record, transfer, parts, sends[:1])
+
+
+async def _run_direct(
+    reactor: Reactor,
+    record: Record,
+    transfer: ZeroCopy,
+    parts: Parts,
+    sends: Sequence[SendZero],
+    loan: Loan,
+) -> None:
+    parts.check_lengths(sends)
+    results, cancelled = await run_direct(reactor, record, parts, sends, loan)
+    if -errno.EINVAL in results and transfer.may_copy:
+        # What was sent before counts; the rest goes another way.
+        parts.close_direct()
+        results = [-errno.EAGAIN if result == -errno.EINVAL else result for result in results]
+    transfer.advance(sends[: len(results)], results)
+    if cancelled is not None:
+        raise cancelled
+    if transfer.error in (0, errno.EFAULT):
+        parts.check_lengths(sends[: len(results)])
+
+
+async def _wait_for_room(
+    reactor: Reactor, record: Record, transfer: ZeroCopy, chain: Sequence[LoanStep]
+) -> None:
+    loan = record.loan
+    assert loan is not None
+    _check_serving(reactor)
+    due = loan.outstanding > 0
+    if due or not transfer.may_copy:
+        await loan.wait_some(TICK)
+    transfer.advance(chain, [due])
+
+
+def _check_serving(reactor: Reactor) -> None:
+    if not reactor.serves(asyncio.get_running_loop()):
+        raise error_from(errno.ECANCELED, "the reactor was closed")
+
+
+async def _copy(
+    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, step: SendCopied
+) -> None:
+    """Do a SendCopied. What the socket took counts, whatever ends it."""
+    # For a file opened with O_DIRECT, memory that begins with a page.
+    memory = memoryview(mmap.mmap(-1, step.length))
+    await reactor.at_once.wait_to_spend(step.length)
+    if not parts.read_cached(step, memory):
+        memory = memory[: await in_thread(parts.read, step, memory)]
+    sent = 0
+    try:
+        while sent < len(memory):
+            _check_serving(reactor)
+            record.check_open()
+            sent += await _send_some(record, memory[sent:])
+    finally:
+        if sent or not memory:
+            transfer.advance((step,), [sent])
+    if transfer.error:
+        parts.check_lengths([SendZero(*step)])
+
+
+async def _send_some(record: Record, memory: memoryview) -> int:
+    """Send what there is room for, or wait for room, for a while; return the bytes sent."""
+    loop = asyncio.get_running_loop()
+    try:
+        return send_nowait(record.target.copy, memory)
+    except BlockingIOError:
+        await wait(loop, loop.add_writer, loop.remove_writer, record.target.copy)
+        return 0

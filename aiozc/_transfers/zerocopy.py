@@ -1,0 +1,208 @@
+"""Files and memory into a socket without a copy: every transition of the transfer, and no I/O.
+
+The rules:
+
+1. The bytes are those of the pieces, one after the other. `position` is the number that the
+   socket's send queue has. A chain goes on from there, and is cut by the first send that was
+   short or has failed: what stands behind it never began (a soft link), so every byte is sent
+   once, and in order.
+2. Chains keep the order on the wire. Of sends that are not linked one may overtake another
+   that waits for room.
+3. The next chain begins when the results of this one are there, not when its pages are free:
+   notifications come when the peer has acknowledged, and any number of them may be due.
+4. The kernel answers ENOMEM (ENOBUFS) where a chain would lock more than the user may: it
+   charges all sends of a chain when that is submitted (seen on 6.18: the first is cancelled,
+   and those that found no room say so). Then the window, the bytes of a chain, is halved, down
+   to LEAST; then the transfer waits for pages of its own; where none of its own are on their
+   way others have all, and it would wait for their peers: so one piece is copied, and what
+   comes next is tried uncopied again. A chain that goes through lets the next be twice as
+   long or, once memory was short, longer by CHUNK.
+5. A socket that cannot do it (EOPNOTSUPP) gets everything copied.
+6. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what is
+   known to be sent.
+
+States and what leads on:
+
+    SENDING  chains of sends      --> done | SENDING | WAITING (no memory) | COPYING (refused)
+    WAITING  for pages of its own --> SENDING | COPYING (it has none) | WAITING (may not copy)
+    COPYING  one piece            --> done | SENDING | COPYING (refused)
+"""
+
+import enum
+import errno
+import mmap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from aiozc._transfers.steps import UNLUCKY, AwaitRoom, LoanStep, SendCopied, SendZero
+
+CHUNK = 2 << 20
+"""The most bytes of one send. Each wakes the loop twice, by its result and its notification: over
+loopback, 16 MiB to a peer that reads had 0.85 of the throughput of sock_sendall from memory, with
+1 MiB and a FIRST of half the size 0.76 to 0.80."""
+FIRST = 4 << 20
+"""The bytes of the first chain: a caller who closes the socket or a file is heeded between two."""
+LEAST = 64 << 10
+"""The fewest bytes that a chain is cut down to."""
+CHAIN = 16 << 20
+"""The most bytes of one chain. A chain uses the loop's thread until the send buffer (4 MiB by
+tcp_wmem) is full; its end costs a turn of the loop, in which a fast peer's queue runs dry."""
+COPY = 256 << 10
+"""The most bytes that are copied at once."""
+
+_FULL = frozenset({errno.ENOMEM, errno.ENOBUFS})
+_REFUSED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EAFNOSUPPORT})
+
+
+class Piece(NamedTuple):
+    """Bytes to be sent: `length` (1 or more) of the part with that number, from `offset` on."""
+
+    part: int
+    offset: int
+    length: int
+
+
+class State(enum.Enum):
+    """Where the transfer stands."""
+
+    SENDING = enum.auto()
+    WAITING = enum.auto()
+    COPYING = enum.auto()
+
+
+class ZeroCopy:
+    """The pieces, one after the other. `error` is the positive errno that ended it, or 0.
+
+    `chunk` is the most bytes of one send. `may_copy`: what cannot go uncopied is copied.
+    `must_copy`: nothing can. `copied`: some of it was.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        may_copy: bool = True,
+        must_copy: bool = False,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.pieces = pieces
+        self.length = sum(piece.length for piece in pieces)
+        self.position = 0
+        self.error = 0
+        self.copied = False
+        self.may_copy = may_copy
+        self._refused = must_copy
+        self._window = FIRST
+        self._chunk = chunk
+        self._full = False
+        self._state = State.COPYING if must_copy else State.SENDING
+
+    @property
+    def state(self) -> State:
+        """The present state."""
+        return self._state
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: all was sent, or it failed."""
+        return self.error != 0 or self.position >= self.length
+
+    def sent_of(self) -> list[int]:
+        """Return how many bytes of each piece were sent."""
+        left, sent = self.position, []
+        for piece in self.pieces:
+            sent.append(min(left, piece.length))
+            left -= sent[-1]
+        return sent
+
+    def next_chain(self, most_steps: int) -> Sequence[LoanStep]:
+        """Return the next chain: `most_steps` (1 or more) at the most."""
+        if self._state is State.WAITING:
+            return (AwaitRoom(),)
+        if self._state is State.COPYING:
+            part, offset, length = self._rest()[0]
+            return (SendCopied(part, offset, min(length, COPY)),)
+        return self._sends(most_steps)
+
+    def _rest(self) -> list[Piece]:
+        return [
+            Piece(part, offset + sent, length - sent)
+            for (part, offset, length), sent in zip(self.pieces, self.sent_of(), strict=True)
+            if sent < length
+        ]
+
+    def _sends(self, most_steps: int) -> list[LoanStep]:
+        chain: list[LoanStep] = []
+        left = self._window
+        for part, start, length in self._rest():
+            offset, end = start, start + length
+            while offset < end and left > 0 and len(chain) < most_steps:
+                # Up to a boundary of a page: the next one then counts none twice.
+                size = min(self._chunk - offset % mmap.PAGESIZE, end - offset, left)
+                chain.append(SendZero(part, offset, size))
+                offset += size
+                left -= size
+        return chain
+
+    def advance(self, chain: Sequence[LoanStep], results: Sequence[int]) -> None:
+        """Take in what became of a chain: a result for each step, or none where none is known."""
+        if not results:
+            return
+        first = chain[0]
+        if isinstance(first, AwaitRoom):
+            self._waited(results[0])
+        elif isinstance(first, SendCopied):
+            self._sent_copied(results[0])
+        elif self._count([step for step in chain if isinstance(step, SendZero)], results):
+            self._grow()
+        else:
+            self._judge(results)
+
+    def _count(self, sends: Sequence[SendZero], results: Sequence[int]) -> bool:
+        """Count what was sent, and say whether it was all."""
+        for step, result in zip(sends, results, strict=False):
+            self.position += max(0, result)
+            if result != step.length:
+                return False
+        return True
+
+    def _judge(self, results: Sequence[int]) -> None:
+        """Take in why a chain was cut. Where one is refused, those before it are cancelled."""
+        errors = [-result for result in results if result < 0 and -result not in UNLUCKY]
+        if 0 in results:
+            self.error = errno.EIO  # a send of bytes that sends none
+        elif not _FULL.isdisjoint(errors):
+            self._shrink()
+        elif self.may_copy and not _REFUSED.isdisjoint(errors):
+            self._refused = True
+            self._state = State.COPYING
+        elif errors:
+            self.error = errors[0]
+
+    def _shrink(self) -> None:
+        self._full = True
+        if self._window > LEAST:
+            self._window //= 2
+        else:
+            self._state = State.WAITING
+
+    def _grow(self) -> None:
+        more = min(self._window, CHUNK) if self._full else self._window
+        self._window = min(self._window + more, CHAIN)
+
+    def _waited(self, result: int) -> None:
+        if result or not self.may_copy:
+            self._state = State.SENDING
+        else:
+            self._state = State.COPYING
+
+    def _sent_copied(self, result: int) -> None:
+        if result > 0:
+            self.position += result
+            self.copied = True
+        elif result == 0:
+            self.error = errno.EFAULT  # as mapped, it ends before its end
+        elif -result not in UNLUCKY:
+            self.error = -result
+        if not self._refused:
+            self._state = State.SENDING
