@@ -38,6 +38,8 @@ LARGE = (MIB, 5 * MIB + 11, 64 * MIB)
 
 Send = Callable[[socket.socket, BinaryIO], Awaitable[object]]
 
+pytestmark = pytest.mark.ring
+
 
 async def send_and_wait(sock: socket.socket, file: BinaryIO) -> None:
     """Send, and wait until the file may be overwritten."""

@@ -38,7 +38,7 @@ from .support import (
     write_out,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.ring]
 
 LARGE = 5 * MIB + 7
 SIZES = [0, 1, 4095, 4096, 4097, 64 * KIB, MIB - 1, MIB, LARGE]

@@ -31,7 +31,7 @@ from .support import (
 )
 from .test_unprivileged import drop_privileges
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.ring]
 
 SIZES = [1, 4095, 4096, 4097, SIZE - 1, SIZE, SIZE + 1, 5 * MIB + 7, 6 * MIB]
 

@@ -18,6 +18,8 @@ from .test_unprivileged import drop_privileges
 CONTENT = pattern(300_000)
 SENDS = 10_000
 
+pytestmark = pytest.mark.ring
+
 
 def counted(name: str) -> int:
     """Return a number that the kernel has for this process: VmPin, VmLck, ... in KiB."""

@@ -10,27 +10,30 @@ from aiozc._errors import connection_lost
 
 READ = 256 * 1024
 """Bytes of one read."""
+TICK = 0.1
+"""Seconds between two looks at whether a transport that is waited for closes."""
 
 
 class TransportSocket:
     """A transport's socket, non-blocking and of type SOCK_STREAM: -1 once the transport closes.
 
-    The transport closes its socket a turn of the loop after it says that it is closing, so
-    that the number is never one that was given to something else.
+    The transport closes its socket a turn of the loop after it says that it is closing. `number`
+    gives -1 where somebody else has closed it, if that can be known, so that it is never one
+    that was given to something else.
     """
 
     __slots__ = ("_is_closing", "_number")
 
-    def __init__(self, is_closing: Callable[[], bool], number: int) -> None:
+    def __init__(self, is_closing: Callable[[], bool], number: Callable[[], int]) -> None:
         self._is_closing = is_closing
         self._number = number
 
     def __repr__(self) -> str:
-        return f"<the transport's socket, fd={self._number}>"
+        return f"<the transport's socket, fd={self.fileno()}>"
 
     def fileno(self) -> int:
         """Return the number, or -1."""
-        return -1 if self._is_closing() else self._number
+        return -1 if self._is_closing() else self._number()
 
     def gettimeout(self) -> float:
         """Say that it is non-blocking."""
@@ -100,12 +103,15 @@ class Flow:
 
     async def wait_resumed(self) -> None:
         """Wait until the transport is not paused; ConnectionError where it closes."""
-        while self._paused and not self._lost:
+        while self._paused and not self._lost and not self._transport.is_closing():
             self._waiter = asyncio.get_running_loop().create_future()
+            # Who sets another protocol keeps the resumption from us.
+            tick = asyncio.get_running_loop().call_later(TICK, self._wake)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+                tick.cancel()
         if self._lost or self._transport.is_closing():
             raise connection_lost(self._error)
 
@@ -147,9 +153,9 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
     check_binary(file)
     check_count(count)
     check_offset(offset)
-    flow = Flow(transport)
     reading = transport.is_reading()
     transport.pause_reading()
+    flow = Flow(transport)
     written = 0
     seekable = False
     try:

@@ -72,8 +72,8 @@ class SelectorGate:
             raise RuntimeError("Cannot call sendfile() after write_eof()")
 
     def number(self) -> int:
-        """Return the number of the transport's socket."""
-        number: int = self._transport._sock_fd
+        """Return the number of the transport's socket; -1 where that was closed beneath it."""
+        number: int = self._transport._sock.fileno()
         return number
 
     def is_watched(self) -> bool:
@@ -84,7 +84,7 @@ class SelectorGate:
         """
         if not self._transport.is_reading():
             return False
-        watched = self._transport._loop._selector.get_map().get(self.number())
+        watched = self._transport._loop._selector.get_map().get(self._transport._sock_fd)
         return watched is not None and bool(watched.events & selectors.EVENT_READ)
 
     def shut(self) -> None:

@@ -71,7 +71,8 @@ def uninstall(loop: asyncio.AbstractEventLoop) -> None:
     """Take back from a loop what `install` gave it; one that has nothing is left alone.
 
     A method that somebody else has put in the place of ours meanwhile is left there. The
-    connections of a uvloop that were made meanwhile keep their transports.
+    connections of a uvloop that were made meanwhile keep their transports, as do those of
+    servers made meanwhile; uvloop's own `start_tls` does not take these.
     """
     methods, before = vars(loop).pop(_RECORD, ({}, {}))
     for name, method in methods.items():

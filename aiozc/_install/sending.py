@@ -79,7 +79,7 @@ async def _send(
     transport: Any, gate: Gate, file: Any, offset: int, count: int | None, *, fallback: bool
 ) -> int:
     gate.check_open()
-    sock = TransportSocket(transport.is_closing, gate.number())
+    sock = TransportSocket(transport.is_closing, gate.number)
     send = functools.partial(loop_sendfile, sock, file, offset, count, fallback=fallback)
     try:
         if transport.get_write_buffer_size():

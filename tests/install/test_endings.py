@@ -1,6 +1,7 @@
 """Transfers that are cancelled or lose their connection, and what the transport is then."""
 
 import asyncio
+import contextlib
 import errno
 import io
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeFile
-from tests.support import KIB, MIB, assert_same, outcome_of, pattern, turns, until
+from tests.support import KIB, MIB, assert_same, outcome_of, pattern, socket_pair, turns, until
 
 from .conftest import Line, Open, Recorder
 
@@ -279,3 +280,23 @@ async def test_limits_set_meanwhile_stay(
     assert await task == len(CONTENT)
     assert line.transport.get_write_buffer_limits() == (50, 5000)
     assert_same(await line.finish(), prefix, CONTENT)
+
+
+@pytest.mark.parametrize("size", [1000, len(CONTENT)])
+async def test_a_socket_that_its_owner_has_closed_beneath_the_transport_sends_to_nobody_else(
+    size: int, loop: Any, make_file: MakeFile
+) -> None:
+    """On asyncio its number is at once that of another socket, whose peer gets nothing."""
+    near, far = socket_pair()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+    transport.pause_reading()
+    near.close()
+    stranger, peer = socket_pair()
+    with far, stranger, peer:
+        with contextlib.suppress(OSError):
+            await loop.sendfile(transport, make_file(CONTENT[:size]), 0, 1000)
+        transport.abort()
+        for sock in (stranger, peer):
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+        await turns(5)
