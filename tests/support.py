@@ -123,6 +123,7 @@ class FarEnd:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close_all()
         self.call(self._stop)
         self._thread.join()
         self._selector.close()
