@@ -18,15 +18,20 @@ from .conftest import SENDS, LoopFactory, MakeFile, Send
 from .support import MIB, Child, assert_same, fill, pattern, run_on, socket_pair
 
 NOBODY = 65534
+FIRST, USERS = 20_000, 40_000  # numbers that belong to no user
 CONTENT = pattern(2 * MIB + 5)
 
 
 def drop_privileges() -> None:
-    """Become nobody, if this is root."""
+    """Become a user like nobody, if this is root, and one whom no other test is.
+
+    What a user may lock, and hold in pipes, is counted for all processes of theirs.
+    """
     if os.geteuid() == 0:
+        user = FIRST + os.getpid() % USERS
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(user, user, user)
 
 
 def use_up_pipe_budget() -> None:

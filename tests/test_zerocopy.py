@@ -37,6 +37,7 @@ from .support import (
     until,
     write_out,
 )
+from .test_unprivileged import drop_privileges
 
 pytestmark = [pytest.mark.anyio, pytest.mark.ring]
 
@@ -412,13 +413,6 @@ async def test_a_file_truncated_under_way_is_an_error_with_the_bytes_sent(
 # The window
 
 
-def become_nobody() -> None:
-    """Become nobody, whose memory may be locked within limits."""
-    os.setgroups([])
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
-
-
 async def send_to_many(file: Any, content: bytes, *, slow: int, fallback: bool) -> None:
     """Send to peers that do not read, then to one that does, then to the others."""
     loop = asyncio.get_running_loop()
@@ -456,7 +450,7 @@ def test_a_user_who_may_lock_little_sends_all_to_many_slow_peers(
     run_on(loop_factory, send_to_many(file, content, slow=5, fallback=True))
 
     def child() -> None:
-        become_nobody()
+        drop_privileges()
         run_on(loop_factory, send_to_many(file, content, slow=12, fallback=fallback))
 
     Child(child).wait()
