@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.sendfile import AT_ONCE, FAST, Sendfile, State
-from aiozc._transfers.steps import Chain, End, PollOut, SendCached, Splice
+from aiozc._transfers.steps import Chain, End, Pause, PollOut, SendCached, Splice
 
 PAGE = 4096
 KIB = 1024
@@ -46,6 +46,8 @@ class World:
 
     def step(self, step: object) -> int:
         """Do one step, in full, in part, or not at all, as drawn."""
+        if isinstance(step, Pause):
+            return 0
         percent = self.draw()
         if isinstance(step, PollOut):
             return -errno.ECANCELED if percent < 10 else 0
@@ -238,3 +240,15 @@ def test_a_file_that_has_grown_is_gone_on_with() -> None:
     transfer.extend(80 * KIB)
     assert (before, transfer.done) == (True, False)
     assert transfer.next_chain(0, 6) == (SendCached(64 * KIB, 16 * KIB),)
+
+
+def test_polls_that_come_true_for_nothing_are_followed_by_longer_and_longer_pauses() -> None:
+    transfer = Sendfile(0, 1000)
+    pauses = []
+    for result in [-errno.EAGAIN] * 9 + [1000]:
+        while not isinstance((chain := transfer.next_chain(0, 6))[0], SendCached):
+            pauses += [step.level for step in chain if isinstance(step, Pause)]
+            transfer.advance(chain, [0])
+        transfer.advance(chain, [result])
+    assert pauses == [0, 1, 2]
+    assert transfer.done
