@@ -58,6 +58,14 @@ class Served:
     most: int
 
 
+def _counts_of(receiver: Receiver, clients: int) -> list[int]:
+    """Return the receiver's counts once it has accepted all clients, or after a while without."""
+    deadline = time.monotonic() + _GRACE
+    while len(counts := receiver.counts()) < clients and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return counts
+
+
 def serve_slow_clients(sender: Sender, plan: SlowPlan) -> Served:
     """Let a child process serve slow clients; ``sender`` has to be one of SENDERS."""
     with Receiver("slow") as receiver:
