@@ -13,18 +13,21 @@ from aiozc._api.arguments import (
     check,
     check_moved_by_kernel,
     descriptor_of,
+    socket_of,
     timeout_of,
     type_of,
 )
 from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
+from aiozc._engines.hosts import Loop, arrive, plain_loop, uninterrupted
 from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
 
+@uninterrupted
 async def loop_sendfile(
     sock: Any,
     file: Any,
@@ -63,7 +66,7 @@ async def loop_sendfile(
             BrokenPipeError, ...); EBADF where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing more of the transfer can reach the socket.
     """
-    loop = asyncio.get_running_loop()
+    loop: Loop = plain_loop() or await arrive()
     reactor = latest_reactor(loop)
     at_once: int | None = None
     # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
@@ -108,7 +111,7 @@ def _is_regular(file: io.BufferedReader) -> bool:
 
 
 async def _send_file(
-    loop: asyncio.AbstractEventLoop,
+    loop: Loop,
     sock: Any,
     file: Any,
     offset: int,
@@ -117,6 +120,7 @@ async def _send_file(
     at_once: int | None,
 ) -> int:
     """Send anything to anything; `at_once` is the result of a SendCached done before."""
+    sock = socket_of(sock)
     timeout = timeout_of(sock)
     if timeout != 0 and loop.get_debug():
         raise ValueError("the socket must be non-blocking")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiozc._api.arguments import check_binary, check_count, check_offset
-from aiozc._engines.fallback import in_thread, in_thread_that_may_be_left
+from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
 from aiozc._errors import connection_lost
 
 READ = 256 * 1024

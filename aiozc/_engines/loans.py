@@ -36,10 +36,10 @@ is told (OSError, ECANCELED). Files have nothing left to be freed; memory of obj
 good, since nobody will ever say that it may be used again.
 """
 
-import asyncio
 import errno
 
 from aiozc._engines.buffers import Buffers
+from aiozc._engines.hosts import Future, running_loop, wait_at_most, wake
 from aiozc._errors import error_from
 from aiozc._kernel.abi import NOTIF_COPIED
 from aiozc._kernel.memory import Export
@@ -63,8 +63,8 @@ class Loan:
         self.lost = False
         self.exports: list[Export] = []
         self._sealed = False
-        self._any: list[asyncio.Future[None]] = []
-        self._all: list[asyncio.Future[None]] = []
+        self._any: list[Future] = []
+        self._all: list[Future] = []
 
     def take_back(self, *, copied: bool) -> None:
         """Take in a notification."""
@@ -113,17 +113,18 @@ class Loan:
 
     async def wait_some(self, timeout: float) -> None:
         """Wait for a notification, or so many seconds."""
-        one = asyncio.get_running_loop().create_future()
+        loop = running_loop()
+        one = loop.create_future()
         self._any.append(one)
         try:
-            await asyncio.wait((one,), timeout=timeout)
+            await wait_at_most(loop, one, timeout)
         finally:
             self._any.remove(one)
 
     async def wait_all(self) -> None:
         """Wait for the last notification; OSError (ECANCELED) where none comes any more."""
         if self.outstanding and not self.lost:
-            last = asyncio.get_running_loop().create_future()
+            last = running_loop().create_future()
             self._all.append(last)
             try:
                 await last
@@ -133,10 +134,9 @@ class Loan:
             raise error_from(errno.ECANCELED, "the reactor ended before the pages were released")
 
 
-def _wake(waiting: "list[asyncio.Future[None]]") -> None:
+def _wake(waiting: list[Future]) -> None:
     for future in waiting:
-        if not future.done():
-            future.set_result(None)
+        wake(future)
 
 
 class Loans:
