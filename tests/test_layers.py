@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "_api": {"_errors", "_transfers", "_engines"},
     "_install": {"_errors", "_api"},
     "_elsewhere": {"_capabilities"},
+    "integrations": {"_errors", "_engines", "_api", *aiozc.__all__},
     "__init__": {
         "_capabilities",
         "_errors",

@@ -81,6 +81,8 @@ class TrioFuture:
         if not self._done:
             self._task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort)
+            # It may have been cancelled after the result was set.
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     async def outlast(self, stop: Callable[[], object]) -> BaseException | None:
         """Wait for the result whatever comes; return the cancellation that came meanwhile.
@@ -100,6 +102,8 @@ class TrioFuture:
         try:
             for raise_cancel in asked:
                 raise_cancel()
+            # It may have been cancelled after the result was set.
+            await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException as cancelled:
             return cancelled
         return None
@@ -174,7 +178,9 @@ class TrioLoop:
                 # Looked at first: the descriptor may be closed by now.
                 while not scope.cancel_called:
                     await wait(fd)
-                    _call(self._watched[fd, writing][1])
+                    # What was ready already is not cancelled any more.
+                    if not scope.cancel_called:
+                        _call(self._watched[fd, writing][1])
         except (OSError, trio.ClosedResourceError):
             _logger.exception("waiting for descriptor %d, which was closed", fd)
         finally:
@@ -221,6 +227,8 @@ class TrioLoop:
             errors.insert(0, group.exceptions[0])
         if errors:
             raise errors[0]
+        # A nursery at its end hears of no cancellation.
+        await trio.lowlevel.checkpoint_if_cancelled()
 
 
 async def _call_later(
@@ -228,7 +236,8 @@ async def _call_later(
 ) -> None:
     with scope:
         await trio.sleep(delay)
-        _call(callback, *arguments)
+        if not scope.cancel_called:
+            _call(callback, *arguments)
 
 
 def _call(callback: _Callback, *arguments: Any) -> None:
