@@ -41,8 +41,8 @@ async def loop_sendfile(
     As `loop.sock_sendfile` (asyncio, "Working with socket objects directly"), on asyncio's
     selector loop and on uvloop, without the loop ever waiting for a disk or for the peer.
 
-    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, or
-    anything with `fileno()`. `file` is a file object opened in binary mode. Bytes are sent
+    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, a
+    `trio.SocketStream`, or anything with `fileno()`. `file` is a file object opened in binary mode. Bytes are sent
     from `offset` (0 or more) on, `count` of them (1 or more) or, with None, to the end of
     the file. When it ends, in whatever way, the file's position is `offset` plus the number
     of bytes that the socket took.
@@ -64,7 +64,8 @@ async def loop_sendfile(
         RuntimeError: another transfer into the socket is under way.
         OSError: what the file or the socket answered (ConnectionResetError,
             BrokenPipeError, ...); EBADF where the caller closed one of them meanwhile.
-        asyncio.CancelledError: once nothing more of the transfer can reach the socket.
+        asyncio.CancelledError, or trio.Cancelled: once nothing more of the transfer can reach
+            the socket.
     """
     loop: Loop = plain_loop() or await arrive()
     reactor = latest_reactor(loop)

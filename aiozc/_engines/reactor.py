@@ -19,7 +19,8 @@ chain of one step keeps no more than what is in its pipe.)
 
 End of life. The loop's reader handle is the only owner of a `_Watch`. When the loop is
 closed it drops its handles, the watch is collected, and the reactor ends: no hook in the
-loop is needed, whoever runs it. In a forked child every reactor gives up the child's copies
+loop is needed, whoever runs it. (A run of trio has a system task in place of the handle, see
+`trio_loop.py`.) In a forked child every reactor gives up the child's copies
 of its descriptors and mappings, and the child makes one of its own.
 """
 
