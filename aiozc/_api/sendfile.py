@@ -42,10 +42,10 @@ async def loop_sendfile(
     selector loop and on uvloop, without the loop ever waiting for a disk or for the peer.
 
     `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, a
-    `trio.SocketStream`, or anything with `fileno()`. `file` is a file object opened in binary mode. Bytes are sent
-    from `offset` (0 or more) on, `count` of them (1 or more) or, with None, to the end of
-    the file. When it ends, in whatever way, the file's position is `offset` plus the number
-    of bytes that the socket took.
+    `trio.SocketStream`, or anything with `fileno()`. `file` is a file object opened in binary
+    mode. Bytes are sent from `offset` (0 or more) on, `count` of them (1 or more) or, with
+    None, to the end of the file. When it ends, in whatever way, the file's position is
+    `offset` plus the number of bytes that the socket took.
 
     What the kernel cannot move by itself (a file object without a descriptor or that
     transforms what it reads, a source that is no regular file, a TLS or a blocking socket)

@@ -84,11 +84,16 @@ def uninterrupted(function: F) -> F:
 
 
 def shielded() -> AbstractContextManager[object]:
-    """Return a block in which a scope of trio that is cancelled already is not felt."""
+    """Return a block in which a cancellation that is being raised already is not felt again.
+
+    On asyncio too: anyio's scopes cancel in every turn, until their task has left them.
+    """
     loop = running_loop()
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        return contextlib.nullcontext()
-    return loop.shield()
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.shield()
+    if isinstance(sys.exception(), asyncio.CancelledError):
+        return contextlib.suppress(asyncio.CancelledError)
+    return contextlib.nullcontext()
 
 
 async def wait_at_most(loop: Loop, future: Future, seconds: float) -> None:

@@ -305,6 +305,27 @@ async def test_cancelled_its_position_is_right_and_the_stream_goes_on(
     assert_same(await told(peer.ended()), content)
 
 
+async def test_a_cancelled_fallback_tells_what_it_has_moved(connected: Connected) -> None:
+    content = pattern(32 * MIB)
+    stream, peer = await connected.stream(limit=200_000)
+    file = io.BytesIO(content)
+    async with anyio.create_task_group() as group:
+
+        async def send() -> None:
+            with pytest.raises(anyio.get_cancelled_exc_class()) as caught:
+                await send_file(stream, file)
+            assert caught.value.transferred == file.tell() >= 200_000  # type: ignore[attr-defined]
+            raise caught.value
+
+        group.start_soon(send)
+        await told(peer.arrived(200_000))
+        group.cancel_scope.cancel()
+    peer.allow(None)
+    assert await send_file(stream, file, file.tell()) > 0
+    await stream.send_eof()
+    assert_same(await told(peer.ended()), content)
+
+
 @kinds
 async def test_a_second_sender_and_a_second_receiver_are_refused(
     kind: str, connected: Connected, make_file: MakeFile
