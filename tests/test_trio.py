@@ -306,8 +306,10 @@ def test_a_run_that_ends_with_transfers_in_flight_leaves_nothing(
             await told(receiver.arrived(100_000))
         assert aiozc.get_reactor().statistics().in_flight == 3
 
-    trio.run(main)
-    assert outcomes == [trio.Cancelled] * 3
+    # Which of the tasks is cancelled first differs from run to run.
+    for _ in range(15):
+        trio.run(main)
+    assert outcomes == [trio.Cancelled] * 45
 
 
 @alone

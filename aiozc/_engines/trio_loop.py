@@ -9,10 +9,14 @@ Facts about trio that this relies on (0.30 to 0.35, read in its source and teste
   instance before `cancel()` returns: then the number may be closed.
 - A wait is asked once to abort. One that answers `Abort.FAILED` goes on, and may have ended
   before the answer is given.
+- A function that aborts a wait starts no task: one of a scope that is being cancelled changes the
+  set that trio goes through, and what stands behind it there is never cancelled (seen: a system
+  task aborted at the end of a run, which then hung).
 - An exception in a system task, or in what `run_sync_soon` calls, is the end of the run: none
   leaves a callback.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Generator
 from typing import Any, TypeVar
@@ -138,7 +142,7 @@ class TrioLoop:
     def call_later(self, delay: float, callback: _Callback, *arguments: Any) -> trio.CancelScope:
         """Have it called in so many seconds, unless what is returned is cancelled before."""
         scope = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(_call_later, scope, delay, callback, arguments)
+        self.call_soon(_start_timer, scope, delay, callback, arguments)
         return scope
 
     def add_reader(self, fd: int, callback: _Callback) -> None:
@@ -229,6 +233,14 @@ class TrioLoop:
             raise errors[0]
         # A nursery at its end hears of no cancellation.
         await trio.lowlevel.checkpoint_if_cancelled()
+
+
+def _start_timer(
+    scope: trio.CancelScope, delay: float, callback: _Callback, arguments: tuple[Any, ...]
+) -> None:
+    # Where the run ends, there is no room for a task any more, and nobody to wait for it.
+    with contextlib.suppress(RuntimeError):
+        trio.lowlevel.spawn_system_task(_call_later, scope, delay, callback, arguments)
 
 
 async def _call_later(
