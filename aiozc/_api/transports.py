@@ -6,6 +6,7 @@ from typing import Any
 
 from aiozc._api.arguments import check_binary, check_count, check_offset
 from aiozc._engines.fallback import in_thread, in_thread_that_may_be_left
+from aiozc._engines.records import check_sendable
 from aiozc._errors import connection_lost
 
 READ = 256 * 1024
@@ -38,6 +39,16 @@ class TransportSocket:
     def gettimeout(self) -> float:
         """Say that it is non-blocking."""
         return 0.0
+
+    def is_connected(self) -> bool:
+        """Return whether it could take bytes still: a lost connection says so for ever."""
+        try:
+            check_sendable(self.fileno())
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
 
 
 class Flow:

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import errno
 import io
+import os
 from typing import Any
 
 import pytest
 
+from aiozc._engines.at_once import AtOnce
 from tests.conftest import MakeFile
 from tests.support import KIB, MIB, assert_same, outcome_of, pattern, socket_pair, turns, until
 
@@ -229,6 +231,59 @@ async def test_an_error_of_the_file_is_raised_and_leaves_the_transport_usable(
     line.assert_as_before()
     assert await loop.sendfile(line.transport, make_file(AFTER)) == len(AFTER)
     assert_same(await line.finish(), CONTENT[:10_000], AFTER)
+
+
+LOST = [errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE]
+
+
+class Remote(io.RawIOBase):
+    """A source far away, that fails after some bytes as a connection does."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Say so."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fail, or not yet."""
+        if self._position:
+            raise OSError(self._number, os.strerror(self._number))
+        self._position = 1000
+        buffer[:1000] = CONTENT[:1000]
+        return 1000
+
+
+async def test_a_lost_connection_of_the_files_own_leaves_the_transport_usable(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    line = await open_line(small=True)
+    line.transport.write(PREFIX)
+    for number in LOST:
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            await loop.sendfile(line.transport, Remote(number))
+        assert caught.value.errno == number
+        line.assert_as_before()
+    assert await loop.sendfile(line.transport, make_file(AFTER)) == len(AFTER)
+    assert_same(await line.finish(), PREFIX, CONTENT[:1000] * len(LOST), AFTER)
+
+
+async def test_so_does_one_that_the_kernel_tells_of(
+    loop: Any, open_line: Open, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file of NFS or FUSE whose server is gone."""
+    line = await open_line()
+    for number in LOST:
+        with monkeypatch.context() as patch:
+            patch.setattr(AtOnce, "send", lambda *_, number=number: -number)
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                await loop.sendfile(line.transport, make_file(CONTENT), 0, 5000)
+        assert caught.value.errno == number
+        line.assert_as_before()
+    assert await loop.sendfile(line.transport, make_file(AFTER)) == len(AFTER)
+    assert_same(await line.finish(), AFTER)
 
 
 async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_usable(
