@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import functools
+import gc
+import io
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, TypeVar
@@ -11,7 +13,7 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.support import FarEnd, Peer, socket_pair
+from tests.support import MIB, FarEnd, Peer, socket_pair
 
 T = TypeVar("T")
 
@@ -97,15 +99,17 @@ class Buffered(asyncio.BufferedProtocol):
         self._buffer = bytearray(1000)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "data_received":
+            raise AttributeError(name)
         return getattr(self._recorder, name)
 
     def connection_made(self, transport: Any) -> None:
         """Pass it on."""
         self._recorder.connection_made(transport)
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
-        """Return the buffer."""
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> Any:  # noqa: ARG002
+        """Return the buffer. (asyncio's TLS reads into a copy of what has slices that are one.)"""
+        return memoryview(self._buffer)
 
     def buffer_updated(self, nbytes: int) -> None:
         """Note the bytes."""
@@ -157,6 +161,25 @@ class _Rest(Awaitable[T]):
         except StopIteration as ended:
             sent: T = ended.value
             return sent
+
+
+def close_beneath(loop: Any, connect: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+    """Close a loop while a file waits for its peer, and throw the transfer away after that."""
+
+    async def start() -> Any:
+        transport = await connect(loop)
+        task = loop.create_task(loop.sendfile(transport, io.BytesIO(bytes(24 * MIB))))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        return task
+
+    task = loop.run_until_complete(start())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    task._log_destroy_pending = False
+    task.get_coro().close()
+    del task
+    gc.collect()  # the transports that nobody has closed
 
 
 class Line:

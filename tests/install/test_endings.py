@@ -13,7 +13,7 @@ from aiozc._engines.at_once import AtOnce
 from tests.conftest import MakeFile
 from tests.support import KIB, MIB, assert_same, outcome_of, pattern, socket_pair, turns, until
 
-from .conftest import Line, Open, Recorder
+from .conftest import FACTORIES, Line, Open, Recorder, close_beneath
 
 pytestmark = pytest.mark.anyio
 
@@ -301,6 +301,26 @@ async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_us
     arrived = await line.finish()
     sent = len(arrived) - len(AFTER)
     assert_same(arrived, CONTENT[:sent], AFTER)
+
+
+# The loop is closed
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("size", [0, len(PREFIX)], ids=["sending", "waiting"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(
+    size: int, name: str
+) -> None:
+    near, far = socket_pair(sndbuf=30_000, rcvbuf=30_000)
+
+    async def connect(loop: Any) -> Any:
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        transport.write(PREFIX[:size])
+        return transport
+
+    with near, far:
+        close_beneath(FACTORIES[name](), connect)
 
 
 # What the user sets meanwhile

@@ -173,6 +173,19 @@ async def test_reading_that_was_paused_stays_paused(
     assert_same(await line.finish(), SMALL, LARGE)
 
 
+async def test_a_pause_that_is_asked_for_meanwhile_ends_with_the_file(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    """As in the stdlib, which resumes where it was reading before (`_sendfile_native`)."""
+    line = await open_line(limit=0, small=True)
+    task = await start(loop.sendfile(line.transport, make_file(LARGE)))
+    line.transport.pause_reading()
+    line.peer.allow(None)
+    assert await task == len(LARGE)
+    assert line.transport.is_reading()
+    assert_same(await line.finish(), LARGE)
+
+
 async def test_the_end_of_the_peers_stream_is_told_once(
     loop: Any, open_line: Open, make_file: MakeFile
 ) -> None:
@@ -203,7 +216,7 @@ class Prompt(Recorder):
 
 
 async def test_reading_is_paused_too_for_a_file_that_is_sent_as_the_connection_is_made(
-    loop: Any, open_line: Open, make_file: MakeFile
+    open_line: Open, make_file: MakeFile
 ) -> None:
     line = await open_line(Prompt(make_file(LARGE)), limit=0, small=True)
     await turns(3)
