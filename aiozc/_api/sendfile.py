@@ -19,7 +19,7 @@ from aiozc._api.arguments import (
 from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
+from aiozc._engines.reactor import get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
@@ -78,7 +78,8 @@ async def loop_sendfile(
         if 0 < length <= AT_ONCE:
             check_idle(sock)
             if not reactor.at_once.may_spend(loop, length):
-                await _wait_for_turn(reactor, sock, file, offset, length)
+                turn = reactor.at_once.turn_to_spend(loop, length)
+                await _wait_for_turn(turn, sock, file, offset)
             at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
             if at_once == length:
                 file.seek(offset + length)
@@ -153,11 +154,10 @@ async def _send_file(
 
 
 async def _wait_for_turn(
-    reactor: Reactor,
+    turn: "asyncio.Future[None]",
     sock: socket.socket | TransportSocket,
     file: io.BufferedReader,
     offset: int,
-    length: int,
 ) -> None:
     """Wait until the loop's turn may send; raise OSError (EBADF) where one was closed.
 
@@ -166,7 +166,7 @@ async def _wait_for_turn(
     """
     target, source = outlet(sock), Original(file)
     try:
-        await reactor.at_once.wait_to_spend(length)
+        await turn
         target.check_open()
         source.check_open()
     except BaseException:
