@@ -186,12 +186,15 @@ class Parts(Original):
         assert isinstance(part, _FilePart)
         return read.offset + read.length <= os.fstat(part.original.copy).st_size
 
-    def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
-        """Read all of a piece into memory if no disk has to be waited for."""
+    def memory_of(self, step: SendCopied) -> memoryview | None:
+        """Return a piece that is in memory already; None where it has to be read."""
         part = self._parts[step.part]
-        if isinstance(part, Export):
-            part.copy_to(memory, step.offset)
-            return True
+        return part.view(step.offset, step.length) if isinstance(part, Export) else None
+
+    def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
+        """Read all of a file's piece into memory if no disk has to be waited for."""
+        part = self._parts[step.part]
+        assert isinstance(part, _FilePart)
         try:
             got = os.preadv(part.original.copy, (memory,), step.offset, os.RWF_NOWAIT)
         except OSError:
@@ -199,7 +202,7 @@ class Parts(Original):
         return got == len(memory)
 
     def read(self, step: SendCopied, memory: memoryview) -> int:
-        """Read a piece's bytes into memory, waiting for the disk; return how many there are."""
+        """Read a file's piece into memory, waiting for the disk; return how many there are."""
         part = self._parts[step.part]
         assert isinstance(part, _FilePart)
         return os.preadv(part.original.copy, (memory,), step.offset)

@@ -97,12 +97,13 @@ class Export:
         _get_buffer(data, ctypes.byref(self._buffer), _SIMPLE)
         self._held = True
         self.address: int = self._buffer.buf or 0
-        self.length: int = self._buffer.len
 
-    def copy_to(self, memory: memoryview, offset: int) -> None:
-        """Copy what stands from `offset` on into writable memory, as much as that takes."""
-        target = (ctypes.c_char * len(memory)).from_buffer(memory)
-        ctypes.memmove(target, self.address + offset, min(len(memory), self.length - offset))
+    def view(self, offset: int, length: int) -> memoryview:
+        """Return a part of it, for system calls alone: it may be a mapping of a truncated file.
+
+        They answer EFAULT where reading it from here ends the process by SIGBUS.
+        """
+        return memoryview((ctypes.c_char * length).from_address(self.address + offset))
 
     def release(self) -> None:
         """Let it go."""
