@@ -16,8 +16,8 @@ The rules:
    to LEAST; then the transfer waits for pages of its own; where none of its own are on their
    way others have all, and it would wait for their peers: so one piece is copied, and what
    comes next is tried uncopied again. (Who may not copy waits for the others of the same loop,
-   and fails where these have none either: nobody knows when more may be locked.) A chain that goes through lets the next be twice as
-   long or, once memory was short, longer by CHUNK.
+   and fails where these have none either: nobody knows when more may be locked.) A chain that
+   goes through lets the next be twice as long or, once memory was short, longer by CHUNK.
 5. A socket that cannot do it (EOPNOTSUPP) gets everything copied.
 6. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what is
    known to be sent.
