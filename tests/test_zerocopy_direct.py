@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import io
+import mmap
 import os
 import resource
 import socket
@@ -12,9 +13,13 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
+from aiozc._engines import parts, uring
+from aiozc._engines import zerocopy as engine
 from aiozc._engines.buffers import COUNT, SIZE
 from aiozc._engines.reactor import Reactor
+from aiozc._kernel.memory import direct_alignment
 from aiozc._kernel.pagecache import Probe
+from aiozc._kernel.ring import Sqe, prep_read_fixed
 
 from .conftest import LENDS, Connect, LoopFactory, MakeFile
 from .support import (
@@ -86,6 +91,52 @@ async def test_an_offset_and_a_count_choose_what_arrives(
         sock.close()
         assert_same(await receiver.wait_end(), chosen)
     assert cached_pages(file) == 0 or not LENDS
+
+
+@ring
+async def test_a_file_system_of_larger_blocks_is_read_in_these(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert direct_alignment(make_file(b"x").fileno()) % mmap.PAGESIZE == 0
+    content = pattern(3 * MIB + 11)
+    file = make_file(content)
+    write_out(file)
+    read = []
+
+    def prepare(fd: int, offset: int, address: int, length: int, *rest: int) -> Sqe:
+        read.append((offset % (64 * KIB), length % (64 * KIB)))
+        return prep_read_fixed(fd, offset, address, length, *rest)
+
+    monkeypatch.setattr(parts, "direct_alignment", lambda _: 64 * KIB)
+    monkeypatch.setattr(uring, "prep_read_fixed", prepare)
+    sock, receiver = connect()
+    parted = [b"header", file, make_file(content[:70_000])]
+    async with await aiozc.sendfile_zc(sock, parted, 5000, **DIRECT):
+        pass
+    assert set(read) == {(0, 0)}
+    sock.close()
+    assert_same(await receiver.wait_end(), content[4994:], content[:70_000])
+    monkeypatch.setattr(parts, "direct_alignment", lambda _: 0)
+    sock, _ = connect()
+    with pytest.raises(asyncio.SendfileNotAvailableError):
+        await aiozc.sendfile_zc(sock, file, **DIRECT)
+
+
+@ring
+async def test_who_waits_for_a_buffer_goes_on_as_soon_as_one_is_free(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TICK", 3600.0)
+    content = pattern(MIB)
+    file = make_file(content)
+    ends = [connect() for _ in range(20)]
+    for send in await asyncio.gather(
+        *(aiozc.sendfile_zc(sock, file, **DIRECT) for sock, _ in ends)
+    ):
+        await send.released()
+    for sock, receiver in ends:
+        sock.close()
+        assert_same(await receiver.wait_end(), content)
 
 
 async def test_files_and_bytes_of_a_sequence_stay_in_order(

@@ -3,11 +3,12 @@
 A READ_FIXED linked to a SEND_ZC for each buffer, all in one chain: disk, buffer and network card
 are the only stations. What follows from the kernel's ways (seen on 6.18):
 
-- Whole pages are read, from the boundary of one, and what was asked for of them is sent.
+- Whole blocks are read, from the boundary of one, and what was asked for of them is sent. They
+  are as large as statx(2) says, a page at the least.
 - A read that is short severs the link, so that a buffer is never sent with what it held before.
   The read of a file's last bytes is short unless the file ends with a page: so it is a chain of
   its own, and the send follows when it is known to have got enough.
-- A file system that cannot, or a disk of larger blocks, answers EINVAL: then the rest is read
+- A file system that cannot answers EINVAL: then the rest is read
   through the page cache. So is a piece for which no buffer is free: slow peers may have them all.
 """
 

@@ -53,8 +53,11 @@ async def send(
     """
     record = reactor.open(parts, target, loan)
     try:
-        if direct and not parts.open_direct() and not transfer.may_copy:
-            transfer.error = errno.EOPNOTSUPP
+        if direct:
+            alignment = parts.open_direct()
+            transfer.alignment = alignment or transfer.alignment
+            if not alignment and not transfer.may_copy:
+                transfer.error = errno.EOPNOTSUPP
         while not transfer.done:
             await _run_next(reactor, record, transfer, parts)
     finally:

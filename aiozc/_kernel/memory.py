@@ -87,6 +87,23 @@ class Region:
             self._size = 0
 
 
+def direct_alignment(fd: int) -> int:
+    """Return what offsets and lengths must be multiples of to read a file past the page cache.
+
+    0: it cannot be read so. A page where the kernel (STATX_DIOALIGN, Linux 6.1), the library or
+    the file system does not tell.
+    """
+    found = abi.Statx()
+    if not hasattr(_libc, "statx"):
+        return mmap.PAGESIZE
+    _libc.statx(fd, b"", abi.AT_EMPTY_PATH, abi.STATX_DIOALIGN, ctypes.byref(found))
+    if not found.mask & abi.STATX_DIOALIGN:
+        return mmap.PAGESIZE
+    # Our memory begins with a page, and no more is known of it.
+    fits = 0 < found.dio_mem_align <= mmap.PAGESIZE
+    return max(found.dio_offset_align, mmap.PAGESIZE) if fits else 0
+
+
 class Export:
     """The memory of a bytes-like object, held: it is neither freed nor resized meanwhile."""
 

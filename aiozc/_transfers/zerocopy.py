@@ -78,7 +78,8 @@ class ZeroCopy:
     """The pieces, one after the other. `error` is the positive errno that ended it, or 0.
 
     `chunk` is the most bytes of one send. `may_copy`: what cannot go uncopied is copied.
-    `must_copy`: nothing can. `copied`: some of it was.
+    `must_copy`: nothing can. `copied`: some of it was. `alignment`: at multiples of it sends
+    end, but for the last of a piece.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class ZeroCopy:
         self.error = 0
         self.copied = False
         self.may_copy = may_copy
+        self.alignment = mmap.PAGESIZE
         self._refused = must_copy
         self._window = FIRST
         self._chunk = chunk
@@ -142,7 +144,7 @@ class ZeroCopy:
             offset, end = start, start + length
             while offset < end and left > 0 and len(chain) < most_steps:
                 # Up to a boundary of a page: the next one then counts none twice.
-                size = min(self._chunk - offset % mmap.PAGESIZE, end - offset, left)
+                size = min(self._chunk - offset % self.alignment, end - offset, left)
                 chain.append(SendZero(part, offset, size))
                 offset += size
                 left -= size
