@@ -123,6 +123,20 @@ async def test_a_file_system_of_larger_blocks_is_read_in_these(
 
 
 @ring
+async def test_a_read_that_is_short_for_no_reason_is_not_repeated_for_ever(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one of a file's last bytes is, where that is not known."""
+    monkeypatch.setattr(parts.Parts, "is_whole", lambda *_: True)
+    content = pattern(MIB + 11)
+    sock, receiver = connect()
+    async with await aiozc.sendfile_zc(sock, make_file(content), direct=True):
+        pass
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@ring
 async def test_who_waits_for_a_buffer_goes_on_as_soon_as_one_is_free(
     connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,8 @@ class ZeroCopySend:
         what the peer receives. It takes as long as the peer takes to acknowledge the last byte.
         A call that is cancelled loses nothing, and any number may wait at a time.
 
-        Raises OSError (ECANCELED) where the reactor has ended before: nobody will ever know.
+        Raises OSError (ECANCELED) where the reactor has ended before: nobody will ever know; and
+        RuntimeError on another loop than that of the call while it would have to wait.
         """
         await self._loan.wait_all()
 

@@ -50,13 +50,16 @@ async def _run_whole(
     reactor: Reactor, record: Record, staged: Sequence[tuple[ReadFixed, SendFixed]]
 ) -> Outcome:
     results, cancelled = await reactor.run(record, [step for pair in staged for step in pair])
-    pairs = zip(results[::2], results[1::2], strict=True)
-    return Outcome([_judge(*pair) for pair in pairs], cancelled)
+    told = zip(staged, results[::2], results[1::2], strict=False)
+    return Outcome([_judge(read.length, *two) for (read, _), *two in told], cancelled)
 
 
-def _judge(read: int, sent: int) -> int:
-    """Return what became of a send: a read that failed says why it never began."""
-    return read if read < 0 else sent
+def _judge(length: int, read: int, sent: int) -> int:
+    """Return what became of a send: a read that failed says why it never began.
+
+    So does one that was short where the file has more: there is a way that gives it all.
+    """
+    return read if read < 0 else sent if read == length else -errno.EINVAL
 
 
 async def _run_last(reactor: Reactor, record: Record, read: ReadFixed, send: SendFixed) -> Outcome:

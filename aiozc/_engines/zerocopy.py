@@ -148,7 +148,7 @@ async def _run_direct(
     transfer.advance(sends[: len(results)], results)
     if cancelled is not None:
         raise cancelled
-    if transfer.error in (0, errno.EFAULT):
+    if transfer.error in (0, errno.EFAULT, errno.EINVAL):
         parts.check_lengths(sends[: len(results)])
 
 
