@@ -121,6 +121,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--dir: {options.dir} is not a directory")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         parser.error(f"--json: {options.json.parent} is not a directory")
+    if options.json is not None and options.json.is_dir():
+        parser.error(f"--json: {options.json} is a directory")
     return options
 
 

@@ -26,6 +26,8 @@ LOOPS: dict[str, LoopFactory] = {
     "uvloop": uvloop.new_event_loop,
 }
 IDLE_PIPES = 4  # what a reactor at rest may keep
+LENDS = aiozc.probe().backend == "io_uring"
+"""Whether `sendfile_zc` sends without a copy; where not it copies, and promises the same."""
 
 
 @pytest.fixture(
@@ -75,7 +77,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the ring's own tests where it is not what runs; nothing else is ever skipped."""
-    if aiozc.probe().backend == "io_uring":
+    if LENDS:
         return
     skip = pytest.mark.skip(reason="it tests the ring, which does not run here")
     for item in items:

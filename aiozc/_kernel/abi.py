@@ -250,6 +250,24 @@ class PyBuffer(ctypes.Structure):
     ]
 
 
+AT_EMPTY_PATH = 0x1000
+"""include/uapi/linux/fcntl.h."""
+STATX_DIOALIGN = 0x2000
+"""include/uapi/linux/stat.h."""
+
+
+class Statx(ctypes.Structure):
+    """`struct statx` (include/uapi/linux/stat.h), as far as it is looked at."""
+
+    _fields_ = [
+        ("mask", ctypes.c_uint32),
+        ("others", ctypes.c_uint32 * 37),
+        ("dio_mem_align", ctypes.c_uint32),
+        ("dio_offset_align", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32 * 24),
+    ]
+
+
 CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
 
