@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 import aiozc
+from aiozc._kernel.paths import CachedOpener
 from aiozc.integrations.uvicorn import SMALL
-from tests.support import KIB, MIB, assert_same, pattern, until
+from tests.support import KIB, MIB, assert_same, pattern, until, write_out
 
 from .conftest import Client, Serve
 
@@ -117,6 +119,66 @@ async def test_requests_in_one_packet_are_answered_in_order(serve: Serve, folder
             client.ask(path=f"/{size}")
         for size in SIZES * 3:
             assert_same((await client.answer()).body, pattern(size))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_what_is_not_cached_is_opened_and_read_elsewhere(
+    size: int, serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the path nor the bytes may be waited for by the loop."""
+    path = folder / str(size)
+    with path.open("rb") as file:
+        write_out(file)
+    loops_thread = threading.get_ident()
+    opened_by: list[int] = []
+    own_open = os.open
+
+    def noted(*arguments: Any) -> int:
+        opened_by.append(threading.get_ident())
+        return own_open(*arguments)
+
+    def refuse(*_: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(CachedOpener, "open", refuse)
+    monkeypatch.setattr(os, "open", noted)
+    served = await serve(answering(start(size), pathsend(path)))
+    async with await served.connect() as client:
+        assert_same((await client.get()).body, pattern(size))
+    assert len(opened_by) == 1
+    assert loops_thread not in opened_by
+
+
+async def test_an_application_that_is_cancelled_while_a_file_is_opened_leaves_none_open(
+    serve: Serve, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fixtures look for what is left."""
+    opening, may_open = threading.Event(), threading.Event()
+    own_open = os.open
+
+    def slow(*arguments: Any) -> int:
+        opening.set()
+        may_open.wait()
+        return own_open(*arguments)
+
+    def refuse(*_: object) -> int:
+        raise BlockingIOError
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        await send(start(LARGE))
+        sending = asyncio.ensure_future(send(pathsend(large)))
+        await until(opening.is_set)
+        sending.cancel()
+        may_open.set()
+        await sending
+
+    monkeypatch.setattr(CachedOpener, "open", refuse)
+    monkeypatch.setattr(os, "open", slow)
+    served = await serve(app)
+    async with await served.connect() as client:
+        client.ask()
+        assert (await client.head())[0] == 200
+        assert await client.rest() == b""
 
 
 async def test_a_relative_path_begins_at_the_current_folder(
