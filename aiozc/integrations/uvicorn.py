@@ -146,14 +146,15 @@ class Response:
         if not self._has_body():
             await self._end(False)
             return
+        length = self._content_length()
         try:
             fd, size = await open_regular(message["path"])
         except Exception:
             if self._held is not None:
+                # Nothing has left: the application, or uvicorn, may answer otherwise.
                 self._held = self._start = None
                 self._mixed = False
             raise
-        length = self._content_length()
         count = size if length is None else min(size, length)
         data = None
         try:
@@ -178,6 +179,8 @@ class Response:
             if offset is None:
                 offset = file.tell()
             check_offset(offset)
+            if count is not None and count < 0:
+                raise ValueError(f"count must be a non-negative integer (got {count!r})")
             try:
                 rest = max(0, size_of_regular(file) - offset)
                 count = rest if count is None else min(count, rest)
@@ -283,7 +286,7 @@ class SendsFiles:
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> Any:
         """Call the application with what is offered here, for one request."""
-        plain = self.scheme == "http"
+        plain = self.socket_beneath() is not None
         scope["extensions"] = {PATHSEND: {}, ZEROCOPYSEND: {}} if plain else {PATHSEND: {}}
         response = Response(self, send.__self__)
         try:

@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Mount, Route
@@ -123,6 +126,40 @@ async def test_the_end_of_5_gib_arrives(
     assert response.status_code == 206
     assert response.headers["content-range"] == f"bytes {SPARSE - MIB - 9}-{SPARSE - 1}/{SPARSE}"
     assert digest(response.content) == digest(bytes(9) + pattern(MIB))
+
+
+async def test_files_arrive_through_starlettes_middleware(
+    serve: Serve, app: Starlette, client: httpx.AsyncClient
+) -> None:
+    """The first has the messages wait for one another in streams; both know of pathsend."""
+
+    async def dispatch(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    app.add_middleware(GZipMiddleware)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
+    served = await serve(app)
+    for name, size in SIZES.items():
+        before = aiozc.get_reactor().statistics().bytes
+        response = await client.get(f"{served.url}/static/{name}")
+        assert digest(response.content) == digest(pattern(size))
+        if name == "large":
+            await until(lambda: aiozc.get_reactor().statistics().bytes == before + size)  # noqa: B023
+
+
+@pytest.mark.parametrize("base", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_has_aiozc_installed_is_as_good(base: Any, app: Starlette) -> None:
+    async def main() -> None:
+        server, serving, url = await serve_by_uvicorn(app)
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            for name, size in SIZES.items():
+                response = await client.get(f"{url}/file/{name}")
+                assert digest(response.content) == digest(pattern(size))
+        server.should_exit = True
+        await serving
+
+    with asyncio.Runner(loop_factory=lambda: aiozc.new_event_loop(base)) as runner:
+        runner.run(main())
 
 
 async def test_a_file_that_is_missing_is_a_500(

@@ -421,6 +421,19 @@ async def test_what_the_kernel_cannot_send_is_read(serve: Serve) -> None:
         assert_same((await client.get()).body, content[5:600_005], b"from the pipe")
 
 
+@pytest.mark.parametrize("place", [{"offset": -1}, {"count": -1}], ids=["offset", "count"])
+async def test_what_is_no_place_in_a_file_is_refused(
+    place: dict[str, int], serve: Serve, large: Path, errors: list[str]
+) -> None:
+    with large.open("rb") as file:
+        served = await serve(answering(start(), zerocopysend(file, False, **place)))
+        async with await served.connect() as client:
+            client.ask()
+            await client.head()
+            assert await client.rest() == b""
+    assert "non-negative" in errors[0]
+
+
 async def test_more_than_the_content_length_is_refused_before_any_of_it(
     serve: Serve, large: Path, errors: list[str]
 ) -> None:
