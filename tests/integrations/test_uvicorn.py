@@ -636,7 +636,7 @@ async def test_many_clients_that_abort_at_random_leave_nothing_behind(
 
 async def test_stalled_readers_keep_nobody_else_waiting(serve: Serve, folder: Path) -> None:
     served = await serve(paths(folder))
-    stalled = [await served.connect(limit=KIB) for _ in range(50)]
+    stalled = [await served.connect(limit=KIB) for _ in range(30)]
     for client in stalled:
         client.ask(path=f"/{LARGE}")
         await client.head()
