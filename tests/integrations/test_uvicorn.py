@@ -513,6 +513,31 @@ async def test_garbage_behind_a_request_for_a_file_is_refused_behind_the_file(
         assert await client.rest() == b""
 
 
+async def test_a_websocket_behind_a_request_for_a_file_begins_behind_the_file(
+    serve: Serve, large: Path
+) -> None:
+    send_file = answering(start(LARGE), pathsend(large))
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        if scope["type"] == "http":
+            await send_file(scope, receive, send)
+            return
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "hello"})
+        assert (await receive())["type"] == "websocket.disconnect"
+
+    served = await serve(app, ws="websockets-sansio")
+    async with await served.connect() as client:
+        client.ask()
+        await client.head()
+        upgrade = {"Connection": "upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        client.ask(**upgrade, **{"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="})
+        assert_same(await client.reader.readexactly(LARGE), pattern(LARGE))
+        assert (await client.head())[0] == 101
+        assert await client.reader.readexactly(7) == b"\x81\x05hello"
+
+
 async def test_a_file_that_is_cut_while_it_is_sent_ends_the_connection_and_is_logged(
     serve: Serve, tmp_path: Path, errors: list[str]
 ) -> None:
