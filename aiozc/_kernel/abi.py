@@ -17,7 +17,6 @@ class Call(enum.IntEnum):
     IO_URING_SETUP = 425
     IO_URING_ENTER = 426
     IO_URING_REGISTER = 427
-    OPENAT2 = 437
 
 
 class Op(enum.IntEnum):
@@ -255,6 +254,8 @@ CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
 
 
+OPENAT2_NUMBER = 437
+"""The system call's number, the same on every architecture but alpha (547; Linux 5.6)."""
 AT_FDCWD = -100
 """`fcntl.h`: a relative path begins at the current directory."""
 RESOLVE_CACHED = 0x20

@@ -30,7 +30,7 @@ class CachedOpener:
         """
         if b"\0" in path:
             raise ValueError("embedded null byte")
-        fd = int(_syscall(abi.Call.OPENAT2, abi.AT_FDCWD, path, self._address, _SIZE))
+        fd = int(_syscall(abi.OPENAT2_NUMBER, abi.AT_FDCWD, path, self._address, _SIZE))
         if fd < 0:
             raise error_from(ctypes.get_errno(), "opening a file")
         return fd

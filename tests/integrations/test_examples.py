@@ -5,6 +5,7 @@ import io
 import os
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -249,3 +250,19 @@ def test_clients_that_go_away_leave_it_serving(url: str, client: httpx.Client) -
             if number % 2:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert_same(client.get(f"{url}/large").content, pattern(SIZES["large"]))
+
+
+def test_it_stops_while_clients_are_connected(folder: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "file_server.py"), str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        with (
+            socket.create_connection(("127.0.0.1", port)) as idle,
+            socket.create_connection(("127.0.0.1", port)) as stalled,
+        ):
+            for sock, name in ((idle, "small.txt"), (stalled, "large")):
+                sock.sendall(f"GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+                assert sock.recv(15) == b"HTTP/1.1 200 OK"
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 0
