@@ -11,8 +11,8 @@ no file's. What stands here comes between the application and the `send` of its 
 
 - A small file whose bytes are cached becomes a body message.
 - A larger one goes by `loop_sendfile` into the transport's socket, once the transport has
-  written what it held. Nothing is written to the transport meanwhile: the messages of that
-  response wait for the file, and so does what uvicorn would say of requests behind it.
+  written what it held. Nothing is written to the transport meanwhile: other messages of that
+  response are refused, and what uvicorn would say of requests behind it waits.
 - Over TLS, and on transports of other loops, a file is read in worker threads, as body messages.
 
 The start of a response is kept until the next message, or to the next turn of the loop: it is
