@@ -534,6 +534,9 @@ def holdings(*, quick: bool = False) -> Holdings:
 
 def check_nothing_left(before: Holdings) -> None:
     """Check that no more is held than before, but for the kernel's workers."""
+    for thread in threading.enumerate():
+        if thread.name == "AnyIO worker thread":
+            thread.join(10)  # its loop has told it to end
     nothing = before.since(before)
     left = holdings(quick=before.quick).since(before)
     if left != nothing:

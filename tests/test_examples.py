@@ -127,6 +127,9 @@ USAGE = {
     "upload_server.py": "DIR",
     "upload.py": "FILE HOST:PORT",
     "tee_to_socket.py": "HOST:PORT",
+    "file_server.py": "DIR",
+    "starlette_app.py": "DIR",
+    "aiohttp_app.py": "DIR",
 }
 
 

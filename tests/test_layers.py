@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
     "_install": {"_errors", "_api"},
+    "integrations": {"_errors", "_engines", "_api", *aiozc.__all__},
     "_elsewhere": {"_capabilities"},
     "__init__": {
         "_capabilities",

@@ -1,6 +1,7 @@
 """Transports as targets: their sockets by number, their flow control, and files by `write`."""
 
 import asyncio
+from asyncio import constants
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,10 @@ from aiozc._engines.fallback import (
 )
 from aiozc._engines.records import check_sendable
 from aiozc._errors import connection_lost
+
+
+UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
+"""uvloop's transports of streams without TLS."""
 
 
 class TransportSocket:
@@ -161,6 +166,40 @@ class Flow:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def socket_beneath(transport: Any) -> TransportSocket | None:
+    """Return the socket into which a transport's bytes go as they are, or None.
+
+    There is one beneath the transports of asyncio's selector loop and of uvloop, TLS apart.
+    Who sends by it waits for the transport's own bytes first (`wait_written`), and lets nobody
+    write to the transport meanwhile.
+    """
+    kind = type(transport)
+    plain = getattr(transport, "_sendfile_compatible", None) is constants._SendfileMode.TRY_NATIVE
+    if plain or (kind.__module__ == "uvloop.loop" and kind.__name__ in UVLOOP_PLAIN):
+        return TransportSocket(transport.is_closing, transport.get_extra_info("socket").fileno)
+    return None
+
+
+async def wait_written(transport: Any) -> None:
+    """Wait until a transport's write buffer is empty; ConnectionError where it closes."""
+    if transport.get_write_buffer_size():
+        # uvloop writes at the end of the loop's turn.
+        await asyncio.sleep(0)
+    if transport.is_closing():
+        raise connection_lost(None)
+    if not transport.get_write_buffer_size():
+        return
+    low, high = transport.get_write_buffer_limits()
+    flow = Flow(transport)
+    try:
+        transport.set_write_buffer_limits(0)
+        await flow.wait_next_resumption()
+    finally:
+        if not flow.lost:
+            transport.set_write_buffer_limits(high, low)
+        flow.leave()
 
 
 async def write_file(transport: Any, file: Any, offset: int, count: int | None) -> int:

@@ -1,7 +1,7 @@
 """Struct layouts, opcodes and flags of the kernel's interfaces.
 
 Sources: `include/uapi/linux/io_uring.h` (SQE, CQE, opcodes, flags), `liburing.h`
-(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`,
+(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`, `openat2(2)`,
 `include/uapi/asm-generic/unistd.h` (the numbers of system calls).
 """
 
@@ -270,6 +270,24 @@ class Statx(ctypes.Structure):
 
 CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
+
+
+OPENAT2_NUMBER = 437
+"""The system call's number, the same on every architecture but alpha (547; Linux 5.6)."""
+AT_FDCWD = -100
+"""`fcntl.h`: a relative path begins at the current directory."""
+RESOLVE_CACHED = 0x20
+"""`openat2.h`: fail with EAGAIN where the path is not all in the kernel's caches (Linux 5.12)."""
+
+
+class OpenHow(ctypes.Structure):
+    """`struct open_how`."""
+
+    _fields_ = [
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    ]
 
 
 class IoVec(ctypes.Structure):
