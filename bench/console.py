@@ -12,6 +12,7 @@ from bench.errors import BadInputError, BenchError, describe
 from bench.units import parse_size
 
 _WIDTH = 190
+_MOST = 1_000_000
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,9 +79,9 @@ def make_progress(notes: Console) -> Progress:
 
 
 def positive(text: str) -> int:
-    """Read a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    """Read a whole number of 1 or more, and less than makes sense to nobody."""
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= _MOST or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST}")
     return int(text)
 
 
@@ -98,5 +99,5 @@ def sizes(text: str) -> list[int]:
 
 
 def numbers(text: str) -> list[int]:
-    """Read whole numbers of 1 or more, with commas between them."""
+    """Read whole numbers, with commas between them."""
     return [positive(part) for part in text.split(",")]

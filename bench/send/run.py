@@ -163,6 +163,7 @@ class Run:
         return Order(
             address=self._settings.address,
             files=files,
+            times=1 if self._settings.cold else point.times,
             size=point.size,
             buffer=point.buffer,
             warm_file=self._files.warm_file,
@@ -234,7 +235,7 @@ class _Files:
     def ready(self, point: Point) -> list[list[str]]:
         """Give the files of each connection, cold where they are to be."""
         if not self._settings.cold:
-            return [[str(self._made[0])] * point.times] * point.connections
+            return [[str(self._made[0])]] * point.connections
         for path in self._made:
             make_cold(path)
         paths = [str(path) for path in self._made]

@@ -46,10 +46,11 @@ class Order:
 
     address: tuple[str, int]
     files: Sequence[Sequence[str]]
-    """The files that each connection sends, one after another."""
+    """The files that each connection sends, one after another; then, ``times`` times in all, anew."""
     size: int
     buffer: int
     warm_file: str
+    times: int = 1
     warm_size: int = 0
     warm_times: int = 0
     """What each connection sends before anything is measured."""
@@ -57,6 +58,11 @@ class Order:
     """Whether the far end is to hash what it gets."""
     observe: bool = False
     """Whether to look at the loop's lateness and count calls, in place of the time."""
+
+    @property
+    def count(self) -> int:
+        """How many files are sent while measuring."""
+        return self.times * sum(len(paths) for paths in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +172,10 @@ class _Route(Lane):
         if order.hash:
             sock.sendall(MARK)
         sock.settimeout(None)
-        opened = {
-            path: stack.enter_context(Path(path).open("rb")) for path in {*paths, order.warm_file}
-        }
-        self.files = [opened[path] for path in paths]
+        opened: dict[str, IO[bytes]] = {}
+        for path in {*paths, order.warm_file}:
+            opened[path] = stack.enter_context(Path(path).open("rb"))
+        self.files = [opened[path] for path in paths] * order.times
         self.warm_files = [opened[order.warm_file]] * order.warm_times
 
 
@@ -284,7 +290,7 @@ class _Usage:
         thread = time.thread_time() - self._thread
         process = time.process_time() - self._process
         after, before = resource.getrusage(resource.RUSAGE_SELF), self._before
-        files = sum(len(paths) for paths in order.files)
+        files = order.count
         gigabytes = files * order.size / 1e9
         return {
             "files": files,
@@ -313,14 +319,13 @@ def _count(order: Order, counts: Sequence[Counts]) -> dict[str, float]:
     total = Counts()
     for each in counts:
         total.add(each)
-    files = sum(len(paths) for paths in order.files)
     found: dict[str, float] = {
         "calls": total.calls,
         "short reads": total.short_reads,
         "short writes": total.short_writes,
     }
     if total.calls:
-        found["bytes per call"] = files * order.size / total.calls
+        found["bytes per call"] = order.count * order.size / total.calls
     if total.short_read_bytes:
         found["mean short read"] = total.short_read_bytes / total.short_reads
     if total.short_write_bytes:
@@ -344,9 +349,9 @@ def _hear_answers(order: Order, routes: Sequence[_Route]) -> bool:
     answers = [_hear_answer(route.sock) for route in routes]
     if None in answers:
         return False
-    expected = [order.warm_size * order.warm_times + len(f) * order.size for f in order.files]
-    for answer, paths, count in zip(answers, order.files, expected, strict=True):
+    for answer, paths in zip(answers, order.files, strict=True):
         assert answer is not None
+        count = order.warm_size * order.warm_times + len(paths) * order.times * order.size
         if answer["received"] != count:
             raise BenchError(f"it sent {answer['received']} bytes in place of {count}")
         if order.hash and answer["sha256"] != _hash(paths, order.size):
