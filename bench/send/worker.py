@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fcntl import ioctl
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import aiozc
 from bench.errors import BenchError, describe, first
@@ -46,7 +46,7 @@ class Order:
 
     address: tuple[str, int]
     files: Sequence[Sequence[str]]
-    """The files that each connection sends, one after another; then, ``times`` times in all, anew."""
+    """The files that each connection sends one after another, all of them ``times`` times."""
     size: int
     buffer: int
     warm_file: str
@@ -174,7 +174,8 @@ class _Route(Lane):
         sock.settimeout(None)
         opened: dict[str, IO[bytes]] = {}
         for path in {*paths, order.warm_file}:
-            opened[path] = stack.enter_context(Path(path).open("rb"))
+            file = opened[path] = Path(path).open("rb")  # noqa: SIM115
+            stack.enter_context(file)
         self.files = [opened[path] for path in paths] * order.times
         self.warm_files = [opened[order.warm_file]] * order.warm_times
 
