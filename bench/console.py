@@ -35,6 +35,8 @@ def run_command(action: Callable[[Console], int]) -> int:
     def stop(*_: object) -> None:
         nonlocal status
         status = 143
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # which loops know how to take
 
     signal.signal(signal.SIGTERM, stop)  # so that files and processes go with this one

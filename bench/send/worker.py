@@ -198,9 +198,11 @@ def _send_plainly(make: Plain, order: Order, routes: Sequence[_Route]) -> Done:
             run = stack.enter_context(ThreadPoolExecutor(len(routes))).map
         usage = _Usage()
         list(run(send_all, sends, routes))
-        checked = _hear_answers(order, routes)
-        sample = usage.sample(order)
-    return Done(checked, sample | _count(order, [route.counts for route in routes]))
+        usage.stop()
+        checked, ended = _hear_answers(order, routes)
+    return Done(
+        checked, usage.sample(order, ended) | _count(order, [route.counts for route in routes])
+    )
 
 
 async def _send_awaited(
@@ -234,12 +236,12 @@ async def _send_awaited(
                     group.create_task(send_all(send, route))
         lateness = [late * 1e3 for late in timer.stop()] if order.observe else []
         # Nothing is left to do on the loop: it may stand still meanwhile.
-        checked = _hear_answers(order, routes)
-        sample = usage.sample(order)
+        usage.stop()
+        checked, ended = _hear_answers(order, routes)
     if order.observe:
         counted = _count(order, counts) if sender.counted else {}
         return Done(checked, counted | _lateness(lateness), lateness)
-    return Done(checked, sample)
+    return Done(checked, usage.sample(order, ended))
 
 
 @contextmanager
@@ -276,37 +278,41 @@ def _counted_calls(sender: Sender) -> Iterator[Counts]:
 
 
 class _Usage:
-    """What the process has used since this was made."""
+    """What the process uses between the first byte and the last call that sends."""
 
     def __init__(self) -> None:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
-        self._before = resource.getrusage(resource.RUSAGE_SELF)
+        self._resources = resource.getrusage(resource.RUSAGE_SELF)
         self._process, self._thread = time.process_time(), time.thread_time()
         self._began = time.monotonic()
 
-    def sample(self, order: Order) -> dict[str, float]:
-        """Give all that can be told of a turn."""
-        elapsed = time.monotonic() - self._began
-        thread = time.thread_time() - self._thread
-        process = time.process_time() - self._process
-        after, before = resource.getrusage(resource.RUSAGE_SELF), self._before
-        files = order.count
+    def stop(self) -> None:
+        """Take all but the time."""
+        self._thread = time.thread_time() - self._thread
+        self._process = time.process_time() - self._process
+        self._after = resource.getrusage(resource.RUSAGE_SELF)
+        self._memory = _peak_memory()
+
+    def sample(self, order: Order, ended: float) -> dict[str, float]:
+        """Give all that can be told of a turn whose last byte had come at ``ended``."""
+        elapsed = ended - self._began
+        after, before, files = self._after, self._resources, order.count
         gigabytes = files * order.size / 1e9
         return {
             "files": files,
             "bytes": files * order.size,
             "time": elapsed / files * 1e6,
             "throughput": gigabytes / elapsed,
-            "CPU": process * 1e3 / gigabytes,
-            "loop CPU": thread * 1e3 / gigabytes,
+            "CPU": self._process * 1e3 / gigabytes,
+            "loop CPU": self._thread * 1e3 / gigabytes,
             "user CPU": (after.ru_utime - before.ru_utime) * 1e3 / gigabytes,
             "system CPU": (after.ru_stime - before.ru_stime) * 1e3 / gigabytes,
             "voluntary": after.ru_nvcsw - before.ru_nvcsw,
             "involuntary": after.ru_nivcsw - before.ru_nivcsw,
             "minor faults": after.ru_minflt - before.ru_minflt,
             "major faults": after.ru_majflt - before.ru_majflt,
-            "memory": _peak_memory() / MIB,
+            "memory": self._memory / MIB,
         }
 
 
@@ -345,34 +351,43 @@ def _lateness(lateness: Sequence[float]) -> dict[str, float]:
 # The end of a turn.
 
 
-def _hear_answers(order: Order, routes: Sequence[_Route]) -> bool:
-    """Wait until the far end has every byte; raise BenchError if it has something else."""
-    answers = [_hear_answer(route.sock) for route in routes]
-    if None in answers:
-        return False
+def _hear_answers(order: Order, routes: Sequence[_Route]) -> tuple[bool, float]:
+    """Wait until the far end has every byte; raise BenchError if it has something else.
+
+    Give whether it has told so, and when it was.
+    """
+    answers, ended = [], 0.0
+    for route in routes:
+        answer, at = _hear_answer(route.sock)
+        answers.append(answer)
+        ended = max(ended, at)
     for answer, paths in zip(answers, order.files, strict=True):
-        assert answer is not None
+        if answer is None:
+            return False, ended
         count = order.warm_size * order.warm_times + len(paths) * order.times * order.size
         if answer["received"] != count:
             raise BenchError(f"it sent {answer['received']} bytes in place of {count}")
         if order.hash and answer["sha256"] != _hash(paths, order.size):
             raise BenchError("its bytes are not those of the file, by their hash")
-    return True
+    return True, ended
 
 
-def _hear_answer(sock: socket.socket) -> dict[str, Any] | None:
-    """Wait for a sink's answer; None where there is none when it has acknowledged every byte."""
-    sock.setblocking(True)
-    sock.settimeout(TIME_LIMIT)
-    patience: float | None = None
+def _hear_answer(sock: socket.socket) -> tuple[dict[str, Any] | None, float]:
+    """Wait for a sink's answer, and give when it came.
+
+    There is none from a sink that closes, or that has acknowledged every byte and says nothing.
+    """
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    while not poll.poll(50):
-        acknowledged = not struct.unpack("i", ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
-        if acknowledged and patience is None:
-            patience = time.monotonic() + _GRACE
-        if patience is not None and time.monotonic() > patience:
-            return None
+    acknowledged: float | None = None
+    while not poll.poll(1):
+        if struct.unpack("i", ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+            continue
+        acknowledged = acknowledged or time.monotonic()
+        if time.monotonic() > acknowledged + _GRACE:
+            return None, acknowledged
+    ended = time.monotonic()
+    sock.settimeout(TIME_LIMIT)
     try:
         line = sock.makefile("rb").readline(4096)
     except ConnectionError as error:
@@ -380,8 +395,10 @@ def _hear_answer(sock: socket.socket) -> dict[str, Any] | None:
     try:
         answer = json.loads(line)
     except ValueError:
-        return None
-    return answer if isinstance(answer, dict) and {"received", "sha256"} <= answer.keys() else None
+        return None, ended
+    if not (isinstance(answer, dict) and {"received", "sha256"} <= answer.keys()):
+        return None, ended
+    return answer, ended
 
 
 def _hash(paths: Sequence[str], size: int) -> str:
