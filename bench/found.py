@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInputError
-from bench.measure import Metric
+from bench.measure import Metric, Sample
 from bench.report import show_number
 
 Point = dict[str, Any]
@@ -75,3 +75,9 @@ def ratio_of(point: Point, sender: str, baseline: str, metric: Metric) -> float 
     )
     ratios = [metric.ratio(base, mine) for base, mine in pairs if base is not None is not mine]
     return statistics.median(ratios) if ratios else None
+
+
+def by_metric(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
+    """Give a list for each metric, with None for a round that did not give it."""
+    names = list(dict.fromkeys(name for sample in samples for name in sample))
+    return {name: [sample.get(name) for sample in samples] for name in names}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.errors import BenchError
+from bench.found import by_metric
 from bench.measure import Sample, take_turns
 from bench.scratch import make_cold, make_file, warm
 from bench.send.plan import Point, Sweep
@@ -143,7 +144,7 @@ class Run:
             **asdict(point),
             "senders": {
                 name: {
-                    "samples": _by_metric(of_one),
+                    "samples": by_metric(of_one),
                     "lateness": [round(late, 4) for late in _thin(sorted(lateness[name]))],
                 }
                 for name, of_one in zip(names, samples, strict=True)
@@ -171,12 +172,6 @@ class Run:
             warm_times=max(1, min(point.times // 8, 50)),
             observe=observe,
         )
-
-
-def _by_metric(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
-    """Give a list for each metric, with None for a round that did not give it."""
-    names = list(dict.fromkeys(name for sample in samples for name in sample))
-    return {name: [sample.get(name) for sample in samples] for name in names}
 
 
 def _thin(ordered: Sequence[float]) -> list[float]:
