@@ -15,16 +15,17 @@ COMMANDS = {
 """Commands with arguments of their own, and where each is; the others are works (`bench.works`)."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Do what was asked for; give the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    module = "bench.works"
     if arguments and arguments[0] in COMMANDS:
         module, arguments = COMMANDS[arguments[0]], arguments[1:]
-    else:
-        module = "bench.works"
     status: int = import_module(module).main(arguments)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # while it was still importing, or already leaving
+        sys.exit(130)

@@ -34,6 +34,7 @@ from bench.scratch import make_file, scratch_directory, warm
 from bench.units import KIB, MIB, show_size
 
 _SIZES: Final = (4 * KIB, 64 * KIB, MIB, 100 * MIB)
+_QUICK_SIZES: Final = (4 * KIB, MIB, 100 * MIB)
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
 
@@ -73,15 +74,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Let wrk ask web servers for files: nginx, aiohttp, uvicorn and granian with "
         "Starlette, those that are installed, stock and with aiozc, taking turns.",
     )
-    parser.add_argument("--quick", action="store_true", help="shorter turns, one round")
+    parser.add_argument("--quick", action="store_true", help="less of all: under 30 seconds")
     parser.add_argument("--servers", metavar="NAME,NAME", help="let these alone take turns")
-    parser.add_argument("--size", metavar="SIZES", type=sizes, default=_SIZES, help="as 4K,1M")
+    parser.add_argument("--size", metavar="SIZES", type=sizes, help="as 4K,1M")
     parser.add_argument("--connections", metavar="N", type=positive, default=16)
     parser.add_argument("--seconds", metavar="N", type=positive, help="for each turn of wrk")
     parser.add_argument("--rounds", metavar="N", type=positive)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples to FILE")
     parser.add_argument("--dir", metavar="DIR", type=Path, help="make files below DIR")
     options = parser.parse_args(arguments)
+    options.size = options.size or (_QUICK_SIZES if options.quick else _SIZES)
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (1 if options.quick else 3)
     names = [server.name for server in SERVERS]
