@@ -191,6 +191,7 @@ def _lines(
         drawn = [(p[over], y) for p in points if (y := number(p, sender, metric)) is not None]
         if not drawn:
             continue
+        line: str | tuple[int, tuple[int, ...]]
         marker, line = _STYLES.get(sender, (".", "-"))
         if len(senders) <= len(_LINE_STYLES):
             line = _LINE_STYLES[senders.index(sender)]

@@ -181,9 +181,10 @@ class Running:
 
     def cpu(self) -> float:
         """Give the CPU time of its processes, in seconds."""
-        return sum(cpu_time(pid) for pid in self._processes())
+        return sum(cpu_time(pid) for pid in self.processes())
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
+        """Find its processes, by its session."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
@@ -199,7 +200,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self._processes():
+        for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
