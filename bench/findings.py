@@ -186,23 +186,23 @@ def throughput_title(points: Sequence[Point]) -> str:
 def cpu_title(points: Sequence[Point]) -> str:
     """Say what a GB of the largest file takes."""
     size = show_size(points[-1]["size"])
-    return _beside(points[-1], "CPU", "ms of CPU", f"A GB in files of {size} takes")
+    return _beside(points[-1], "CPU", "ms", f"CPU time for a GB of {size} files")
 
 
 def time_title(points: Sequence[Point]) -> str:
     """Say how long the smallest file takes."""
-    return _beside(points[0], "time", "us", f"A {show_size(points[0]['size'])} file takes")
+    return _beside(points[0], "time", "us", f"Time for one {show_size(points[0]['size'])} file")
 
 
 def lateness_title(point: Point) -> str:
     """Say how late a timer was at the worst."""
     told = [
-        f"{max(late):.3g} ms by {name}"
+        f"{max(late):.3g} ms ({name})"
         for name in (OURS, STDLIB)
         if (late := point["senders"].get(name, {}).get("lateness"))
     ]
-    what = f"How late a 1 ms timer is beside files of {show_size(point['size'])}"
-    return f"{what}: up to {', '.join(told)}" if told else what
+    what = f"A 1 ms timer beside {show_size(point['size'])} files is late"
+    return f"{what} by up to {', '.join(told)}" if told else what
 
 
 def _beside(point: Point, metric: str, unit: str, what: str) -> str:
@@ -210,8 +210,8 @@ def _beside(point: Point, metric: str, unit: str, what: str) -> str:
     for sender in (OURS, STDLIB, "sendfile", "read+write"):
         value = number(point, sender, metric)
         if value is not None and len(told) < 3:
-            told.append(f"{show_number(value)} by {sender}")
-    return f"{what} {', '.join(told)} ({unit})" if told else f"{what}: {metric}"
+            told.append(f"{sender} {show_number(value)} {unit}")
+    return f"{what}: {', '.join(told)}" if told else what
 
 
 def sizes(points: Sequence[Point]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """``python -m bench plot FILE``: the pictures of a run, each readable without colour."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -144,7 +145,7 @@ def _cpu(points: Sequence[Point]) -> Figure:
 def _time(points: Sequence[Point]) -> Figure:
     figure, axes = _figure(findings.time_title(points))
     axes.set_yscale("log")
-    _lines(axes, points, "size", "time", _LINES)
+    _lines(axes, points, "size", "time", _LINES, label_first=True)
     axes.set_ylabel("time for one file, us")
     axes.set_xlabel("size of the file")
     return figure
@@ -171,7 +172,7 @@ def _linked(points: Sequence[Point]) -> Figure:
 def _figure(title: str, height: float = 4.6) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(8, height))
     figure.subplots_adjust(left=0.1, right=0.76, top=0.9, bottom=0.14)
-    figure.suptitle(title, fontsize=10.5, fontweight="bold", x=0.02, ha="left")
+    figure.suptitle(textwrap.fill(title, 92), fontsize=10, fontweight="bold", x=0.02, ha="left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", color="0.9")
@@ -180,9 +181,15 @@ def _figure(title: str, height: float = 4.6) -> tuple[Figure, Axes]:
 
 
 def _lines(
-    axes: Axes, points: Sequence[Point], over: str, metric: str, senders: Sequence[str]
+    axes: Axes,
+    points: Sequence[Point],
+    over: str,
+    metric: str,
+    senders: Sequence[str],
+    *,
+    label_first: bool = False,
 ) -> None:
-    """Draw a line for each sender, with its name at its end."""
+    """Draw a line for each sender, with its name beside its last point, or its first."""
     axes.set_xscale("log", base=2)
     axes.set_xticks([point[over] for point in points], [show_size(p[over]) for p in points])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -204,12 +211,21 @@ def _lines(
             linewidth=2 if ours else 1.2,
             markersize=9 if marker == "*" else 6,
         )
-        ends.append((*drawn[-1], f"{sender} {show_number(drawn[-1][1])}", ours))
+        x, y = drawn[0 if label_first else -1]
+        ends.append((x, y, f"{sender} {show_number(y)}", ours))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
-    _label(axes, ends)
+    if label_first:
+        axes.figure.subplots_adjust(left=0.24, right=0.87)
+        axes.yaxis.tick_right()
+        axes.yaxis.set_label_position("right")
+        axes.spines["right"].set_visible(True)
+        axes.spines["left"].set_visible(False)
+    _label(axes, ends, left=label_first)
 
 
-def _label(axes: Axes, ends: Sequence[tuple[float, float, str, bool]]) -> None:
+def _label(
+    axes: Axes, ends: Sequence[tuple[float, float, str, bool]], *, left: bool = False
+) -> None:
     """Write names beside the ends of lines, moved apart where they would touch."""
     axes.figure.canvas.draw()
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -227,8 +243,9 @@ def _label(axes: Axes, ends: Sequence[tuple[float, float, str, bool]]) -> None:
         axes.annotate(
             name,
             (x, y),
-            xytext=(1.04, height),
+            xytext=(-0.02 if left else 1.04, height),
             textcoords="axes fraction",
+            ha="right" if left else "left",
             va="center",
             fontsize=8,
             fontweight="bold" if ours else "normal",
@@ -238,7 +255,7 @@ def _label(axes: Axes, ends: Sequence[tuple[float, float, str, bool]]) -> None:
                 "color": "0.7",
                 "linewidth": 0.7,
                 "shrinkB": 4,
-                "relpos": (0, 0.5),
+                "relpos": (1 if left else 0, 0.5),
             },
         )
 

@@ -125,7 +125,7 @@ def _send(found: dict[str, Any], drawn: set[str]) -> Iterator[str]:
         f"files {'cold' if found['cold'] else 'in the page cache'}. Each sender's bytes were "
         "checked by hash at the receiver before, and counted in every turn. Ratios are to "
         f"`{found['baseline']}`. CPU is that of the sender's process, io_uring's workers included; "
-        "loop CPU that of the loop's, or of the only, thread. A sender that does not wait while "
+        "loop CPU that of the loop's thread. A sender that does not wait while "
         "the send buffer has room gives a timer no chance before its end: one sample, as late as "
         "the turn is long."
     )

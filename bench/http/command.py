@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import aiozc
 from bench.console import (
     Parser,
     console_for_tables,
@@ -51,7 +52,7 @@ def _main(arguments: Sequence[str], notes: Console) -> int:
     missing = {server.name: server.missing() for server in SERVERS}
     found: dict[str, Any] = {
         "kind": "http",
-        "machine": describe_machine("io_uring"),
+        "machine": describe_machine(aiozc.probe().backend),
         "command": shlex.join(["python", "-m", "bench", "http", *arguments]),
         "baseline": BASELINE,
         "rounds": options.rounds,

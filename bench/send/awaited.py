@@ -52,7 +52,10 @@ async def to_thread(lane: Lane) -> AwaitFile:
 
 
 async def streams(lane: Lane) -> AwaitFile:
-    """`file.read`, `writer.write` and `drain`, a buffer's worth each time."""
+    """`file.read`, `writer.write` and `drain`, a buffer's worth each time.
+
+    The transport below is the loop's: asyncio's, or uvloop's.
+    """
     _, writer = await asyncio.open_connection(sock=CountingSocket(lane))
     lane.stack.callback(writer.transport.abort)
     transport = writer.transport

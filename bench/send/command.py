@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import aiozc
 from bench.console import (
     Parser,
     console_for_tables,
@@ -319,7 +320,7 @@ def _tell(
     out.print(
         "Medians over the rounds; a ratio is the median of the rounds' ratios of throughput to "
         f"{settings.baseline}. GB is 10^9 bytes. CPU: the process, io_uring's workers included; "
-        "loop: the loop's, or else the main, thread.",
+        "loop: the loop's thread.",
         markup=False,
         highlight=False,
     )
@@ -347,7 +348,7 @@ def as_json(found: Found, settings: Settings, command: Sequence[str]) -> dict[st
     """Give everything that was measured, every sample included."""
     return {
         "kind": "send",
-        "machine": describe_machine("io_uring"),
+        "machine": describe_machine(aiozc.probe().backend),
         "command": shlex.join(command),
         "receiver": "own" if settings.sink is not None else "elsewhere",
         "baseline": settings.baseline,

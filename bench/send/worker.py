@@ -201,7 +201,9 @@ def _send_plainly(make: Plain, order: Order, routes: Sequence[_Route]) -> Done:
         usage.stop()
         checked, ended = _hear_answers(order, routes)
     return Done(
-        checked, usage.sample(order, ended) | _count(order, [route.counts for route in routes])
+        checked,
+        usage.sample(order, ended, awaited=False)
+        | _count(order, [route.counts for route in routes]),
     )
 
 
@@ -241,7 +243,7 @@ async def _send_awaited(
     if order.observe:
         counted = _count(order, counts) if sender.counted else {}
         return Done(checked, counted | _lateness(lateness), lateness)
-    return Done(checked, usage.sample(order, ended))
+    return Done(checked, usage.sample(order, ended, awaited=True))
 
 
 @contextmanager
@@ -294,18 +296,17 @@ class _Usage:
         self._after = resource.getrusage(resource.RUSAGE_SELF)
         self._memory = _peak_memory()
 
-    def sample(self, order: Order, ended: float) -> dict[str, float]:
+    def sample(self, order: Order, ended: float, *, awaited: bool) -> dict[str, float]:
         """Give all that can be told of a turn whose last byte had come at ``ended``."""
         elapsed = ended - self._began
         after, before, files = self._after, self._resources, order.count
         gigabytes = files * order.size / 1e9
-        return {
+        sample = {
             "files": files,
             "bytes": files * order.size,
             "time": elapsed / files * 1e6,
             "throughput": gigabytes / elapsed,
             "CPU": self._process * 1e3 / gigabytes,
-            "loop CPU": self._thread * 1e3 / gigabytes,
             "user CPU": (after.ru_utime - before.ru_utime) * 1e3 / gigabytes,
             "system CPU": (after.ru_stime - before.ru_stime) * 1e3 / gigabytes,
             "voluntary": after.ru_nvcsw - before.ru_nvcsw,
@@ -314,6 +315,9 @@ class _Usage:
             "major faults": after.ru_majflt - before.ru_majflt,
             "memory": self._memory / MIB,
         }
+        if awaited:
+            sample["loop CPU"] = self._thread * 1e3 / gigabytes
+        return sample
 
 
 def _peak_memory() -> int:
