@@ -248,7 +248,10 @@ async def _send_awaited(
 
 @contextmanager
 def _counted_calls(sender: Sender) -> Iterator[Counts]:
-    """Count the calls of `os` that move bytes and, where aiozc sends, what its reactor counts."""
+    """Count the calls of `os` that move bytes and, where aiozc sends, what its reactor counts.
+
+    That tells how many steps were short, and not by how much.
+    """
     counts = Counts()
     before = aiozc.get_reactor().statistics() if sender.backend is not None else None
     originals = {name: getattr(os, name) for name in ("sendfile", "splice", "preadv", "write")}
@@ -259,7 +262,7 @@ def _counted_calls(sender: Sender) -> Iterator[Counts]:
         def call(*arguments: Any, **more: Any) -> int:
             counts.calls += 1
             moved: int = original(*arguments, **more)
-            if name == "sendfile":
+            if name == "sendfile" and before is None:
                 counts.wrote(arguments[3], moved)
             return moved
 
