@@ -219,16 +219,16 @@ def sizes(points: Sequence[Point]) -> Iterator[str]:
     for point in (points[0], points[-1]) if len(points) > 1 else points[:1]:
         lines = []
         for metric, unit, what in (
-            ("time", "us", "a file takes"),
-            ("loop CPU", "ms", "of its loop's CPU time a GB takes"),
-            ("lateness max", "ms", "a 1 ms timer was late, at the worst, by"),
+            ("time", "us", "time for a file"),
+            ("loop CPU", "ms", "CPU time of the loop for a GB"),
+            ("lateness max", "ms", "the latest that a 1 ms timer was"),
         ):
             ours, theirs = number(point, OURS, metric), number(point, STDLIB, metric)
             if ours is None or theirs is None:
                 continue
             within = "" if differ(point, OURS, STDLIB, metric) else " (within the spread)"
             lines.append(
-                f"- {what} {show_number(ours)} {unit} by `{OURS}`, {show_number(theirs)} {unit} "
+                f"- {what}: {show_number(ours)} {unit} by `{OURS}`, {show_number(theirs)} {unit} "
                 f"by `{STDLIB}`{within}"
             )
         if lines:

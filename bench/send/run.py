@@ -81,7 +81,7 @@ class Run:
 
     def begin(self, shown: Callable[[str], None]) -> None:
         """Wait for every sender, and check its bytes."""
-        file = self._files.get_checked()
+        file, size = self._files.checked()
         for name, worker in self._workers.items():
             shown(f"checking {name}")
             with self._failing(name):
@@ -90,13 +90,13 @@ class Run:
                 self.found.missing[name] = worker.missing
             elif name not in self.found.failed:
                 with self._failing(name):
-                    self._check(name, file)
+                    self._check(name, file, size)
 
-    def _check(self, name: str, file: str) -> None:
+    def _check(self, name: str, file: str, size: int) -> None:
         order = Order(
             address=self._settings.address,
             files=[[file, file], [file]],
-            size=os.path.getsize(file) if self._settings.given is None else self._files.checked,
+            size=size,
             buffer=_WARM,
             warm_file=file,
             hash=True,
@@ -112,6 +112,7 @@ class Run:
         except BenchError as error:
             self._settings.check_receiver()
             self.found.failed[name] = str(error)
+            self._workers[name].close()  # it may be busy still
 
     def senders(self, sweep: Sweep, point: Point) -> list[str]:
         """Who takes turns at a point."""
@@ -190,14 +191,12 @@ class _Files:
         self._scratch = settings.scratch
         self._made: list[Path] = []
         self.warm_file = str(make_file(self._scratch / "warm", _WARM))
-        self.checked = 0
 
-    def get_checked(self) -> str:
-        """Give the file by which senders are checked."""
+    def checked(self) -> tuple[str, int]:
+        """Give the file by which senders are checked, and how much of it."""
         if (given := self._settings.given) is None:
-            return str(make_file(self._scratch / "checked", _CHECKED))
-        self.checked = min(given.stat().st_size, _CHECKED)
-        return str(given)
+            return str(make_file(self._scratch / "checked", _CHECKED)), _CHECKED
+        return str(given), min(given.stat().st_size, _CHECKED)
 
     @contextmanager
     def made_for(self, point: Point) -> Iterator[None]:
