@@ -16,11 +16,15 @@ from bench.found import Samples, load, median, show_with_spread, spread
 from bench.http.metrics import METRICS as HTTP_METRICS
 from bench.measure import Metric
 from bench.report import show_number
-from bench.send.metrics import METRICS as SEND_METRICS
+from bench.send.metrics import metric_named
 from bench.units import show_size
 
+_SENDING: Final = (
+    *("time", "CPU", "loop CPU", "calls", "voluntary", "memory"),
+    *("lateness p50", "lateness p99", "lateness max"),
+)
 _COMPARED: Final = {
-    "send": [m for m in SEND_METRICS if m.better != "neither" and "user" not in m.name],
+    "send": [metric_named(name) for name in _SENDING],
     "http": list(HTTP_METRICS),
 }
 

@@ -45,39 +45,32 @@ def differ(point: Point, one: str, other: str, metric: str) -> bool:
 
 def buffers(points: Sequence[Point]) -> Iterator[str]:
     """Tell whether sendfile(2) takes less CPU than read and write."""
-    held: list[str] = []
-    failed: list[str] = []
+    less: list[str] = []
+    more: list[str] = []
+    same: list[str] = []
     lines = []
     for point in points:
         copy, direct = number(point, "read+write", "CPU"), number(point, "sendfile", "CPU")
-        if copy is None or direct is None:
+        if not copy or direct is None:
             continue
-        less = direct < copy and differ(point, "sendfile", "read+write", "CPU")
-        (held if less else failed).append(show_size(point["buffer"]))
+        size = show_size(point["buffer"])
+        if not differ(point, "sendfile", "read+write", "CPU"):
+            same.append(size)
+        else:
+            (less if direct < copy else more).append(size)
         lines.append(
-            f"- {show_size(point['buffer'])}: {show_number(direct)} ms/GB against "
-            f"{show_number(copy)}, a factor of {show_number(direct / copy)}; "
-            f"{_busy(point, 'sendfile')} of a core against {_busy(point, 'read+write')}"
+            f"- {size}: {show_number(direct)} ms/GB against {show_number(copy)}, a factor of "
+            f"{show_number(direct / copy)}; {_busy(point, 'sendfile')} of a core against "
+            f"{_busy(point, 'read+write')}"
         )
-    if not lines:
-        return
-    yield (
-        "The reference program shows a client with `sendfile` at 41 % CPU and 0.13 s in the "
-        "kernel, where read and write take 99 % and 0.66 s: a fifth of the CPU time. "
-        f"{_verdict(held, failed)} CPU time of the process for a GB, over the bytes of one call:"
-    )
-    yield "\n".join(lines)
-
-
-def _verdict(held: Sequence[str], failed: Sequence[str]) -> str:
-    if not failed:
-        return "Here too it takes less at every buffer size, by more than the spread."
-    if not held:
-        return "This kernel says otherwise: nowhere does it take less by more than the spread."
-    return (
-        f"Here it takes less with buffers of {_list(held)}; with {_list(failed)} this kernel says "
-        "otherwise, or the difference is within the spread."
-    )
+    if lines:
+        worth = _worth("here `sendfile` takes less", "it takes more", less, more, same)
+        yield (
+            "The reference program shows a client with `sendfile` at 41 % CPU and 0.13 s in the "
+            "kernel, where read and write take 99 % and 0.66 s: a fifth of the time in the kernel. "
+            f"Of the process's CPU time for a GB, over the bytes of one call, {worth}:"
+        )
+        yield "\n".join(lines)
 
 
 def _busy(point: Point, sender: str) -> str:
@@ -126,19 +119,23 @@ def linked(points: Sequence[Point]) -> Iterator[str]:
                 f"{_calls(point, single)}, {_cpu(point, chain)} ms/GB against {_cpu(point, single)}"
             )
         if lines:
+            better, worse = "linked ones are faster", "linked ones are slower"
             yield (
                 f"`{chain}` submits {what} as one chain, `{single}` waits for each: "
-                f"{_worth(faster, slower, same)}. By the bytes of one SQE:"
+                f"{_worth(better, worse, faster, slower, same)}. By the bytes of one SQE:"
             )
             yield "\n".join(lines)
 
 
-def _worth(faster: Sequence[str], slower: Sequence[str], same: Sequence[str]) -> str:
+def _worth(
+    better: str, worse: str, good: Sequence[str], bad: Sequence[str], same: Sequence[str]
+) -> str:
+    """Say at which sizes something is better, at which it is not, and where nobody can tell."""
     parts = []
-    if faster:
-        parts.append(f"linked ones are faster at {_list(faster)}")
-    if slower:
-        parts.append(f"this kernel says otherwise at {_list(slower)}, where they are slower")
+    if good:
+        parts.append(f"{better} at {_list(good)}")
+    if bad:
+        parts.append(f"this kernel says otherwise at {_list(bad)}, where {worse}")
     if same:
         parts.append(f"the difference is within the spread at {_list(same)}")
     return "; ".join(parts)

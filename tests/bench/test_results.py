@@ -153,7 +153,7 @@ def test_findings_say_otherwise_where_the_figures_do() -> None:
     buffers = "\n".join(findings.buffers(findings.sweep_named(run, "buffers")))
     linked = "\n".join(findings.linked(findings.sweep_named(run, "linked")))
 
-    assert "it takes less with buffers of 2 KiB; with 4 KiB this kernel says otherwise" in buffers
+    assert "`sendfile` takes less at 2 KiB; this kernel says otherwise at 4 KiB" in buffers
     assert "- 2 KiB: 40 ms/GB against 200, a factor of 0.20" in buffers
     assert "linked ones are faster at 4 KiB" in linked
     assert findings.buffers_title(findings.sweep_named(run, "buffers")) == (
