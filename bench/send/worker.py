@@ -166,7 +166,6 @@ class _Route(Lane):
     def __init__(self, order: Order, paths: Sequence[str], stack: ExitStack) -> None:
         sock = stack.enter_context(socket.create_connection(order.address, timeout=10))
         super().__init__(sock, order.buffer, stack)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError):  # a module that may not be loaded
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
         if order.hash:
