@@ -129,6 +129,8 @@ def _send(found: dict[str, Any], drawn: set[str]) -> Iterator[str]:
         "the send buffer has room gives a timer no chance before its end: one sample, as late as "
         "the turn is long."
     )
+    if found["unchecked"]:
+        yield f"The receiver told no hash for {', '.join(found['unchecked'])}."
     for name, reason in found["missing"].items():
         yield f"`{name}` was not measured: {reason}."
     for reason in found["failed"].values():

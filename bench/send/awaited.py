@@ -6,7 +6,7 @@ Those that read the file themselves do so in the loop's thread, as most programs
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from typing import IO
+from typing import IO, cast
 
 import aiozc
 from bench.send.lanes import CountingSocket, Lane
@@ -57,8 +57,10 @@ async def streams(lane: Lane) -> AwaitFile:
     The transport below is the loop's: asyncio's, or uvloop's.
     """
     _, writer = await asyncio.open_connection(sock=CountingSocket(lane))
-    lane.stack.callback(writer.transport.abort)
     transport = writer.transport
+    lane.stack.callback(transport.abort)
+    # The far end's answer is not for it.
+    cast(asyncio.Transport, transport).pause_reading()
 
     async def send(file: IO[bytes], size: int) -> None:
         for piece in _pieces(lane, file, size):

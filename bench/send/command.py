@@ -52,14 +52,17 @@ _COLUMNS: Final = {
     "bytes per call": "B/call",
     "short reads": "short reads",
     "short writes": "short writes",
-    "voluntary": "vol. switches",
-    "involuntary": "invol.",
+    "voluntary": "volunt.",
+    "involuntary": "involunt.",
     "minor faults": "faults",
     "memory": "peak MiB",
-    "lateness p50": "late p50 ms",
-    "lateness p99": "p99",
-    "lateness max": "max",
+    "lateness p50": "late p50",
+    "lateness p99": "late p99",
+    "lateness max": "late max",
 }
+_NARROW: Final = ("time", "throughput", "CPU", "loop CPU", "lateness p99", "lateness max")
+"""What is shown on a terminal that has no room for all."""
+_WIDE: Final = 170
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -270,13 +273,12 @@ def _measure(run: Run, sweeps: Sequence[Sweep], settings: Settings, notes: Conso
                     progress.advance(task)
                     progress.refresh()
 
-                points.append(run.measure(sweep, point, done))
-                out.print(
-                    make_table(f"{sweep.title}: {point.title}", points[-1], settings.baseline)
-                )
+                points.append(found := run.measure(sweep, point, done))
+                title, wide = f"{sweep.title}: {point.title}", out.width >= _WIDE
+                out.print(make_table(title, found, settings.baseline, wide=wide))
 
 
-def make_table(title: str, point: dict[str, Any], baseline: str) -> Table:
+def make_table(title: str, point: dict[str, Any], baseline: str, *, wide: bool) -> Table:
     """Lay out the medians of a point, a line for each sender."""
     table = Table(
         title=title,
@@ -286,13 +288,14 @@ def make_table(title: str, point: dict[str, Any], baseline: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("sender", no_wrap=True)
-    for name, heading in _COLUMNS.items():
-        table.add_column(heading, justify="right")
+    columns = list(_COLUMNS) if wide else _NARROW
+    for name in columns:
+        table.add_column(_COLUMNS[name], justify="right")
         if name == "throughput":
             table.add_column("ratio", justify="right")
     for sender, found in point["senders"].items():
         row = [escape(sender)]
-        for name in _COLUMNS:
+        for name in columns:
             row.append(_cell(found["samples"], name))
             if name == "throughput":
                 ratio = ratio_of(point, sender, baseline, metric_named(name))
@@ -320,7 +323,8 @@ def _tell(
     out.print(
         "Medians over the rounds; a ratio is the median of the rounds' ratios of throughput to "
         f"{settings.baseline}. GB is 10^9 bytes. CPU: the process, io_uring's workers included; "
-        "loop: the loop's thread.",
+        "loop: the loop's thread. Late: ms that a 1 ms timer was late. Voluntary and involuntary "
+        "are context switches, of a turn as are calls and faults.",
         markup=False,
         highlight=False,
     )

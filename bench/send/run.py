@@ -15,7 +15,7 @@ from bench.measure import Sample, take_turns
 from bench.scratch import make_cold, make_file, warm
 from bench.send.plan import Point, Sweep
 from bench.send.table import sender_named
-from bench.send.worker import Order, Worker
+from bench.send.worker import Done, Order, Worker
 from bench.sink import SinkProcess
 from bench.units import KIB, MIB
 
@@ -154,11 +154,17 @@ class Run:
         }
 
     def _turn(self, name: str, point: Point) -> tuple[dict[str, float], Sequence[float]]:
-        done = self._workers[name].take_turn(self._order(point, observe=False))
+        done = self._take_turn(name, point, observe=False)
         if sender_named(name).awaited is None:
             return done.sample, ()
-        seen = self._workers[name].take_turn(self._order(point, observe=True))
+        seen = self._take_turn(name, point, observe=True)
         return done.sample | seen.sample, seen.lateness
+
+    def _take_turn(self, name: str, point: Point, *, observe: bool) -> Done:
+        done = self._workers[name].take_turn(self._order(point, observe=observe))
+        if not done.checked and name not in self.found.unchecked:
+            raise BenchError(f"{name}: the receiver no longer tells what has come")
+        return done
 
     def _order(self, point: Point, *, observe: bool) -> Order:
         files = self._files.ready(point)
