@@ -70,7 +70,8 @@ class CountingSocket(socket.socket):
 
     def sendmsg(self, buffers, *rest):  # type: ignore[no-untyped-def]
         self._counts.calls += 1
-        asked = sum(memoryview(data).nbytes for data in buffers)
-        got = super().sendmsg(buffers, *rest)
+        several = list(buffers)  # asyncio gives an iterator
+        asked = sum(memoryview(data).nbytes for data in several)
+        got = super().sendmsg(several, *rest)
         self._counts.wrote(asked, got)
         return got
