@@ -28,15 +28,15 @@ from bench.cases import (
     Work,
     cpu_metrics,
     cpu_per_gigabyte,
-    show_size,
 )
 from bench.errors import BenchError
 from bench.measure import AtLeast, Meter, Metric, Sample, Turn, no_garbage_collection
 from bench.receivers import Receiver
-from bench.scratch import KIB, MIB, make_file, warm
+from bench.scratch import make_file, warm
 from bench.senders import LoopFactory
 from bench.sources import CONGESTION
 from bench.transfers import run_on_loop, time_limit
+from bench.units import KIB, MIB, show_size
 
 _SO_ZEROCOPY: Final = 60  # include/uapi/asm-generic/socket.h
 _MSG_ZEROCOPY: Final = 0x4000000  # include/linux/socket.h

@@ -17,7 +17,6 @@ from aiozc._engines.fallback import (
 from aiozc._engines.records import check_sendable
 from aiozc._errors import connection_lost
 
-
 UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
 """uvloop's transports of streams without TLS."""
 
