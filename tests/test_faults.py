@@ -63,12 +63,14 @@ async def test_another_threads_reactor_is_never_taken_for_ones_own(
     other = object()
     real = Reactor.serves
 
-    def serves(self: Reactor, loop: asyncio.AbstractEventLoop) -> bool:
-        monkeypatch.setattr(reactor_module, "_latest", other)
-        return real(self, loop)
+    with monkeypatch.context() as patch:
 
-    monkeypatch.setattr(Reactor, "serves", serves)
-    assert latest_reactor(asyncio.get_running_loop()) is own
+        def serves(self: Reactor, loop: asyncio.AbstractEventLoop) -> bool:
+            patch.setattr(reactor_module, "_latest", other)
+            return real(self, loop)
+
+        patch.setattr(Reactor, "serves", serves)
+        assert latest_reactor(asyncio.get_running_loop()) is own
 
 
 class ClosedAtItsFirstWakeUp:
