@@ -1,271 +1,31 @@
-"""``python -m bench``: compare aiozc with what there was before it."""
+"""``python -m bench``: aiozc beside what there was before it."""
 
-import argparse
-import json
-import signal
-import socket
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from bench.errors import BenchError, describe
-
-if TYPE_CHECKING:
-    from bench.cases import Settings, Work
-    from bench.measure import Contender, Sample
-    from bench.report import WorkResult
-    from bench.senders import Sender
-
-_WIDTH = 190
 COMMANDS = {
-    "sendfile": ("small", "stream", "cold", "slow-clients"),
-    "relay": ("stream", "idle", "direct"),
-    "recvfile": ("tmpfs", "disk"),
-    "zc": ("again", "once", "pipelined"),
+    "send": "bench.send.command",
+    "sink": "bench.sink",
+    "http": "bench.http.command",
+    "plot": "bench.plot",
+    "compare": "bench.compare",
+    "results": "bench.results",
 }
-"""What can be compared, and the works of each."""
+"""Commands with arguments of their own, and where each is; the others are works (`bench.works`)."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the works that were asked for; give the exit status."""
-    options = _parse(arguments)
-    notes = Console(stderr=True, soft_wrap=True)
-    try:
-        backend = _check_senders()
-        works = _load_works(options.command)
-    except Exception as error:  # whatever it is, nothing can be measured
-        notes.print(f"bench: aiozc cannot run here: {describe(error)}", markup=False)
-        return 1
-    status = 130
-
-    def stop(*_: object) -> None:
-        nonlocal status
-        status = 143
-        signal.raise_signal(signal.SIGINT)  # which loops know how to take
-
-    signal.signal(signal.SIGTERM, stop)  # so that files and processes go with this one
-    try:
-        return _run(options, works, backend, notes)
-    except KeyboardInterrupt:
-        notes.print("bench: stopped")
-        return status
-    except (BenchError, OSError) as error:
-        notes.print(f"bench: {describe(error)}", markup=False)
-        return 1
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Compare aiozc, on asyncio and on uvloop, with what there was before it: "
-        "in one run, the contenders taking turns.",
-    )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=COMMANDS,
-        default="sendfile",
-        help="sendfile (the default): loop_sendfile beside loop.sock_sendfile; relay: a proxy by "
-        "relay beside asyncio's streams and HAProxy; recvfile: an upload by loop_recvfile beside "
-        "sock_recv_into with file.write in a thread, and blocking sockets; zc: sendfile_zc beside "
-        "sock_sendall, loop_sendfile and MSG_ZEROCOPY with its error queue",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="smaller files, shorter and fewer rounds: under 20 seconds in all",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="WORK",
-        action="append",
-        help="do this work alone, or these: "
-        + "; ".join(f"{', '.join(names)} ({command})" for command, names in COMMANDS.items()),
-    )
-    parser.add_argument("--rounds", metavar="N", type=_positive, help="rounds for each case")
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path, help="write all samples to FILE, as JSON"
-    )
-    parser.add_argument(
-        "--dir",
-        metavar="DIR",
-        type=Path,
-        help="make files below DIR (up to 3 GiB, removed at the end; it should be on a disk); "
-        "default: the system's directory for temporary files",
-    )
-    parser.add_argument(
-        "--awake",
-        metavar="US",
-        type=_microseconds,
-        help="sendfile: how long receivers look for more before they sleep; default: "
-        "50 for the work 'stream', 0 for the others",
-    )
-    options = parser.parse_args(arguments)
-    works = COMMANDS[options.command]
-    for only in options.only or ():
-        if only not in works:
-            parser.error(f"--only: {options.command} has no work {only!r}, but {', '.join(works)}")
-    if options.awake is not None and options.command != "sendfile":
-        parser.error("--awake: only for sendfile")
-    if options.dir is not None and not options.dir.is_dir():
-        parser.error(f"--dir: {options.dir} is not a directory")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: {options.json.parent} is not a directory")
-    return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def _microseconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1e6:
-        raise ValueError(text)
-    return number / 1e6
-
-
-def _check_senders() -> str:
-    """Let every sender send a little; give aiozc's backend, or raise what keeps it from running."""
-    # Only now: a missing library is to be told in one sentence.
-    import aiozc
-    from bench.senders import BASELINE, SENDERS
-    from bench.transfers import run_on_loop
-
-    backend = "unknown"
-
-    async def send_a_little(sender: "Sender") -> None:
-        nonlocal backend
-        ours, theirs = socket.socketpair()
-        with ours, theirs, tempfile.TemporaryFile() as file:
-            file.write(b"little")
-            file.seek(0)
-            ours.setblocking(False)
-            sent = await sender.send(ours, file, 0, 6)
-            if sent != 6 or theirs.recv(16) != b"little":
-                raise BenchError(f"{sender.name} does not send what it is given")
-            if sender is not BASELINE:
-                aiozc.get_reactor()  # raises where there is no ring
-                backend = "io_uring"
-
-    for sender in SENDERS:
-        run_on_loop(sender.loop_factory, partial(send_a_little, sender))
-    return backend
-
-
-def _load_works(command: str) -> "Sequence[Work[Any]]":
-    works: Sequence[Work[Any]] = import_module(f"bench.{command}_works").WORKS
-    return works
-
-
-def _run(
-    options: argparse.Namespace, works: "Sequence[Work[Any]]", backend: str, notes: Console
-) -> int:
-    from bench.cases import Settings
-    from bench.report import NOTE, as_json, describe_machine, make_table
-    from bench.scratch import scratch_directory
-
-    machine = describe_machine(backend)
-    out = Console()
-    if not out.is_terminal:
-        out = Console(width=_WIDTH)
-    out.print(
-        "{python}, uvloop {uvloop}, aiozc {aiozc} ({backend}); Linux {kernel}, "
-        "{cpus} CPUs, {date}".format(**machine),
-        markup=False,
-        highlight=False,
-    )
-    results = []
-    remarks: dict[str, str] = {}
-    with scratch_directory(options.dir) as scratch:
-        settings = Settings(
-            quick=options.quick, rounds=options.rounds, scratch=scratch, awake=options.awake
-        )
-        for work in works:
-            if options.only and work.name not in options.only:
-                continue
-            result = _measure(work, settings, notes)
-            results.append(result)
-            out.print()
-            if result.cases:
-                out.print(make_table(result))
-            remarks.update(work.remarks)
-            if result.error is not None:
-                notes.print(f"bench: {work.name}: {result.error}", markup=False)
-    for name, remark in remarks.items():
-        out.print(f"{name}: {remark}.", markup=False, highlight=False)
-    out.print(NOTE.format(escape(works[0].contenders[0].name)), highlight=False)
-    if options.json is not None:
-        found = as_json(results, machine)
-        options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    return 1 if any(result.error is not None for result in results) else 0
-
-
-def _measure(work: "Work[Any]", settings: "Settings", notes: Console) -> "WorkResult":
-    """Let the contenders take turns at each case of a work."""
-    from bench.measure import take_turns
-    from bench.report import CaseResult, WorkResult
-
-    result = WorkResult(work, [])
-    cases: list[CaseResult] = []
-    # No refreshing thread: it would take the CPU, and the GIL, from what is measured.
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=notes,
-        auto_refresh=False,
-        transient=True,
-        disable=not notes.is_terminal,
-    )
-    with ExitStack() as stack:
-        stack.enter_context(progress)
-        task = progress.add_task(f"{work.name}: making files", total=None)
-        progress.refresh()
-        try:
-            for case in work.prepare(settings, stack):
-                title = f"{work.name}: {case.title}"
-                total = case.rounds * len(work.contenders)
-                progress.reset(task, description=title, total=total)
-                samples = take_turns(
-                    work.contenders,
-                    _shown(case.run, progress, task),
-                    rounds=case.rounds,
-                    budget=case.budget,
-                )
-                cases.append(CaseResult(case, samples))
-        except Exception as error:  # the other works can still be done
-            result = replace(result, error=describe(error))
-    return replace(result, cases=cases)
-
-
-def _shown(
-    run: "Callable[[Contender], Sample]", progress: Progress, task: Any
-) -> "Callable[[Contender], Sample]":
-    """Make a run that moves the progress bar when it is done."""
-
-    def shown(contender: "Contender") -> "Sample":
-        progress.refresh()
-        sample = run(contender)
-        progress.advance(task)
-        return sample
-
-    return shown
+def main(arguments: Sequence[str]) -> int:
+    """Do what was asked for; give the exit status."""
+    module = "bench.works"
+    if arguments and arguments[0] in COMMANDS:
+        module, arguments = COMMANDS[arguments[0]], arguments[1:]
+    status: int = import_module(module).main(arguments)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # while it was still importing, or already leaving
+        sys.exit(130)

@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 
 from bench.measure import AtLeast, Contender, Metric, Sample, Turn, percentile
 from bench.receivers import Mode, Receiver
-from bench.scratch import GIB, MIB
 
 C = TypeVar("C", bound=Contender)
 
@@ -106,8 +105,3 @@ def lateness_metrics(max_target: AtLeast | None = None) -> list[Metric]:
         Metric("lateness p99", "ms", "less"),
         Metric("lateness max", "ms", "less", max_target),
     ]
-
-
-def show_size(size: int) -> str:
-    """Write a size of whole MiB or GiB."""
-    return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"

@@ -1,8 +1,12 @@
-"""The exception that stands for "this was not measured", and how errors are told."""
+"""The exceptions that stand for "this was not measured", and how errors are told."""
 
 
 class BenchError(Exception):
     """A measurement cannot be had or cannot be trusted; the message is one sentence."""
+
+
+class BadInputError(BenchError):
+    """What was asked for cannot be done, and will not be until something else is asked for."""
 
 
 def describe(error: BaseException) -> str:

@@ -28,9 +28,9 @@ from bench.errors import describe, first
 from bench.measure import Meter, Turn
 from bench.processes import Helper, allow_many_descriptors, begin_helper, cpu_time, tell
 from bench.receivers import HOST
-from bench.scratch import KIB, MIB
 from bench.senders import LoopFactory
 from bench.sources import CONGESTION
+from bench.units import KIB, MIB
 
 Address = tuple[str, int]
 Forward = Callable[[socket.socket, socket.socket], Awaitable[tuple[int, int]]]

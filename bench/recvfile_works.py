@@ -16,14 +16,14 @@ from bench.cases import (
     cpu_per_gigabyte,
     lateness,
     lateness_metrics,
-    show_size,
     throughput,
     throughput_metric,
 )
 from bench.errors import BenchError
 from bench.measure import AtLeast, Sample
-from bench.scratch import GIB, MIB, make_file, warm
+from bench.scratch import make_file, warm
 from bench.sources import Source
+from bench.units import GIB, MIB, show_size
 from bench.uploads import UPLOADERS, Uploader, take_upload
 
 QUICK = 192 * MIB

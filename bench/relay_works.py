@@ -27,8 +27,9 @@ from bench.processes import (
 )
 from bench.proxies import HAPROXY, PROXIES, REMARKS, TUNED_HAPROXY, LoopProxy, Proxy, RunningProxy
 from bench.receivers import Ended, Receiver
-from bench.scratch import KIB, MIB, make_sparse_file, warm
+from bench.scratch import make_sparse_file, warm
 from bench.sources import AT_ONCE, Source
+from bench.units import KIB, MIB
 
 MEGABYTE: Final = 10**6
 QUICK = 192 * MEGABYTE

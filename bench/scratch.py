@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.errors import BenchError
-
-KIB: Final = 1024
-MIB: Final = 1024 * KIB
-GIB: Final = 1024 * MIB
+from bench.units import MIB
 
 _BLOCK: Final = 4 * MIB
 _PAGE: Final = os.sysconf("SC_PAGESIZE")

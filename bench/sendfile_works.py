@@ -11,16 +11,16 @@ from bench.cases import (
     cpu_per_gigabyte,
     lateness,
     lateness_metrics,
-    show_size,
     throughput,
     throughput_metric,
 )
 from bench.measure import AtLeast, AtMost, Metric, Sample
 from bench.receivers import Mode, Receiver
-from bench.scratch import GIB, KIB, MIB, make_cold, make_file, make_sparse_file, warm
+from bench.scratch import make_cold, make_file, make_sparse_file, warm
 from bench.senders import FLOOR, SENDERS, Sender
 from bench.slow_clients import SlowPlan, serve_slow_clients
 from bench.transfers import Plan, take_turn
+from bench.units import GIB, KIB, MIB, show_size
 
 # Small files
 

@@ -15,10 +15,10 @@ import aiozc
 from bench.errors import BenchError
 from bench.measure import Meter, Turn, no_garbage_collection
 from bench.receivers import HOST
-from bench.scratch import KIB
 from bench.senders import LoopFactory
 from bench.sources import Source
 from bench.transfers import TIME_LIMIT, run_on_loop, time_limit
+from bench.units import KIB
 
 Receive = Callable[[socket.socket, IO[bytes]], Awaitable[int]]
 """``await receive(sock, file)`` takes a stream to its end; gives the number of bytes."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
+import inspect
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -26,6 +28,8 @@ LOOPS: dict[str, LoopFactory] = {
     "uvloop": uvloop.new_event_loop,
 }
 IDLE_PIPES = 4  # what a reactor at rest may keep
+LENDS = aiozc.probe().backend == "io_uring"
+"""Whether `sendfile_zc` sends without a copy; where not it copies, and promises the same."""
 
 
 @pytest.fixture(
@@ -67,6 +71,21 @@ def made_once() -> None:
     uvloop.new_event_loop().close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bytecode_of_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have the processes that tests start compile the package once, all of them together.
+
+    Where the environment says that no bytecode is to be written each would, for 0.07 s.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTHONDONTWRITEBYTECODE" in os.environ:
+            base = tmp_path_factory.getbasetemp()
+            shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+            patch.setenv("PYTHONPYCACHEPREFIX", str(shared / "bytecode"))
+            patch.delenv("PYTHONDONTWRITEBYTECODE")
+        yield
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Let pytest-xdist run one process for each processor, and one more: much of it is waiting."""
@@ -75,7 +94,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the ring's own tests where it is not what runs; nothing else is ever skipped."""
-    if aiozc.probe().backend == "io_uring":
+    if LENDS:
         return
     skip = pytest.mark.skip(reason="it tests the ring, which does not run here")
     for item in items:
@@ -137,24 +156,30 @@ def no_ring_left_mapped(request: pytest.FixtureRequest) -> Iterator[None]:
         assert holdings().rings <= before.rings
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_in_flight(
-    nothing_left_behind: None,  # noqa: ARG001 - it looks when the loop has ended
-    request: pytest.FixtureRequest,
-) -> None:
-    """Have each asynchronous test end with a reactor at rest."""
-    if "anyio_backend" in request.fixturenames:
-        request.getfixturevalue("reactor_at_rest")
+async def check_at_rest(reactor: aiozc.Reactor) -> None:
+    """Check that nothing is in flight, within some turns: pipes are closed a moment later."""
+    for _ in range(100):
+        statistics = reactor.statistics()
+        if statistics.in_flight == 0 and statistics.pipes <= IDLE_PIPES:
+            return
+        await asyncio.sleep(0.001)
+    assert statistics.in_flight == 0
+    assert statistics.pipes <= IDLE_PIPES
 
 
-@pytest.fixture
-async def reactor_at_rest(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Fail a test at whose end, on its loop, operations are in flight or many pipes open."""
-    yield
-    if request.node.stash[passed]:
-        statistics = aiozc.get_reactor().statistics()
-        assert statistics.in_flight == 0
-        assert statistics.pipes <= IDLE_PIPES
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Fail an asynchronous test that ends with operations in flight or many pipes open."""
+    test = pyfuncitem.obj
+    if "anyio_backend" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(test):
+        return
+
+    @functools.wraps(test)
+    async def test_and_rest(*args: Any, **kwargs: Any) -> None:
+        await test(*args, **kwargs)
+        await check_at_rest(aiozc.get_reactor())
+
+    pyfuncitem.obj = test_and_rest
 
 
 @pytest.fixture(scope="session")
@@ -229,15 +254,26 @@ class MakeFile(Protocol):
     def __call__(self, content: bytes, *, buffering: int = ..., again: bool = ...) -> BinaryIO: ...
 
 
+@pytest.fixture(scope="module")
+def kept_files() -> Iterator[dict[bytes, Path]]:
+    """Keep files that no test of a module changes."""
+    kept: dict[bytes, Path] = {}
+    yield kept
+    for path in kept.values():
+        path.unlink()
+
+
 @pytest.fixture
-def make_file(tmp_path: Path) -> Iterator[MakeFile]:
+def make_file(
+    tmp_path: Path, folders: Iterator[Path], kept_files: dict[bytes, Path]
+) -> Iterator[MakeFile]:
     """Make a file with that content, open for reading, gone after the test.
 
-    `again`: open the last one that was asked for so, with that content, if there is one.
+    `again`: open the last one of this module that was asked for so, with that content, if there
+    is one; it is never changed.
     """
     with contextlib.ExitStack() as stack:
         number = itertools.count(1)
-        known: dict[bytes, Path] = {}
 
         def write(content: bytes) -> Path:
             path = tmp_path / f"file-{next(number)}"
@@ -245,12 +281,15 @@ def make_file(tmp_path: Path) -> Iterator[MakeFile]:
             stack.callback(path.unlink, missing_ok=True)
             return path
 
-        def make_file(content: bytes, *, buffering: int = -1, again: bool = False) -> BinaryIO:
-            path = known.get(content) if again else None
+        def keep(content: bytes) -> Path:
+            path = kept_files.get(content)
             if path is None:
-                path = write(content)
-            if again:
-                known[content] = path
+                path = kept_files[content] = next(folders) / "kept"
+                path.write_bytes(content)
+            return path
+
+        def make_file(content: bytes, *, buffering: int = -1, again: bool = False) -> BinaryIO:
+            path = keep(content) if again else write(content)
             file: Any = stack.enter_context(open(path, "rb", buffering))
             return file  # type: ignore[no-any-return]
 

@@ -15,7 +15,7 @@ import pytest
 import aiozc
 
 from .conftest import Connect, MakeFile
-from .support import Receiver, in_a_thread, pattern, run_on
+from .support import Receiver, case, in_a_thread, pattern, run_on
 from .ways import Ends
 
 pytestmark = pytest.mark.anyio
@@ -79,11 +79,6 @@ WRONG_IN_DEBUG_MODE: dict[str, Callable[[Things], tuple[Any, ...]]] = {
 }
 
 
-def cases(table: dict[str, Callable[[Things], tuple[Any, ...]]]) -> pytest.MarkDecorator:
-    """Make parameters of a table."""
-    return pytest.mark.parametrize("wrong", table.values(), ids=table.keys())
-
-
 async def raised_by(transfer: Transfer, arguments: tuple[Any, ...], **options: bool) -> Raised:
     """Return the type and the words of what the call raises."""
     try:
@@ -108,35 +103,44 @@ by_transfers = pytest.mark.parametrize("transfer", TRANSFERS, ids=lambda one: on
 
 
 @by_transfers
-@pytest.mark.parametrize("fallback", [True, False])
-@cases(WRONG)
 async def test_a_wrong_argument_raises_what_asyncio_raises(
-    wrong: Callable[[Things], tuple[Any, ...]], fallback: bool, transfer: Transfer, things: Things
+    transfer: Transfer, things: Things
 ) -> None:
-    arguments = wrong(things)
-    expected = raised_by_asyncio(arguments)
-    assert await raised_by(transfer, arguments, fallback=fallback) == expected
+    for name, wrong in WRONG.items():
+        with case(wrong=name):
+            arguments = wrong(things)
+            expected = raised_by_asyncio(arguments)
+            for fallback in (True, False):
+                assert await raised_by(transfer, arguments, fallback=fallback) == expected
+                check_not_moved(things)
     await check_nothing_sent(things)
 
 
 @by_transfers
-@cases(WRONG_IN_DEBUG_MODE)
 async def test_a_wrong_argument_in_debug_mode_raises_what_asyncio_raises(
-    wrong: Callable[[Things], tuple[Any, ...]], transfer: Transfer, things: Things
+    transfer: Transfer, things: Things
 ) -> None:
-    arguments = wrong(things)
-    expected = raised_by_asyncio(arguments, debug=True)
-    asyncio.get_running_loop().set_debug(True)
-    try:
-        assert await raised_by(transfer, arguments) == expected
-    finally:
-        asyncio.get_running_loop().set_debug(False)
+    for name, wrong in WRONG_IN_DEBUG_MODE.items():
+        with case(wrong=name):
+            things.stream.setblocking(False)
+            arguments = wrong(things)
+            expected = raised_by_asyncio(arguments, debug=True)
+            asyncio.get_running_loop().set_debug(True)
+            try:
+                assert await raised_by(transfer, arguments) == expected
+            finally:
+                asyncio.get_running_loop().set_debug(False)
+            check_not_moved(things)
     await check_nothing_sent(things)
 
 
-async def check_nothing_sent(things: Things) -> None:
-    """Check that the call did no more than raise."""
+def check_not_moved(things: Things) -> None:
+    """Check that the call has moved no file."""
     assert things.binary.tell() == things.text.tell() == 0
+
+
+async def check_nothing_sent(things: Things) -> None:
+    """Check that the calls did no more than raise."""
     things.stream.close()
     assert await things.receiver.wait_end() == b""
 

@@ -161,31 +161,33 @@ async def test_a_socket_that_somebody_has_made_blocking_does_not_stop_the_loop(
 
 @pytest.mark.ring
 @pytest.mark.anyio
-async def test_a_chain_that_the_kernel_cuts_at_the_second_try_ends_the_ring_too(
-    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refusals", [0, 1], ids=["at once", "at the second try"])
+async def test_a_chain_that_the_kernel_cuts_ends_the_ring_and_the_next_transfer_has_a_new_one(
+    refusals: int, connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sock, _ = connect()
+    broken, _ = connect()
     reactor = aiozc.get_reactor()
     real = Ring.submit
-    tries = 0
+    outcomes = [OSError(errno.EBUSY, "busy")] * refusals + [BrokenRingError("taken in part")]
 
     def submit(ring: Ring, chain: "list[Sqe]") -> None:
-        nonlocal tries
-        if len(chain) < 2:
+        if len(chain) > 1 and isinstance(outcomes[0], BrokenRingError):
             real(ring, chain)
-            return
-        tries += 1
-        if tries == 1:
-            raise OSError(errno.EBUSY, "busy")
+        if len(chain) > 1:
+            raise outcomes.pop(0)
         real(ring, chain)
-        raise BrokenRingError("taken in part")
 
+    file = make_file(CONTENT)
     with monkeypatch.context() as patch:
         patch.setattr(Ring, "submit", submit)
         with pytest.raises(BrokenRingError):
-            await aiozc.loop_sendfile(sock, make_file(CONTENT))
+            await aiozc.loop_sendfile(broken, file)
     await until(lambda: reactor.closed)
-    assert aiozc.get_reactor() is not reactor
+    assert not outcomes
+    sock, receiver = connect()
+    assert await aiozc.loop_sendfile(sock, file) == len(CONTENT)
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT)
 
 
 @pytest.mark.ring

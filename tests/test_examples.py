@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, Protocol
 
 import pytest
 
-from .support import MIB, assert_same, digest, pattern, wait_until
+from .support import MIB, assert_same, case, digest, pattern, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Not in development mode: asyncio would say which callbacks took long on a busy machine.
@@ -128,6 +128,9 @@ USAGE = {
     "upload.py": "FILE HOST:PORT",
     "anyio_upload.py": "FILE HOST:PORT",
     "tee_to_socket.py": "HOST:PORT",
+    "file_server.py": "DIR",
+    "starlette_app.py": "DIR",
+    "aiohttp_app.py": "DIR",
 }
 
 
@@ -151,10 +154,10 @@ def server(run: Run, tmp_path: Path) -> Server:
     return serving(run("send_file.py", path, 0))
 
 
-@pytest.mark.parametrize("asked", [b"", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000)])
-def test_every_connection_is_answered_with_the_file(asked: bytes, server: Server) -> None:
-    for _ in range(3):
-        assert_same(server.fetch(asked), CONTENT)
+def test_every_connection_is_answered_with_the_file(server: Server) -> None:
+    for asked in (b"", b"", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000)):
+        with case(asked=asked[:3]):
+            assert_same(server.fetch(asked), CONTENT)
     assert server.stop() == "0 "
 
 
@@ -303,6 +306,14 @@ def uploads(run: Run, tmp_path: Path) -> Server:
     return serving(run("upload_server.py", tmp_path / "uploads", "--port", 0))
 
 
+def taken(tmp_path: Path) -> bytes:
+    """Return the content of the one file that there is, and take it away."""
+    (arrived,) = uploaded(tmp_path)
+    (path,) = (tmp_path / "uploads").iterdir()
+    path.unlink()
+    return arrived
+
+
 def uploaded(tmp_path: Path) -> list[bytes]:
     """Return the contents of the whole files; check that there are no others."""
     paths = list((tmp_path / "uploads").iterdir())
@@ -310,17 +321,17 @@ def uploaded(tmp_path: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-@pytest.mark.parametrize("size", SIZES)
 def test_an_uploaded_file_arrives_and_its_size_is_said(
-    size: int, run: Run, uploads: Server, tmp_path: Path
+    run: Run, uploads: Server, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_bytes(CONTENT[:size])
-    client = run("upload.py", tmp_path / "file", uploads.address)
-    assert client.communicate()[0] == b"%d bytes\n" % size
-    assert client.returncode == 0
-    (arrived,) = uploaded(tmp_path)
-    assert_same(arrived, CONTENT[:size])
-    assert uploads.line().endswith(f": {size} bytes\n")
+    for size in SIZES:
+        with case(size=size):
+            (tmp_path / "file").write_bytes(CONTENT[:size])
+            client = run("upload.py", tmp_path / "file", uploads.address)
+            assert client.communicate()[0] == b"%d bytes\n" % size
+            assert client.returncode == 0
+            assert_same(taken(tmp_path), CONTENT[:size])
+            assert uploads.line().endswith(f": {size} bytes\n")
     assert uploads.stop() == "0 "
 
 
@@ -463,20 +474,20 @@ def test_an_upload_fails_where_the_server_has_another_size(
 # tee_to_socket.py
 
 
-@pytest.mark.parametrize("size", SIZES)
 def test_both_ends_of_a_tee_in_a_shell_get_all_of_the_input(
-    size: int, uploads: Server, tmp_path: Path
+    uploads: Server, tmp_path: Path
 ) -> None:
     """The peer is a real one too, and answers."""
     source, copy = tmp_path / "file", tmp_path / "copy"
-    source.write_bytes(CONTENT[:size])
     tee = shlex.join([*PYTHON, str(EXAMPLES / "tee_to_socket.py"), uploads.address])
     line = f"cat {source} | {{ {tee} || echo failed >&2; }} | cat > {copy}"
-    pipeline = subprocess.run(["sh", "-c", line], check=True, stderr=subprocess.PIPE)
-    assert pipeline.stderr == b""
-    assert_same(copy.read_bytes(), CONTENT[:size])
-    (arrived,) = uploaded(tmp_path)
-    assert_same(arrived, CONTENT[:size])
+    for size in SIZES:
+        with case(size=size):
+            source.write_bytes(CONTENT[:size])
+            pipeline = subprocess.run(["sh", "-c", line], check=True, stderr=subprocess.PIPE)
+            assert pipeline.stderr == b""
+            assert_same(copy.read_bytes(), CONTENT[:size])
+            assert_same(taken(tmp_path), CONTENT[:size])
 
 
 class Tee(NamedTuple):

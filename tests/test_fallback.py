@@ -24,6 +24,7 @@ from .support import (
     MIB,
     Tls,
     assert_same,
+    case,
     outcome_of,
     pattern,
     turns,
@@ -158,7 +159,7 @@ async def test_a_source_that_can_seek_arrives_whole_or_in_part(
     source = open_source(name)
     size = len(CONTENT)
     for offset, count in (
-        *((0, None), (0, 1), (0, MIB), (0, 10 * MIB), (1, None)),
+        *((0, None), (0, 1), (1, 10 * MIB)),
         *((4097, 500_000), (MIB, None), (size, None), (size, 1)),
     ):
         chosen = CONTENT[offset:] if count is None else CONTENT[offset : offset + count]
@@ -179,26 +180,28 @@ async def test_a_pipe_arrives_to_its_end(
     assert_same(await receiver.wait_end(), CONTENT)
 
 
-@pytest.mark.parametrize("count", [1, 65_536, 65_537, MIB])
 async def test_a_pipe_arrives_to_the_count_and_keeps_the_rest(
-    count: int, open_source: Callable[[str], Any], connect: Connect
+    open_source: Callable[[str], Any], connect: Connect
 ) -> None:
-    sock, receiver = connect()
-    pipe = open_source("pipe")
-    assert await aiozc.loop_sendfile(sock, pipe, 0, count) == count
-    assert_same(await asyncio.to_thread(pipe.read), CONTENT[count:])
-    sock.close()
-    assert_same(await receiver.wait_end(), CONTENT[:count])
+    for count in (1, 65_536, 65_537, MIB):
+        with case(count=count):
+            sock, receiver = connect()
+            pipe = open_source("pipe")
+            assert await aiozc.loop_sendfile(sock, pipe, 0, count) == count
+            assert_same(await asyncio.to_thread(pipe.read), CONTENT[count:])
+            sock.close()
+            assert_same(await receiver.wait_end(), CONTENT[:count])
 
 
-@pytest.mark.parametrize("count", [1, 100_000, 3 * MIB])
 async def test_a_device_arrives_to_the_count(
-    count: int, open_source: Callable[[str], Any], connect: Connect
+    open_source: Callable[[str], Any], connect: Connect
 ) -> None:
-    sock, receiver = connect()
-    assert await aiozc.loop_sendfile(sock, open_source("zeros"), 0, count) == count
-    sock.close()
-    assert_same(await receiver.wait_end(), bytes(count))
+    for count in (1, 100_000, 3 * MIB):
+        with case(count=count):
+            sock, receiver = connect()
+            assert await aiozc.loop_sendfile(sock, open_source("zeros"), 0, count) == count
+            sock.close()
+            assert_same(await receiver.wait_end(), bytes(count))
 
 
 @pytest.fixture(params=["/proc/version", "/proc/cpuinfo", "/proc/kallsyms"])

@@ -18,7 +18,7 @@ from aiozc._engines.base import Run
 from aiozc._engines.reactor import Reactor, latest_reactor
 from aiozc._engines.records import Original, Record, outlet
 from aiozc._engines.uring import _INDEX_BITS, _TICKER, Uring
-from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
+from aiozc._kernel.ring import Completion
 from aiozc._transfers.sendfile import Sendfile
 
 from .conftest import Connect, MakeFile
@@ -63,12 +63,14 @@ async def test_another_threads_reactor_is_never_taken_for_ones_own(
     other = object()
     real = Reactor.serves
 
-    def serves(self: Reactor, loop: asyncio.AbstractEventLoop) -> bool:
-        monkeypatch.setattr(reactor_module, "_latest", other)
-        return real(self, loop)
+    with monkeypatch.context() as patch:
 
-    monkeypatch.setattr(Reactor, "serves", serves)
-    assert latest_reactor(asyncio.get_running_loop()) is own
+        def serves(self: Reactor, loop: asyncio.AbstractEventLoop) -> bool:
+            patch.setattr(reactor_module, "_latest", other)
+            return real(self, loop)
+
+        patch.setattr(Reactor, "serves", serves)
+        assert latest_reactor(asyncio.get_running_loop()) is own
 
 
 class ClosedAtItsFirstWakeUp:
@@ -127,33 +129,6 @@ async def test_a_position_that_cannot_be_set_leaves_the_socket_free(
     assert await aiozc.loop_sendfile(sock, file) == len(content)
     sock.close()
     assert_same(await receiver.wait_end(), content * 2)
-
-
-@pytest.mark.ring
-@pytest.mark.anyio
-async def test_a_chain_that_the_kernel_cuts_ends_the_ring_and_the_next_transfer_has_a_new_one(
-    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken, _ = connect()
-    reactor = aiozc.get_reactor()
-    real = Ring.submit
-
-    def submit(self: Ring, chain: tuple[Sqe, ...]) -> None:
-        real(self, chain)
-        if len(chain) > 1:
-            raise BrokenRingError("the kernel took a part")
-
-    file = make_file(pattern(2 * MIB))
-    with monkeypatch.context() as patch:
-        patch.setattr(Ring, "submit", submit)
-        with pytest.raises(BrokenRingError):
-            await aiozc.loop_sendfile(broken, file)
-    await turns(2)
-    assert reactor.closed
-    sock, receiver = connect()
-    assert await aiozc.loop_sendfile(sock, file) == 2 * MIB
-    sock.close()
-    assert_same(await receiver.wait_end(), pattern(2 * MIB))
 
 
 @pytest.mark.anyio

@@ -40,7 +40,7 @@ async def test_a_slow_reader_gets_everything(
     """It takes the next step once the last has arrived."""
     content = pattern(2 * MIB + 3)
     sock, receiver = connect(family, limit=0)
-    sending = asyncio.create_task(send(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content, again=True)))
     for due in range(step, len(content), step):
         receiver.allow(due)
         await receiver.wait_arrived(due)
@@ -56,12 +56,12 @@ async def test_a_reader_that_stops_for_a_while_gets_everything(
     """While it stops, others are served from beginning to end."""
     content = pattern(6 * MIB)
     sock, receiver = connect(family, limit=MIB, sndbuf=64 * KIB, rcvbuf=64 * KIB)
-    sending = asyncio.create_task(send(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content, again=True)))
     await receiver.wait_arrived(MIB)
     for seed in range(1, 6):
         other = pattern(MIB, seed)
         other_sock, other_receiver = connect(family)
-        assert await send(other_sock, make_file(other)) == MIB
+        assert await send(other_sock, make_file(other, again=True)) == MIB
         other_sock.close()
         assert_same(await other_receiver.wait_end(), other)
     assert not sending.done()
@@ -78,7 +78,7 @@ async def test_a_small_send_buffer_slows_but_does_not_harm(
 ) -> None:
     content = pattern(size)
     sock, receiver = connect(family, sndbuf=sndbuf)
-    assert await send(sock, make_file(content)) == size
+    assert await send(sock, make_file(content, again=True)) == size
     sock.close()
     assert_same(await receiver.wait_end(), content)
 
@@ -96,7 +96,7 @@ async def test_two_hundred_transfers_at_once_all_arrive(
 
 async def send_two_hundred(send: Send, family: int, connect: Connect, make_file: MakeFile) -> None:
     contents = [pattern(300_000 + seed, seed) for seed in range(8)]
-    files = [make_file(content) for content in contents]
+    files = [make_file(content, again=True) for content in contents]
     connections = [connect(family) for _ in range(200)]
     sent = await asyncio.gather(
         *(
@@ -117,7 +117,7 @@ async def test_signals_do_not_disturb_a_transfer(
     """They interrupt the system calls of the loop's thread."""
     content = pattern(6 * MIB)
     sock, receiver = connect(family, sndbuf=64 * KIB, rcvbuf=64 * KIB)
-    sending = asyncio.create_task(send(sock, make_file(content)))
+    sending = asyncio.create_task(send(sock, make_file(content, again=True)))
     caught = itertools.count()
     before = signal.signal(signal.SIGUSR1, lambda *_: next(caught))
     try:
@@ -137,7 +137,7 @@ async def test_where_descriptors_run_out_a_transfer_ends_with_an_oserror_and_a_r
 ) -> None:
     content = pattern(2 * MIB)
     connections = [connect(limit=0, sndbuf=50_000, rcvbuf=50_000) for _ in range(20)]
-    files = [make_file(content) for _ in connections]
+    files = [make_file(content, again=True) for _ in connections]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with aiozc.Reactor(entries=8):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(holdings().descriptors) + 10, hard))
@@ -163,12 +163,12 @@ async def test_slow_peers_do_not_slow_another(
 ) -> None:
     """Fifty read nothing until the one has all of its 8 MiB."""
     content, other = pattern(8 * MIB), pattern(MIB, 1)
-    file = make_file(other)
+    file = make_file(other, again=True)
     slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(50)]
     sending = [asyncio.create_task(send(sock, file)) for sock, _ in slow]
     await turns(10)
     sock, receiver = connect(family)
-    assert await send(sock, make_file(content)) == len(content)
+    assert await send(sock, make_file(content, again=True)) == len(content)
     sock.close()
     assert_same(await receiver.wait_end(), content)
     assert not any(task.done() for task in sending)
@@ -192,7 +192,7 @@ async def test_slow_peers_hold_no_pipe_for_as_long_as_they_are_slow(
     content = pattern(4 * MIB)
     async with aiozc.Reactor(entries=8) as reactor:
         slow = [connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(10)]
-        files = [make_file(content) for _ in slow]
+        files = [make_file(content, again=not cold) for _ in slow]
         sending = [
             asyncio.create_task(send(sock, file))
             for (sock, _), file in zip(slow, files, strict=True)
@@ -236,7 +236,7 @@ async def test_the_statistics_count_what_went_by_chains(
     content = pattern(4 * MIB)
     sock, receiver = connect()
     before = aiozc.get_reactor().statistics()
-    await send(sock, make_file(content))
+    await send(sock, make_file(content, again=True))
     after = aiozc.get_reactor().statistics()
     sock.close()
     assert_same(await receiver.wait_end(), content)
@@ -256,7 +256,7 @@ async def test_a_small_cached_file_needs_no_turn_of_the_loop(
     sock, receiver = connect()
     gone_round = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(gone_round.set_result, None)
-    assert await aiozc.loop_sendfile(sock, make_file(content)) == size
+    assert await aiozc.loop_sendfile(sock, make_file(content, again=True)) == size
     assert not gone_round.done()
     sock.close()
     assert_same(await receiver.wait_end(), content)

@@ -4,9 +4,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import aiozc
+
+from .support import case
 
 PACKAGE = Path(aiozc.__file__).parent
 
@@ -20,8 +20,8 @@ ROOMS: dict[str, set[str]] = {
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
     "_install": {"_errors", "_api"},
-    "_elsewhere": {"_capabilities"},
     "integrations": {"_errors", "_engines", "_api", *aiozc.__all__},
+    "_elsewhere": {"_capabilities"},
     "__init__": {
         "_capabilities",
         "_errors",
@@ -51,24 +51,26 @@ def imported(module: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_its_own_room_and_those_beneath_it(module: Path) -> None:
-    room = room_of(module)
-    for name in imported(module):
-        top, _, rest = name.partition(".")
-        if top == "aiozc":
-            assert rest.split(".")[0] in ROOMS[room] | {room}, f"{room} imports {name}"
+def test_a_module_imports_its_own_room_and_those_beneath_it() -> None:
+    for module in MODULES:
+        with case(module=module):
+            room = room_of(module)
+            for name in imported(module):
+                top, _, rest = name.partition(".")
+                if top == "aiozc":
+                    assert rest.split(".")[0] in ROOMS[room] | {room}, f"{room} imports {name}"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_ctypes_has_one_home_and_transfers_do_nothing_themselves(module: Path) -> None:
-    room = room_of(module)
-    tops = {name.split(".")[0] for name in imported(module)}
-    assert "ctypes" not in tops or room == "_kernel"
-    if room in {"_transfers", "_kernel"}:
-        assert "asyncio" not in tops
-    if room == "_transfers":
-        assert not tops & {"os", "socket", "select", "fcntl"}
+def test_ctypes_has_one_home_and_transfers_do_nothing_themselves() -> None:
+    for module in MODULES:
+        with case(module=module):
+            room = room_of(module)
+            tops = {name.split(".")[0] for name in imported(module)}
+            assert "ctypes" not in tops or room == "_kernel"
+            if room in {"_transfers", "_kernel"}:
+                assert "asyncio" not in tops
+            if room == "_transfers":
+                assert not tops & {"os", "socket", "select", "fcntl"}
 
 
 def test_the_top_module_only_lists() -> None:

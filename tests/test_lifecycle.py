@@ -69,7 +69,7 @@ async def test_a_loop_whose_reactor_was_closed_can_have_another(
     for _ in range(3):
         reactor = aiozc.Reactor(entries=8)
         sock, receiver = connect()
-        assert await aiozc.loop_sendfile(sock, make_file(CONTENT)) == len(CONTENT)
+        assert await aiozc.loop_sendfile(sock, make_file(CONTENT, again=True)) == len(CONTENT)
         await reactor.aclose()
         assert reactor.closed
         await reactor.aclose()
@@ -84,7 +84,7 @@ async def test_closing_a_reactor_ends_the_transfers_in_flight(
     before = holdings()
     reactor = aiozc.Reactor(entries=8)
     connections = [connect(limit=0, sndbuf=50_000, rcvbuf=50_000) for _ in range(5)]
-    files = [make_file(CONTENT) for _ in connections]
+    files = [make_file(CONTENT, again=True) for _ in connections]
     tasks = [
         asyncio.create_task(aiozc.loop_sendfile(sock, file))
         for (sock, _), file in zip(connections, files, strict=True)
@@ -163,7 +163,7 @@ def test_a_loop_that_ends_at_rest_leaves_nothing(
     run: Callable[[Main], None], connect: Connect, make_file: MakeFile
 ) -> None:
     sock, receiver = connect()
-    file = make_file(CONTENT)
+    file = make_file(CONTENT, again=True)
     before = holdings()
 
     async def main() -> None:
@@ -188,7 +188,10 @@ def test_a_loop_that_ends_with_transfers_in_flight_leaves_nothing(
 ) -> None:
     """Nor does anything arrive later; a runner cancels them, so that the positions are right."""
     connections = [connect(limit=0, sndbuf=50_000, rcvbuf=50_000) for _ in range(5)]
-    files = [make_file(CONTENT) if source == "file" else io.BytesIO(CONTENT) for _ in range(5)]
+    files = [
+        make_file(CONTENT, again=True) if source == "file" else io.BytesIO(CONTENT)
+        for _ in range(5)
+    ]
     before = holdings()
 
     async def main() -> None:
@@ -215,7 +218,7 @@ def test_a_loop_that_ends_by_an_error_leaves_nothing(
     run: Callable[[Main], None], connect: Connect, make_file: MakeFile
 ) -> None:
     sock, _ = connect(limit=0, sndbuf=50_000, rcvbuf=50_000)
-    file = make_file(CONTENT)
+    file = make_file(CONTENT, again=True)
     before = holdings()
 
     async def main() -> None:
@@ -235,7 +238,7 @@ def test_a_loop_of_the_main_thread_leaves_nothing(
 ) -> None:
     """Its kernel worker may stay for as long as the thread: how many is another test's matter."""
     sock, _ = connect(limit=0, sndbuf=50_000, rcvbuf=50_000)
-    file = make_file(CONTENT)
+    file = make_file(CONTENT, again=True)
     before = holdings()
 
     async def main() -> None:
@@ -252,7 +255,7 @@ def test_a_thousand_loops_leave_no_more_than_one(
 ) -> None:
     """Each sends by its ring, which the kernel's workers then serve."""
     content = pattern(300 * KIB)
-    file = make_file(content)
+    file = make_file(content, again=True)
 
     async def main() -> None:
         near, far = socket_pair(socket.AF_UNIX)
@@ -287,7 +290,7 @@ def test_a_loop_that_stops_and_runs_again_goes_on_with_its_transfers(
     """Between its two runs another loop of the same thread sends; after it, too."""
     sock, receiver = connect(limit=100_000, sndbuf=50_000, rcvbuf=50_000)
     other_sock, other_receiver = connect()
-    file, other = make_file(CONTENT), make_file(CONTENT)
+    file, other = make_file(CONTENT, again=True), make_file(CONTENT, again=True)
 
     async def start() -> "asyncio.Task[int]":
         task = asyncio.create_task(aiozc.loop_sendfile(sock, file))
@@ -312,7 +315,7 @@ def test_loops_in_several_threads_do_not_meet(connect: Connect, make_file: MakeF
     """Two of each make, at the same time, with a reactor and six transfers each."""
     contents = [pattern(MIB + seed, seed) for seed in range(4)]
     connections = [[connect() for _ in range(6)] for _ in contents]
-    files = [make_file(content) for content in contents]
+    files = [make_file(content, again=True) for content in contents]
     makes = [asyncio.new_event_loop, uvloop.new_event_loop] * 2
 
     def loop_of(number: int) -> Callable[[], aiozc.Reactor]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 import socket
 import tempfile
@@ -15,7 +16,7 @@ import pytest
 import aiozc
 
 from .conftest import Connect, MakeFile, Send
-from .support import KIB, MIB, FarEnd, assert_same, fill, pattern, turns, write_out
+from .support import KIB, MIB, FarEnd, assert_same, case, fill, pattern, turns, write_out
 
 pytestmark = pytest.mark.anyio
 
@@ -27,24 +28,25 @@ SMALL = 64 * KIB + 7  # sent at once, if it is cached
 LARGE = 2 * MIB + 7  # sent by the ring
 
 
-@pytest.mark.parametrize("size", SIZES)
 async def test_a_file_of_any_size_arrives_whole(
-    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    content = pattern(size)
-    sock, receiver = connect(family)
-    file = make_file(content)
-    assert await send(sock, file) == size
-    assert file.tell() == size
-    sock.close()
-    assert_same(await receiver.wait_end(), content)
+    for size in SIZES:
+        with case(size=size):
+            content = pattern(size)
+            sock, receiver = connect(family)
+            file = make_file(content, again=True)
+            assert await send(sock, file) == size
+            assert file.tell() == size
+            sock.close()
+            assert_same(await receiver.wait_end(), content)
 
 
 async def test_a_file_of_64_mib_arrives_whole(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(64 * MIB)
-    sock, receiver = connect(family)
+    sock, receiver = connect()
     file = make_file(content)
     assert await send(sock, file) == 64 * MIB
     assert file.tell() == 64 * MIB
@@ -52,54 +54,58 @@ async def test_a_file_of_64_mib_arrives_whole(
     assert_same(await receiver.wait_end(), content)
 
 
-@pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 8192, 61_441])
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 async def test_an_offset_and_a_count_choose_what_arrives(
-    send: Send, size: int, offset: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    content = pattern(size)
-    file = make_file(content)
-    for count in (None, 1, 4096, 40_000, SMALL, 10 * LARGE):
-        chosen = content[offset:] if count is None else content[offset : offset + count]
-        sock, receiver = connect(family)
-        assert await send(sock, file, offset, count) == len(chosen)
-        assert file.tell() == offset + len(chosen)
-        sock.close()
-        assert_same(await receiver.wait_end(), chosen)
+    for size, offset in itertools.product((SMALL, LARGE), (0, 1, 4095, 4096, 8192, 61_441)):
+        with case(size=size, offset=offset):
+            content = pattern(size)
+            file = make_file(content, again=True)
+            for count in (None, 1, 4096, 40_000, SMALL, 10 * LARGE):
+                chosen = content[offset:] if count is None else content[offset : offset + count]
+                sock, receiver = connect(family)
+                assert await send(sock, file, offset, count) == len(chosen)
+                assert file.tell() == offset + len(chosen)
+                sock.close()
+                assert_same(await receiver.wait_end(), chosen)
 
 
-@pytest.mark.parametrize("size", [0, SMALL, LARGE])
 async def test_at_the_end_and_beyond_it_there_is_nothing_to_send(
-    send: Send, size: int, connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
-    sock, receiver = connect()
-    file = make_file(pattern(size))
-    for beyond in (0, 1, 4096, 1 << 33):
-        for count in (None, 1, MIB):
-            assert await send(sock, file, size + beyond, count) == 0
-            assert file.tell() == size + beyond
-    sock.close()
-    assert await receiver.wait_end() == b""
+    for size in (0, SMALL, LARGE):
+        with case(size=size):
+            sock, receiver = connect()
+            file = make_file(pattern(size), again=True)
+            for beyond in (0, 1, 4096, 1 << 33):
+                for count in (None, 1, MIB):
+                    assert await send(sock, file, size + beyond, count) == 0
+                    assert file.tell() == size + beyond
+            sock.close()
+            assert await receiver.wait_end() == b""
 
 
-@pytest.mark.parametrize("before", [0, 1, 4095, 3 * MIB])
 async def test_bytes_beyond_4_gib_of_a_sparse_file_arrive(
-    send: Send, before: int, connect: Connect, tmp_path: Path
+    send: Send, connect: Connect, tmp_path: Path
 ) -> None:
     """The first bytes sent lie `before` the mark of 4 GiB; the last lie beyond it."""
-    start = (4 << 30) - before
-    content = pattern(5 * MIB + 1)
-    sock, receiver = connect()
+    content = pattern(4 * MIB + 1)
+    first = (4 << 30) - 3 * MIB
     with tempfile.TemporaryFile(dir=tmp_path) as file:
         file.truncate(5 << 30)
-        file.seek(start)
+        file.seek(first)
         file.write(content)
         file.flush()
-        count = len(content) + 100  # and some of the hole behind it
-        assert await send(sock, file, start, count) == count
-        assert file.tell() == start + count
-    sock.close()
-    assert_same(await receiver.wait_end(), content, bytes(100))
+        for before in (0, 1, 4095, 3 * MIB):
+            with case(before=before):
+                start = (4 << 30) - before
+                chosen = content[start - first :]
+                sock, receiver = connect()
+                count = len(chosen) + 100  # and some of the hole behind it
+                assert await send(sock, file, start, count) == count
+                assert file.tell() == start + count
+                sock.close()
+                assert_same(await receiver.wait_end(), chosen, bytes(100))
 
 
 async def test_the_end_of_a_file_of_5_gib_arrives(
@@ -119,84 +125,87 @@ async def test_the_end_of_a_file_of_5_gib_arrives(
     assert_same(await receiver.wait_end(), bytes(2 * MIB + 6), content)
 
 
-@pytest.mark.parametrize("buffering", [-1, 0])
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 async def test_the_position_before_does_not_choose_what_arrives(
-    send: Send, size: int, buffering: int, connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
-    content = pattern(size)
-    sock, receiver = connect()
-    file = make_file(content, buffering=buffering)
-    file.seek(1000)
-    assert await send(sock, file, 10, 50_000) == 50_000
-    assert file.tell() == 50_010
-    assert file.read(10) == content[50_010:50_020]
-    sock.close()
-    assert_same(await receiver.wait_end(), content[10:50_010])
+    for size, buffering in itertools.product((SMALL, LARGE), (-1, 0)):
+        with case(size=size, buffering=buffering):
+            content = pattern(size)
+            sock, receiver = connect()
+            file = make_file(content, again=True, buffering=buffering)
+            file.seek(1000)
+            assert await send(sock, file, 10, 50_000) == 50_000
+            assert file.tell() == 50_010
+            assert file.read(10) == content[50_010:50_020]
+            sock.close()
+            assert_same(await receiver.wait_end(), content[10:50_010])
 
 
-@pytest.mark.parametrize("size", [4096, SMALL, LARGE])
 async def test_transfers_follow_each_other_on_one_connection(
-    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    contents = [pattern(size, seed) for seed in range(5)]
-    sock, receiver = connect(family)
-    for content in contents:
-        assert await send(sock, make_file(content)) == size
-    sock.close()
-    assert_same(await receiver.wait_end(), *contents)
+    for size in (4096, SMALL, LARGE):
+        with case(size=size):
+            contents = [pattern(size, seed) for seed in range(5)]
+            sock, receiver = connect(family)
+            for content in contents:
+                assert await send(sock, make_file(content, again=True)) == size
+            sock.close()
+            assert_same(await receiver.wait_end(), *contents)
 
 
-@pytest.mark.parametrize("size", [1, SMALL, LARGE])
 async def test_what_was_sent_before_arrives_before(
-    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The send buffer is full when the transfer starts."""
-    content = pattern(size)
-    sock, receiver = connect(family, limit=0)
-    filler = fill(sock)
-    sending = asyncio.create_task(send(sock, make_file(content)))
-    await turns(5)
-    assert not sending.done()
-    receiver.allow(None)
-    assert await sending == size
-    sock.close()
-    assert_same(await receiver.wait_end(), bytes(filler), content)
+    for size in (1, SMALL, LARGE):
+        with case(size=size):
+            content = pattern(size)
+            sock, receiver = connect(family, limit=0)
+            filler = fill(sock)
+            sending = asyncio.create_task(send(sock, make_file(content, again=True)))
+            await turns(5)
+            assert not sending.done()
+            receiver.allow(None)
+            assert await sending == size
+            sock.close()
+            assert_same(await receiver.wait_end(), bytes(filler), content)
 
 
-@pytest.mark.parametrize("size", [4096, MIB, 8 * MIB + 1])
-@pytest.mark.parametrize("warm", [0, 4096, 700_000], ids=lambda warm: f"{warm}-warm")
 async def test_a_file_that_is_not_cached_arrives_whole(
-    send: Send, size: int, warm: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The first `warm` bytes are cached, and what the kernel read ahead with them."""
-    content = pattern(size)
-    sock, receiver = connect(family)
-    file = make_file(content, buffering=0)
-    write_out(file)
-    assert len(os.pread(file.fileno(), warm, 0)) == min(warm, size)
-    assert await send(sock, file) == size
-    assert file.tell() == size
-    sock.close()
-    assert_same(await receiver.wait_end(), content)
+    for size, warm in itertools.product((4096, MIB, 3 * MIB + 1), (0, 4096, 700_000)):
+        with case(size=size, warm=warm):
+            content = pattern(size)
+            sock, receiver = connect(family)
+            file = make_file(content, again=True, buffering=0)
+            write_out(file)
+            assert len(os.pread(file.fileno(), warm, 0)) == min(warm, size)
+            assert await send(sock, file) == size
+            assert file.tell() == size
+            sock.close()
+            assert_same(await receiver.wait_end(), content)
 
 
-@pytest.mark.parametrize("size", [4096, LARGE])
 async def test_the_socket_of_a_transport_will_do(
-    send: Send, size: int, far_end: FarEnd, make_file: MakeFile
+    send: Send, far_end: FarEnd, make_file: MakeFile
 ) -> None:
-    content = pattern(size)
-    near, far = socket.socketpair()
-    receiver = far_end.receive(far)
-    _, writer = await asyncio.open_connection(sock=near)
-    writer.write(b"before ")
-    await writer.drain()
-    sock = writer.get_extra_info("socket")
-    assert await send(sock, make_file(content)) == size
-    writer.write(b" after")
-    writer.close()
-    await writer.wait_closed()
-    assert_same(await receiver.wait_end(), b"before ", content, b" after")
+    for size in (4096, LARGE):
+        with case(size=size):
+            content = pattern(size)
+            near, far = socket.socketpair()
+            receiver = far_end.receive(far)
+            _, writer = await asyncio.open_connection(sock=near)
+            writer.write(b"before ")
+            await writer.drain()
+            sock = writer.get_extra_info("socket")
+            assert await send(sock, make_file(content, again=True)) == size
+            writer.write(b" after")
+            writer.close()
+            await writer.wait_closed()
+            assert_same(await receiver.wait_end(), b"before ", content, b" after")
 
 
 class Numbered:
@@ -210,40 +219,42 @@ class Numbered:
         return self._number
 
 
-@pytest.mark.parametrize("size", [4096, LARGE])
 async def test_anything_with_the_descriptor_of_a_stream_socket_will_do(
-    send: Send, size: int, family: int, connect: Connect, make_file: MakeFile
+    send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    content = pattern(size)
-    sock, receiver = connect(family)
-    assert await send(Numbered(sock.fileno()), make_file(content)) == size
-    sock.close()
-    assert_same(await receiver.wait_end(), content)
+    for size in (4096, LARGE):
+        with case(size=size):
+            content = pattern(size)
+            sock, receiver = connect(family)
+            assert await send(Numbered(sock.fileno()), make_file(content, again=True)) == size
+            sock.close()
+            assert_same(await receiver.wait_end(), content)
 
 
-@pytest.mark.parametrize("size", [4096, LARGE])
 async def test_a_blocking_socket_does_not_block_the_loop(
-    size: int, family: int, connect: Connect, make_file: MakeFile
+    family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """Outside of debug mode it passes the checks, as the loop's own method lets it."""
-    asyncio.get_running_loop().set_debug(False)
-    content = pattern(size)
-    sock, receiver = connect(family, limit=0)
-    filler = fill(sock)
-    sock.setblocking(True)
-    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
-    await turns(5)
-    receiver.allow(None)
-    assert await sending == size
-    sock.close()
-    assert_same(await receiver.wait_end(), bytes(filler), content)
+    for size in (4096, LARGE):
+        with case(size=size):
+            asyncio.get_running_loop().set_debug(False)
+            content = pattern(size)
+            sock, receiver = connect(family, limit=0)
+            filler = fill(sock)
+            sock.setblocking(True)
+            sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content, again=True)))
+            await turns(5)
+            receiver.allow(None)
+            assert await sending == size
+            sock.close()
+            assert_same(await receiver.wait_end(), bytes(filler), content)
 
 
 async def test_one_file_is_sent_to_many_at_once(
     send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
     content = pattern(LARGE)
-    file = make_file(content)
+    file = make_file(content, again=True)
     connections = [connect() for _ in range(8)]
     sent = await asyncio.gather(
         *(send(sock, file, place) for place, (sock, _) in enumerate(connections))
@@ -274,36 +285,42 @@ def opened(kind: str, folder: Path) -> Iterator[IO[bytes]]:
                 yield stack.enter_context(io.FileIO(folder / "file", "w+"))
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_no_kind_of_regular_file_needs_the_fallback(
-    kind: str, size: int, connect: Connect, tmp_path: Path
+    kind: str, connect: Connect, tmp_path: Path
 ) -> None:
-    content = pattern(size)
-    sock, receiver = connect()
-    with opened(kind, tmp_path) as file:
-        file.write(content)
-        file.seek(0)
-        assert await aiozc.loop_sendfile(sock, file, 0, None, fallback=False) == size
-        assert file.tell() == size
-    sock.close()
-    assert_same(await receiver.wait_end(), content)
+    for size in (SMALL, LARGE):
+        with case(size=size):
+            content = pattern(size)
+            sock, receiver = connect()
+            with opened(kind, tmp_path) as file:
+                file.write(content)
+                file.seek(0)
+                assert await aiozc.loop_sendfile(sock, file, 0, None, fallback=False) == size
+                assert file.tell() == size
+            sock.close()
+            assert_same(await receiver.wait_end(), content)
 
 
-@pytest.mark.parametrize(
-    ("offset", "count"),
-    [(0, None), (0, 4096), (4096, 4096), (4096, None), (0, MIB), (8192, 64 * KIB)],
-)
 async def test_a_file_opened_for_direct_access_arrives(
-    send: Send, offset: int, count: int | None, connect: Connect, make_file: MakeFile
+    send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
-    content = pattern(2 * MIB)
-    chosen = content[offset:] if count is None else content[offset : offset + count]
-    sock, receiver = connect()
-    cached = make_file(content)
-    write_out(cached)
-    with io.FileIO(os.open(cached.name, os.O_RDONLY | os.O_DIRECT)) as file:
-        assert await send(sock, file, offset, count) == len(chosen)
-        assert file.tell() == offset + len(chosen)
-    sock.close()
-    assert_same(await receiver.wait_end(), chosen)
+    for offset, count in (
+        (0, None),
+        (0, 4096),
+        (4096, 4096),
+        (4096, None),
+        (0, MIB),
+        (8192, 64 * KIB),
+    ):
+        with case(offset=offset, count=count):
+            content = pattern(2 * MIB)
+            chosen = content[offset:] if count is None else content[offset : offset + count]
+            sock, receiver = connect()
+            cached = make_file(content, again=True)
+            write_out(cached)
+            with io.FileIO(os.open(cached.name, os.O_RDONLY | os.O_DIRECT)) as file:
+                assert await send(sock, file, offset, count) == len(chosen)
+                assert file.tell() == offset + len(chosen)
+            sock.close()
+            assert_same(await receiver.wait_end(), chosen)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gzip
 import io
+import itertools
 import os
 import socket
 import tempfile
@@ -27,6 +28,7 @@ from .support import (
     FarEnd,
     Tls,
     assert_same,
+    case,
     outcome_of,
     pattern,
     run_on,
@@ -62,132 +64,134 @@ class Handle:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", HANDLES)
-async def test_a_source_is_read_at_its_offset_or_its_position(
-    name: str, kind: str, ends: Ends
-) -> None:
+async def test_a_source_is_read_at_its_offset_or_its_position(kind: str, ends: Ends) -> None:
     """A number leaves the position alone; None advances it."""
-    for offset in OFFSETS:
-        for count in (None, 1, 4096, 50_000, 2 * LARGE):
-            source = Handle(name, ends, CONTENT[:SMALL], "rb")
-            source.file.seek(1000)
-            target = ends.target(kind)
-            start = 1000 if offset is None else offset
-            chosen = CONTENT[start:SMALL] if count is None else CONTENT[start:SMALL][:count]
-            moved = await aiozc.splice_pipe(source.given, target.end, count, src_offset=offset)
-            assert moved == len(chosen)
-            assert source.position == (1000 + moved if offset is None else 1000)
-            after = source.position
-            assert source.file.read(10) == CONTENT[after : min(after + 10, SMALL)]
-            await target.check(chosen)
+    for name in HANDLES:
+        with case(name=name):
+            for offset in OFFSETS:
+                for count in (None, 1, 4096, 50_000, 2 * LARGE):
+                    source = Handle(name, ends, CONTENT[:SMALL], "rb")
+                    source.file.seek(1000)
+                    target = ends.target(kind)
+                    start = 1000 if offset is None else offset
+                    chosen = CONTENT[start:SMALL] if count is None else CONTENT[start:SMALL][:count]
+                    moved = await aiozc.splice_pipe(
+                        source.given, target.end, count, src_offset=offset
+                    )
+                    assert moved == len(chosen)
+                    assert source.position == (1000 + moved if offset is None else 1000)
+                    after = source.position
+                    assert source.file.read(10) == CONTENT[after : min(after + 10, SMALL)]
+                    await target.check(chosen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", HANDLES)
-@pytest.mark.parametrize("size", [0, 1, SMALL])
-async def test_a_target_is_written_at_its_offset_or_its_position(
-    size: int, name: str, kind: str, ends: Ends
-) -> None:
+async def test_a_target_is_written_at_its_offset_or_its_position(kind: str, ends: Ends) -> None:
     """A number leaves the position alone; None advances it. Nothing around it changes."""
-    content = CONTENT[:size]
-    for offset in (*OFFSETS, 99_999, 100_000, 150_000):
-        source = ends.source(kind, content)
-        target = Handle(name, ends, OLD, "r+b")
-        target.file.seek(1000)
-        start = 1000 if offset is None else offset
-        assert await aiozc.splice_pipe(source.end, target.given, dst_offset=offset) == size
-        assert target.position == (1000 + size if offset is None else 1000)
-        hole = bytes(max(0, start - len(OLD)) if size else 0)
-        assert_same(content_of(target.file), OLD[:start], hole, content, OLD[start + size :])
+    for size, name in itertools.product((0, 1, SMALL), HANDLES):
+        with case(size=size, name=name):
+            content = CONTENT[:size]
+            for offset in (*OFFSETS, 99_999, 100_000, 150_000):
+                source = ends.source(kind, content)
+                target = Handle(name, ends, OLD, "r+b")
+                target.file.seek(1000)
+                start = 1000 if offset is None else offset
+                assert await aiozc.splice_pipe(source.end, target.given, dst_offset=offset) == size
+                assert target.position == (1000 + size if offset is None else 1000)
+                hole = bytes(max(0, start - len(OLD)) if size else 0)
+                assert_same(
+                    content_of(target.file), OLD[:start], hole, content, OLD[start + size :]
+                )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", HANDLES)
 async def test_at_the_end_of_a_file_and_beyond_it_there_is_nothing_to_move(
-    name: str, kind: str, ends: Ends
+    kind: str, ends: Ends
 ) -> None:
-    source = Handle(name, ends, CONTENT[:SMALL], "rb")
-    target = ends.target(kind)
-    for beyond in (0, 1, 4096, 1 << 33):
-        for count in (None, 1, MIB):
-            source.file.seek(SMALL + beyond)
-            assert await aiozc.splice_pipe(source.given, target.end, count) == 0
-            assert source.position == SMALL + beyond
-            offset = SMALL + beyond
-            moved = await aiozc.splice_pipe(source.given, target.end, count, src_offset=offset)
-            assert moved == 0
-            assert source.position == SMALL + beyond
-    await target.check()
+    for name in HANDLES:
+        with case(name=name):
+            source = Handle(name, ends, CONTENT[:SMALL], "rb")
+            target = ends.target(kind)
+            for beyond in (0, 1, 4096, 1 << 33):
+                for count in (None, 1, MIB):
+                    source.file.seek(SMALL + beyond)
+                    assert await aiozc.splice_pipe(source.given, target.end, count) == 0
+                    assert source.position == SMALL + beyond
+                    offset = SMALL + beyond
+                    moved = await aiozc.splice_pipe(
+                        source.given, target.end, count, src_offset=offset
+                    )
+                    assert moved == 0
+                    assert source.position == SMALL + beyond
+            await target.check()
 
 
-@pytest.mark.parametrize("offset", [None, 500])
-async def test_what_a_reader_has_read_ahead_is_moved_all_the_same(
-    offset: int | None, ends: Ends
-) -> None:
+async def test_what_a_reader_has_read_ahead_is_moved_all_the_same(ends: Ends) -> None:
     """Its position is the one that its user sees, not the one of the file beneath it."""
-    source = ends.file(CONTENT, "rb")
-    assert source.read(10) == CONTENT[:10]
-    assert os.lseek(source.fileno(), 0, os.SEEK_CUR) > 10
-    target = ends.target("tcp")
-    start = 10 if offset is None else offset
-    assert await aiozc.splice_pipe(source, target.end, 70_000, src_offset=offset) == 70_000
-    after = 70_010 if offset is None else 10
-    assert source.tell() == after
-    assert source.read(100) == CONTENT[after : after + 100]
-    await target.check(CONTENT[start : start + 70_000])
+    for offset in (None, 500):
+        with case(offset=offset):
+            source = ends.file(CONTENT, "rb")
+            assert source.read(10) == CONTENT[:10]
+            assert os.lseek(source.fileno(), 0, os.SEEK_CUR) > 10
+            target = ends.target("tcp")
+            start = 10 if offset is None else offset
+            assert await aiozc.splice_pipe(source, target.end, 70_000, src_offset=offset) == 70_000
+            after = 70_010 if offset is None else 10
+            assert source.tell() == after
+            assert source.read(100) == CONTENT[after : after + 100]
+            await target.check(CONTENT[start : start + 70_000])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("offset", [None, 4, 10, 20])
-async def test_what_a_writer_has_not_written_yet_is_written_before(
-    offset: int | None, kind: str, ends: Ends
-) -> None:
-    source = ends.source(kind, CONTENT[:SMALL])
-    target = ends.file(b"", "wb")
-    target.write(b"0123456789")
-    assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == SMALL
-    start = 10 if offset is None else offset
-    after = 10 + SMALL if offset is None else 10
-    assert target.tell() == after
-    target.write(b"after")
-    target.close()
-    expected = bytearray(b"0123456789" + bytes(max(0, start - 10)))
-    expected[start:] = CONTENT[:SMALL]
-    expected[after : after + 5] = b"after"
-    assert_same(content_of(target), bytes(expected))
+async def test_what_a_writer_has_not_written_yet_is_written_before(kind: str, ends: Ends) -> None:
+    for offset in (None, 4, 10, 20):
+        with case(offset=offset):
+            source = ends.source(kind, CONTENT[:SMALL])
+            target = ends.file(b"", "wb")
+            target.write(b"0123456789")
+            assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == SMALL
+            start = 10 if offset is None else offset
+            after = 10 + SMALL if offset is None else 10
+            assert target.tell() == after
+            target.write(b"after")
+            target.close()
+            expected = bytearray(b"0123456789" + bytes(max(0, start - 10)))
+            expected[start:] = CONTENT[:SMALL]
+            expected[after : after + 5] = b"after"
+            assert_same(content_of(target), bytes(expected))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("offset", [None, 0, 50])
 async def test_what_a_random_file_has_read_ahead_is_not_read_again_when_it_was_written(
-    offset: int | None, kind: str, ends: Ends
+    kind: str, ends: Ends
 ) -> None:
-    source = ends.source(kind, CONTENT[:5000])
-    target = ends.file(OLD, "r+b")
-    assert target.read(10) == OLD[:10]
-    assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == 5000
-    start = 10 if offset is None else offset
-    expected = OLD[:start] + CONTENT[:5000] + OLD[start + 5000 :]
-    after = 5010 if offset is None else 10
-    assert target.tell() == after
-    assert target.read(100) == expected[after : after + 100]
-    target.seek(0)
-    assert_same(target.read(), expected)
+    for offset in (None, 0, 50):
+        with case(offset=offset):
+            source = ends.source(kind, CONTENT[:5000])
+            target = ends.file(OLD, "r+b")
+            assert target.read(10) == OLD[:10]
+            assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == 5000
+            start = 10 if offset is None else offset
+            expected = OLD[:start] + CONTENT[:5000] + OLD[start + 5000 :]
+            after = 5010 if offset is None else 10
+            assert target.tell() == after
+            assert target.read(100) == expected[after : after + 100]
+            target.seek(0)
+            assert_same(target.read(), expected)
 
 
-@pytest.mark.parametrize("offset", [None, 3])
-async def test_what_is_in_a_random_files_buffer_is_moved_from_it(
-    offset: int | None, ends: Ends
-) -> None:
+async def test_what_is_in_a_random_files_buffer_is_moved_from_it(ends: Ends) -> None:
     """It was written and is not in the file yet."""
-    source = ends.file(OLD, "r+b")
-    source.write(b"new bytes")
-    if offset is None:
-        source.seek(3)
-    target = ends.target("unix")
-    assert await aiozc.splice_pipe(source, target.end, 100, src_offset=offset) == 100
-    assert source.tell() == (103 if offset is None else 9)
-    await target.check(b" bytes", OLD[9:103])
+    for offset in (None, 3):
+        with case(offset=offset):
+            source = ends.file(OLD, "r+b")
+            source.write(b"new bytes")
+            if offset is None:
+                source.seek(3)
+            target = ends.target("unix")
+            assert await aiozc.splice_pipe(source, target.end, 100, src_offset=offset) == 100
+            assert source.tell() == (103 if offset is None else 9)
+            await target.check(b" bytes", OLD[9:103])
 
 
 async def test_both_ends_may_be_parts_of_one_file(ends: Ends) -> None:
@@ -199,13 +203,17 @@ async def test_both_ends_may_be_parts_of_one_file(ends: Ends) -> None:
     assert_same(content_of(file), CONTENT[:500_001], CONTENT[1:300_001], CONTENT[800_001:])
 
 
-@pytest.mark.parametrize("start", [(4 << 30) - MIB // 2, (5 << 30) + 1])
-async def test_bytes_beyond_4_gib_are_moved_from_file_to_file(start: int, tmp_path: Path) -> None:
-    with tempfile.TemporaryFile(dir=tmp_path) as one, tempfile.TemporaryFile(dir=tmp_path) as two:
-        os.pwrite(one.fileno(), CONTENT, start)
-        moved = await aiozc.splice_pipe(one, two, src_offset=start, dst_offset=start + 3)
-        assert moved == LARGE
-        assert_same(os.pread(two.fileno(), LARGE + 1, start + 3), CONTENT)
+async def test_bytes_beyond_4_gib_are_moved_from_file_to_file(tmp_path: Path) -> None:
+    for start in ((4 << 30) - MIB // 2, (5 << 30) + 1):
+        with (
+            case(start=start),
+            tempfile.TemporaryFile(dir=tmp_path) as one,
+            tempfile.TemporaryFile(dir=tmp_path) as two,
+        ):
+            os.pwrite(one.fileno(), CONTENT, start)
+            moved = await aiozc.splice_pipe(one, two, src_offset=start, dst_offset=start + 3)
+            assert moved == LARGE
+            assert_same(os.pread(two.fileno(), LARGE + 1, start + 3), CONTENT)
 
 
 # Pipes and devices
@@ -321,24 +329,24 @@ async def test_the_socket_of_a_transport_gives_and_takes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", HANDLES)
-@pytest.mark.parametrize(
-    ("mode", "number"), [("rb", errno.EBADF), ("ab", errno.EINVAL)], ids=["read-only", "append"]
-)
 async def test_a_file_that_cannot_be_written_at_a_place_is_refused_and_nothing_is_lost(
-    mode: str, number: int, name: str, kind: str, ends: Ends
+    kind: str, ends: Ends
 ) -> None:
-    source = ends.source(kind, CONTENT[:5000])
-    target = Handle(name, ends, OLD, mode)
-    with pytest.raises(OSError, match=os.strerror(number)) as caught:
-        await aiozc.splice_pipe(source.end, target.given)
-    error: Any = caught.value
-    assert error.errno == number
-    assert (error.transferred, error.lost) == (0, 0)
-    if isinstance(source, FileSource):
-        assert source.moved == 0
-    assert_same(await source.rest(), CONTENT[:5000])
-    assert_same(content_of(target.file), OLD)
+    for (mode, number), name in itertools.product(
+        (("rb", errno.EBADF), ("ab", errno.EINVAL)), HANDLES
+    ):
+        with case(mode=mode, number=number, name=name):
+            source = ends.source(kind, CONTENT[:5000])
+            target = Handle(name, ends, OLD, mode)
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                await aiozc.splice_pipe(source.end, target.given)
+            error: Any = caught.value
+            assert error.errno == number
+            assert (error.transferred, error.lost) == (0, 0)
+            if isinstance(source, FileSource):
+                assert source.moved == 0
+            assert_same(await source.rest(), CONTENT[:5000])
+            assert_same(content_of(target.file), OLD)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -423,31 +431,27 @@ async def warm_up() -> None:
 # Arguments
 
 
+WRONG_NUMBERS: list[tuple[dict[str, Any], type[Exception]]] = [
+    *(({"count": value}, ValueError) for value in (0, -1, False)),
+    *(({"count": value}, TypeError) for value in (1.0, "1", b"")),
+    *(({"src_offset": value}, ValueError) for value in (-1, -(1 << 40))),
+    *(({"dst_offset": value}, ValueError) for value in (-1, -(1 << 40))),
+    *(({"src_offset": value}, TypeError) for value in (1.0, "1")),
+    *(({"dst_offset": value}, TypeError) for value in (1.0, "1")),
+]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("wrong", "error"),
-    [
-        *(({"count": value}, ValueError) for value in (0, -1, False)),
-        *(({"count": value}, TypeError) for value in (1.0, "1", b"")),
-        *(({"src_offset": value}, ValueError) for value in (-1, -(1 << 40))),
-        *(({"dst_offset": value}, ValueError) for value in (-1, -(1 << 40))),
-        *(({"src_offset": value}, TypeError) for value in (1.0, "1")),
-        *(({"dst_offset": value}, TypeError) for value in (1.0, "1")),
-    ],
-    ids=repr,
-)
-async def test_a_wrong_number_is_refused(
-    wrong: dict[str, Any], error: type[Exception], kind: str, ends: Ends
-) -> None:
-    source, target = ends.source("file", CONTENT[:5000]), ends.target("file")
-    if "dst_offset" in wrong:
-        source = ends.source(kind, CONTENT[:5000])
-    else:
-        target = ends.target(kind)
-    with pytest.raises(error):
-        await aiozc.splice_pipe(source.end, target.end, **wrong)
-    await target.check()
-    assert_same(await source.rest(), CONTENT[:5000])
+async def test_a_wrong_number_is_refused(kind: str, ends: Ends) -> None:
+    from_file = ends.source("file", CONTENT[:5000]), ends.target(kind)
+    into_file = ends.source(kind, CONTENT[:5000]), ends.target("file")
+    for wrong, error in WRONG_NUMBERS:
+        source, target = into_file if "dst_offset" in wrong else from_file
+        with case(wrong=wrong), pytest.raises(error):
+            await aiozc.splice_pipe(source.end, target.end, **wrong)
+    for source, target in (from_file, into_file):
+        await target.check()
+        assert_same(await source.rest(), CONTENT[:5000])
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "pipe"])
@@ -485,19 +489,18 @@ def nonblocking(kind: int) -> socket.socket:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wrong", WRONG)
-async def test_what_cannot_be_spliced_is_refused(
-    wrong: str, kind: str, ends: Ends, tmp_path: Path
-) -> None:
-    source, target = ends.source(kind, CONTENT[:5000]), ends.target(kind)
-    with ExitStack() as stack:
-        end = WRONG[wrong](stack, tmp_path / "wrong")
-        with pytest.raises(ValueError):  # noqa: PT011 - the words are the library's
-            await aiozc.splice_pipe(end, target.end)
-        with pytest.raises(ValueError):  # noqa: PT011
-            await aiozc.splice_pipe(source.end, end)
-    assert_same(await source.rest(), CONTENT[:5000])
-    await target.check()
+async def test_what_cannot_be_spliced_is_refused(kind: str, ends: Ends, tmp_path: Path) -> None:
+    for wrong in WRONG:
+        with case(wrong=wrong):
+            source, target = ends.source(kind, CONTENT[:5000]), ends.target(kind)
+            with ExitStack() as stack:
+                end = WRONG[wrong](stack, tmp_path / "wrong")
+                with pytest.raises(ValueError):  # noqa: PT011 - the words are the library's
+                    await aiozc.splice_pipe(end, target.end)
+                with pytest.raises(ValueError):  # noqa: PT011
+                    await aiozc.splice_pipe(source.end, end)
+            assert_same(await source.rest(), CONTENT[:5000])
+            await target.check()
 
 
 async def test_a_tls_socket_is_refused(ends: Ends) -> None:

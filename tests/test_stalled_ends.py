@@ -12,7 +12,9 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
+from aiozc._engines.pipes import LARGE
 
+from .conftest import Connect
 from .holds import Hold, held, may_hold
 from .support import KIB, assert_same, outcome_of, pattern, socket_pair, until
 from .ways import Ends, Told
@@ -140,6 +142,25 @@ def unread(sock: socket.socket) -> bytes:
         return sock.recv(2 * len(CONTENT), socket.MSG_PEEK)
     except BlockingIOError:
         return b""
+
+
+async def test_a_pipe_whose_target_stalls_is_made_as_small_as_what_it_holds_and_loses_nothing(
+    connect: Connect,
+) -> None:
+    """What has left the source is nowhere else: the kernel refuses to shrink below it."""
+    content = pattern(200 * KIB)
+    near, far = socket_pair()
+    target, receiver = connect(limit=0, sndbuf=30_000, rcvbuf=30_000)
+    with near, far:
+        far.sendall(content)
+        moving = asyncio.create_task(aiozc.splice_pipe(near, target, len(content)))
+        lent = aiozc.get_reactor()._pipes._lent
+        await until(lambda: any(pipe.size < LARGE for pipe in lent))
+        assert not moving.done()
+        receiver.allow(None)
+        assert await moving == len(content)
+    target.close()
+    assert_same(await receiver.wait_end(), content)
 
 
 @pytest.mark.parametrize("blocking", [True, False])

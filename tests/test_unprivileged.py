@@ -104,15 +104,28 @@ async def move_all(files: Sequence[BinaryIO], targets: Sequence[BinaryIO], famil
     assert aiozc.get_reactor().statistics().transfers == transfers + 2 * len(targets)
 
 
-@pytest.mark.parametrize("budget", ["left", "used up"])
+async def warm_up(file: BinaryIO, target: BinaryIO, family: int) -> None:
+    """Import all there is to import."""
+    for by in SENDS.values():
+        await send(by, file, 0, MIB, family)
+    await relay_and_store(target, family)
+
+
+@pytest.mark.parametrize(("budget", "at_once"), [("left", 20), ("used up", 5)])
 def test_an_unprivileged_user_gets_every_byte(
-    budget: str, family: int, loop_factory: LoopFactory, make_file: MakeFile, tmp_path: Path
+    budget: str,
+    at_once: int,
+    family: int,
+    loop_factory: LoopFactory,
+    make_file: MakeFile,
+    tmp_path: Path,
 ) -> None:
-    path = make_file(CONTENT).name
+    """Where the budget is left, so many at once use it up."""
+    path = make_file(CONTENT, again=True).name
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(path, "rb")) for _ in range(20)]
-        targets = [stack.enter_context(tempfile.TemporaryFile(dir=tmp_path)) for _ in range(5)]
-        run_on(loop_factory, move_all(files[:1], targets[:1], family))  # imports all there is
+        files = [stack.enter_context(open(path, "rb")) for _ in range(at_once)]
+        targets = [stack.enter_context(tempfile.TemporaryFile(dir=tmp_path)) for _ in range(3)]
+        run_on(loop_factory, warm_up(files[0], targets[0], family))
 
         def child() -> None:
             drop_privileges()

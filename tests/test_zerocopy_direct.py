@@ -3,20 +3,25 @@
 import asyncio
 import errno
 import io
+import mmap
 import os
 import resource
 import socket
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 import aiozc
+from aiozc._engines import parts, uring
+from aiozc._engines import zerocopy as engine
 from aiozc._engines.buffers import COUNT, SIZE
 from aiozc._engines.reactor import Reactor
+from aiozc._kernel.memory import direct_alignment
 from aiozc._kernel.pagecache import Probe
+from aiozc._kernel.ring import Sqe, prep_read_fixed
 
-from .conftest import Connect, LoopFactory, MakeFile
+from .conftest import LENDS, Connect, LoopFactory, MakeFile
 from .support import (
     KIB,
     MIB,
@@ -31,8 +36,11 @@ from .support import (
 )
 from .test_unprivileged import drop_privileges
 
-pytestmark = [pytest.mark.anyio, pytest.mark.ring]
+pytestmark = pytest.mark.anyio
+ring = pytest.mark.ring
 
+DIRECT: Any = {"direct": True, "fallback": not LENDS}
+"""Past the page cache, where that can be."""
 SIZES = [1, 4095, 4096, 4097, SIZE - 1, SIZE, SIZE + 1, 5 * MIB + 7, 6 * MIB]
 
 
@@ -58,11 +66,12 @@ async def test_a_file_of_any_size_arrives_and_is_not_cached_by_it(
     file = make_file(content)
     write_out(file)
     sock, receiver = connect()
-    async with await aiozc.sendfile_zc(sock, file, direct=True, fallback=False) as send:
+    async with await aiozc.sendfile_zc(sock, file, **DIRECT) as send:
         assert send.sent == file.tell() == size
     assert send.copied is True  # over loopback
-    assert cached_pages(file) == 0
-    assert free_buffers() == COUNT
+    if LENDS:
+        assert cached_pages(file) == 0
+        assert free_buffers() == COUNT
     sock.close()
     assert_same(await receiver.wait_end(), content)
 
@@ -77,11 +86,71 @@ async def test_an_offset_and_a_count_choose_what_arrives(
     for count in (None, 1, 4096, SIZE, MIB + 3):
         chosen = content[offset:] if count is None else content[offset : offset + count]
         sock, receiver = connect()
-        async with await aiozc.sendfile_zc(sock, file, offset, count, direct=True, fallback=False):
+        async with await aiozc.sendfile_zc(sock, file, offset, count, **DIRECT):
             pass
         sock.close()
         assert_same(await receiver.wait_end(), chosen)
-    assert cached_pages(file) == 0
+    assert cached_pages(file) == 0 or not LENDS
+
+
+@ring
+async def test_a_file_system_of_larger_blocks_is_read_in_these(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert direct_alignment(make_file(b"x").fileno()) % mmap.PAGESIZE == 0
+    content = pattern(3 * MIB + 11)
+    file = make_file(content)
+    write_out(file)
+    read = []
+
+    def prepare(fd: int, offset: int, address: int, length: int, *rest: int) -> Sqe:
+        read.append((offset % (64 * KIB), length % (64 * KIB)))
+        return prep_read_fixed(fd, offset, address, length, *rest)
+
+    monkeypatch.setattr(parts, "direct_alignment", lambda _: 64 * KIB)
+    monkeypatch.setattr(uring, "prep_read_fixed", prepare)
+    sock, receiver = connect()
+    parted = [b"header", file, make_file(content[:70_000])]
+    async with await aiozc.sendfile_zc(sock, parted, 5000, **DIRECT):
+        pass
+    assert set(read) == {(0, 0)}
+    sock.close()
+    assert_same(await receiver.wait_end(), content[4994:], content[:70_000])
+    monkeypatch.setattr(parts, "direct_alignment", lambda _: 0)
+    sock, _ = connect()
+    with pytest.raises(asyncio.SendfileNotAvailableError):
+        await aiozc.sendfile_zc(sock, file, **DIRECT)
+
+
+@ring
+async def test_a_read_that_is_short_for_no_reason_is_not_repeated_for_ever(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one of a file's last bytes is, where that is not known."""
+    monkeypatch.setattr(parts.Parts, "is_whole", lambda *_: True)
+    content = pattern(MIB + 11)
+    sock, receiver = connect()
+    async with await aiozc.sendfile_zc(sock, make_file(content), direct=True):
+        pass
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
+@ring
+async def test_who_waits_for_a_buffer_goes_on_as_soon_as_one_is_free(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TICK", 3600.0)
+    content = pattern(MIB)
+    file = make_file(content)
+    ends = [connect() for _ in range(20)]
+    for send in await asyncio.gather(
+        *(aiozc.sendfile_zc(sock, file, **DIRECT) for sock, _ in ends)
+    ):
+        await send.released()
+    for sock, receiver in ends:
+        sock.close()
+        assert_same(await receiver.wait_end(), content)
 
 
 async def test_files_and_bytes_of_a_sequence_stay_in_order(
@@ -91,7 +160,7 @@ async def test_files_and_bytes_of_a_sequence_stay_in_order(
     parts = [b"first ", make_file(bodies[0]), make_file(bodies[1]), b" middle ", b"and ",
              make_file(bodies[2]), b" last"]  # fmt: skip
     sock, receiver = connect()
-    async with await aiozc.sendfile_zc(sock, parts, direct=True, fallback=False):
+    async with await aiozc.sendfile_zc(sock, parts, **DIRECT):
         pass
     sock.close()
     expected = [b"first ", bodies[0], bodies[1], b" middle and ", bodies[2], b" last"]
@@ -122,6 +191,7 @@ async def test_what_cannot_be_read_so_is_read_through_the_cache(
     assert_same(await receiver.wait_end(), content)
 
 
+@ring
 async def test_slow_peers_with_all_buffers_keep_nobody_waiting(
     connect: Connect, make_file: MakeFile
 ) -> None:
@@ -147,6 +217,7 @@ async def test_slow_peers_with_all_buffers_keep_nobody_waiting(
     assert free_buffers() == COUNT
 
 
+@ring
 @pytest.mark.parametrize("how", ["cancelled", "reset", "truncated", "closed"])
 async def test_one_that_ends_early_says_what_was_sent_and_gives_its_buffers_back(
     how: str, connect: Connect, tmp_path: Path
@@ -178,6 +249,7 @@ async def test_one_that_ends_early_says_what_was_sent_and_gives_its_buffers_back
     await until(lambda: free_buffers() == COUNT)
 
 
+@ring
 def test_a_loop_that_ends_with_buffers_under_way_leaves_nothing(
     loop_factory: LoopFactory, make_file: MakeFile, connect: Connect
 ) -> None:
@@ -197,6 +269,7 @@ def test_a_loop_that_ends_with_buffers_under_way_leaves_nothing(
     run_on(loop_factory, receive())
 
 
+@ring
 def test_an_unprivileged_user_whose_limit_is_small_sends_through_the_cache(
     loop_factory: LoopFactory, make_file: MakeFile
 ) -> None:

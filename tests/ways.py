@@ -5,12 +5,14 @@ library over each pair of ends that it is for.
 """
 
 import asyncio
+import functools
+import inspect
 import io
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +21,7 @@ import pytest
 
 import aiozc
 
-from .support import KIB, FarEnd, Peer, Receiver, assert_same, pattern, socket_pair, until
+from .support import KIB, FarEnd, Peer, Receiver, assert_same, case, pattern, socket_pair, until
 
 FAMILIES = {"tcp": socket.AF_INET, "unix": socket.AF_UNIX}
 STREAMS = ("tcp", "unix", "pipe")
@@ -95,9 +97,35 @@ WAYS = [
 ]
 
 
-def of_ways(ways: list[Way]) -> pytest.MarkDecorator:
-    """Run the test by each way."""
-    return pytest.mark.parametrize("way", ways, ids=str)
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def of_ways(ways: list[Way]) -> Callable[[Test], Test]:
+    """Run the test by each way, those of one function one after the other on one loop."""
+    return of_groups([(way, {"way": way}) for way in ways])
+
+
+def of_groups(cases: list[tuple[Way, dict[str, Any]]]) -> Callable[[Test], Test]:
+    """Run the test with the arguments of each case, those of one function in one test."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for way, arguments in cases:
+        groups.setdefault(way.function, []).append(arguments)
+
+    def decorate(body: Test) -> Test:
+        async def test(group: list[dict[str, Any]], ends: Ends, **others: Any) -> None:
+            for arguments in group:
+                with case(**arguments), ends.apart() as own:
+                    await body(**arguments, **others, ends=own)
+
+        signature = inspect.signature(body)
+        kept = [one for name, one in signature.parameters.items() if name not in cases[0][1]]
+        group = inspect.Parameter("group", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        functools.update_wrapper(test, body)
+        test.__signature__ = signature.replace(parameters=[group, *kept])  # type: ignore[attr-defined]
+        grouped: Test = pytest.mark.parametrize("group", groups.values(), ids=groups)(test)
+        return grouped
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -291,6 +319,12 @@ class Ends:
         self._stack = stack
         self._files = 0
 
+    @contextmanager
+    def apart(self) -> Iterator["Ends"]:
+        """Make ends that are closed before the others are."""
+        with ExitStack() as stack:
+            yield Ends(self._far_end, self._folder, stack)
+
     def source(
         self,
         kind: str,
@@ -382,11 +416,10 @@ STUCK = [
 
 def of_stuck(
     chosen: Callable[[Way, Stalled], bool] = lambda *_: True,
-) -> pytest.MarkDecorator:
+) -> Callable[[Test], Test]:
     """Run the test by each way whose source, or whose target, stalls."""
-    cases = [case for case in STUCK if chosen(*case)]
-    names = [f"{way}-{stalled} stalls" for way, stalled in cases]
-    return pytest.mark.parametrize(("way", "stalled"), cases, ids=names)
+    cases = [one for one in STUCK if chosen(*one)]
+    return of_groups([(way, {"way": way, "stalled": stalled}) for way, stalled in cases])
 
 
 @dataclass

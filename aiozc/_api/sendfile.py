@@ -20,8 +20,8 @@ from aiozc._api.arguments import (
 from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines.hosts import Loop, arrive, plain_loop, uninterrupted
-from aiozc._engines.reactor import Reactor, get_reactor, latest_reactor
+from aiozc._engines.hosts import Future, Loop, arrive, plain_loop, uninterrupted
+from aiozc._engines.reactor import get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
@@ -82,7 +82,8 @@ async def loop_sendfile(
         if 0 < length <= AT_ONCE:
             check_idle(sock)
             if not reactor.at_once.may_spend(loop, length):
-                await _wait_for_turn(reactor, sock, file, offset, length)
+                turn = reactor.at_once.turn_to_spend(loop, length)
+                await _wait_for_turn(turn, sock, file, offset)
             at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
             if at_once == length:
                 file.seek(offset + length)
@@ -158,11 +159,10 @@ async def _send_file(
 
 
 async def _wait_for_turn(
-    reactor: Reactor,
+    turn: Future,
     sock: socket.socket | TransportSocket,
     file: io.BufferedReader,
     offset: int,
-    length: int,
 ) -> None:
     """Wait until the loop's turn may send; raise OSError (EBADF) where one was closed.
 
@@ -171,7 +171,7 @@ async def _wait_for_turn(
     """
     target, source = outlet(sock), Original(file)
     try:
-        await reactor.at_once.wait_to_spend(length)
+        await turn
         target.check_open()
         source.check_open()
     except BaseException:

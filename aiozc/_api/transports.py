@@ -1,17 +1,18 @@
 """Transports as targets: their sockets by number, their flow control, and files by `write`."""
 
 import asyncio
+from asyncio import constants
 from collections.abc import Callable
 from typing import Any
 
 from aiozc._api.arguments import check_binary, check_count, check_offset
+from aiozc._engines.fallback import READ, TICK, seek, seek_if_it_can
 from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
+from aiozc._engines.records import check_sendable
 from aiozc._errors import connection_lost
 
-READ = 256 * 1024
-"""Bytes of one read."""
-TICK = 0.1
-"""Seconds between two looks at whether a transport that is waited for closes."""
+UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
+"""uvloop's transports of streams without TLS."""
 
 
 class TransportSocket:
@@ -39,6 +40,16 @@ class TransportSocket:
         """Say that it is non-blocking."""
         return 0.0
 
+    def is_connected(self) -> bool:
+        """Return whether it could take bytes still: a lost connection says so for ever."""
+        try:
+            check_sendable(self.fileno())
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
 
 class Flow:
     """Stands before a transport's protocol for a while, to be told itself when to pause.
@@ -55,6 +66,7 @@ class Flow:
         if isinstance(self.protocol, Flow):
             raise RuntimeError("sendfile is in progress already")
         self._transport = transport
+        self._loop = asyncio.get_running_loop()
         self._lost = False
         self._error: BaseException | None = None
         self._odd: str | None = None
@@ -67,10 +79,15 @@ class Flow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.protocol, name)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Be of the protocol's kind for `isinstance`: those with a buffer are called otherwise."""
+        return type(self.protocol)
+
     @property
-    def lost(self) -> bool:
-        """Whether the protocol was told that the connection is lost."""
-        return self._lost
+    def is_over(self) -> bool:
+        """Whether the protocol was told that the connection is lost, or its loop is closed."""
+        return self._lost or self._loop.is_closed()
 
     def pause_writing(self) -> None:
         """Keep the pause."""
@@ -104,9 +121,9 @@ class Flow:
     async def wait_resumed(self) -> None:
         """Wait until the transport is not paused; ConnectionError where it closes."""
         while self._paused and not self._lost and not self._transport.is_closing():
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             # Who sets another protocol keeps the resumption from us.
-            tick = asyncio.get_running_loop().call_later(TICK, self._wake)
+            tick = self._loop.call_later(TICK, self._wake)
             try:
                 await self._waiter
             finally:
@@ -117,7 +134,7 @@ class Flow:
 
     def leave(self) -> None:
         """Give the transport its protocol back."""
-        if self._lost:
+        if self.is_over:
             return
         if self._transport.get_protocol() is self:
             self._transport.set_protocol(self.protocol)
@@ -137,11 +154,45 @@ class Flow:
                 "transport": self._transport,
                 "protocol": self.protocol,
             }
-            asyncio.get_running_loop().call_exception_handler(context)
+            self._loop.call_exception_handler(context)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def socket_beneath(transport: Any) -> TransportSocket | None:
+    """Return the socket into which a transport's bytes go as they are, or None.
+
+    There is one beneath the transports of asyncio's selector loop and of uvloop, TLS apart.
+    Who sends by it waits for the transport's own bytes first (`wait_written`), and lets nobody
+    write to the transport meanwhile.
+    """
+    kind = type(transport)
+    plain = getattr(transport, "_sendfile_compatible", None) is constants._SendfileMode.TRY_NATIVE
+    if plain or (kind.__module__ == "uvloop.loop" and kind.__name__ in UVLOOP_PLAIN):
+        return TransportSocket(transport.is_closing, transport.get_extra_info("socket").fileno)
+    return None
+
+
+async def wait_written(transport: Any) -> None:
+    """Wait until a transport's write buffer is empty; ConnectionError where it closes."""
+    if transport.get_write_buffer_size():
+        # uvloop writes at the end of the loop's turn.
+        await asyncio.sleep(0)
+    if transport.is_closing():
+        raise connection_lost(None)
+    if not transport.get_write_buffer_size():
+        return
+    low, high = transport.get_write_buffer_limits()
+    flow = Flow(transport)
+    try:
+        transport.set_write_buffer_limits(0)
+        await flow.wait_next_resumption()
+    finally:
+        if not flow.lost:
+            transport.set_write_buffer_limits(high, low)
+        flow.leave()
 
 
 async def write_file(transport: Any, file: Any, offset: int, count: int | None) -> int:
@@ -159,7 +210,7 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
     written = 0
     seekable = False
     try:
-        seekable = await in_thread(_seek_if_it_can, file, offset)
+        seekable = await seek_if_it_can(file, offset, 0)
         read = in_thread if seekable else in_thread_that_may_be_left
         while count is None or written < count:
             size = READ if count is None else min(READ, count - written)
@@ -176,22 +227,10 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
             seekable = False  # a coroutine that is thrown away cannot wait any more
         raise
     finally:
-        flow.leave()
-        if reading and not transport.is_closing():
-            transport.resume_reading()
+        try:
+            flow.leave()
+        finally:
+            if reading and not flow.is_over and not transport.is_closing():
+                transport.resume_reading()
         if seekable:
-            await in_thread(_seek_if_it_can, file, offset + written)
-
-
-def _seek_if_it_can(file: Any, position: int) -> bool:
-    """Set the file's position and return whether it has one."""
-    if getattr(file, "closed", False):
-        return False
-    seekable = getattr(file, "seekable", None)
-    if not (seekable() if seekable is not None else hasattr(file, "seek")):
-        if position:
-            file.seek(position)  # raises as the stdlib's fallback does
-        return False
-    if file.tell() != position:
-        file.seek(position)
-    return True
+            await in_thread(seek, file, offset + written)

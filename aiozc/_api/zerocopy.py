@@ -29,7 +29,7 @@ from aiozc._engines.parts import Parts, hold
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import check_idle, outlet, set_position
 from aiozc._errors import error_from, tell
-from aiozc._transfers.zerocopy import CHUNK, Piece, ZeroCopy
+from aiozc._transfers.zerocopy import CHUNK, REFUSED, Piece, ZeroCopy
 
 
 class ZeroCopySend:
@@ -68,7 +68,8 @@ class ZeroCopySend:
         what the peer receives. It takes as long as the peer takes to acknowledge the last byte.
         A call that is cancelled loses nothing, and any number may wait at a time.
 
-        Raises OSError (ECANCELED) where the reactor has ended before: nobody will ever know.
+        Raises OSError (ECANCELED) where the reactor has ended before: nobody will ever know; and
+        RuntimeError on another loop than that of the call while it would have to wait.
         """
         await self._loan.wait_all()
 
@@ -112,7 +113,8 @@ async def sendfile_zc(
     file object without a descriptor or that transforms what it reads), or no memory may be
     locked (RLIMIT_MEMLOCK), the bytes are read into memory of our own, and sent from there:
     then `released()` returns at once, and `copied` is true. With `fallback` false that raises
-    `asyncio.SendfileNotAvailableError`, or waits until memory may be locked.
+    `asyncio.SendfileNotAvailableError`; where other transfers of this loop have all memory that
+    may be locked, it waits for theirs.
 
     With `direct` files are read past the page cache (O_DIRECT) into buffers that are registered
     with the ring, and sent from these: for what is larger than the cache should hold. Where
@@ -128,9 +130,10 @@ async def sendfile_zc(
         RuntimeError: another transfer into the socket is under way.
         OSError: what the file or the socket answered; EBADF where the caller closed one of them
             meanwhile; ENODATA where a file was truncated meanwhile. `transferred` is the number
-            of bytes that the send queue took.
+            of bytes that the send queue took, and `send` the ZeroCopySend of these: its
+            `released()` tells here too when they may be overwritten.
         asyncio.CancelledError: once nothing more of the transfer can reach the socket; also
-            with `transferred`.
+            with `transferred` and `send`.
     """
     loop = await arrive()
     sock = socket_of(sock)
@@ -196,12 +199,14 @@ def _source_of(part: Any) -> Any:
         check_binary(part)
         return part
     view = memoryview(part)
-    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(bytes(view))
+    return view.cast("B") if view.c_contiguous and view.nbytes else view
 
 
 def _size_of(source: Any) -> int:
     """Return how many bytes a source has; SendfileNotAvailableError where it has no pages."""
     if isinstance(source, memoryview):
+        if not source.c_contiguous:
+            raise asyncio.SendfileNotAvailableError(f"{source!r} is not one run of bytes")
         return source.nbytes
     check_access(source, descriptor_of(source), writing=False)
     return size_of_regular(source)
@@ -238,27 +243,34 @@ async def _send(
     try:
         parts = Parts(sources, transfer.pieces)
         await zerocopy.send(reactor, transfer, parts, outlet(sock), loan, direct=direct)
+        if transfer.error:
+            raise _error_of(transfer, sock)
+    except BaseException as error:
+        loan.copied |= transfer.copied
+        _tell(error, transfer.position, loan)
+        raise
     finally:
         reactor.count(sent=transfer.position)
     loan.copied |= transfer.copied
-    if transfer.error:
-        raise _error_of(transfer, sock)
     return ZeroCopySend(transfer.position, loan)
+
+
+def _tell(error: BaseException, sent: int, loan: Loan) -> None:
+    """Say in an exception what was sent before it, and when that is released."""
+    tell(error, sent, 0)
+    error.send = ZeroCopySend(sent, loan)  # type: ignore[attr-defined]
 
 
 def _error_of(transfer: ZeroCopy, sock: Any) -> Exception:
     after = f"after {transfer.position} bytes were sent"
-    if transfer.error == errno.EOPNOTSUPP and not transfer.position:
+    if transfer.error in {*REFUSED, errno.ENOMEM} and not transfer.position:
         return asyncio.SendfileNotAvailableError(
             f"{sock!r} cannot be sent to without a copy, or the file cannot be read so"
         )
     if transfer.error == errno.EFAULT:
         # What reading the mapped page would end with: SIGBUS.
-        error = error_from(errno.EIO, f"a page of the file cannot be read, {after}")
-    else:
-        error = error_from(transfer.error, after)
-    tell(error, transfer.position, 0)
-    return error
+        return error_from(errno.EIO, f"a page of the file cannot be read, {after}")
+    return error_from(transfer.error, after)
 
 
 # The other way: what cannot be sent without a copy.
@@ -269,7 +281,7 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, view: memoryview) -> None:
         super().__init__()
-        self._view = view
+        self._view = view if view.c_contiguous else memoryview(bytes(view))
         self._position = 0
 
     def readable(self) -> bool:
@@ -296,6 +308,8 @@ async def _send_copied(
     sock: Any, sources: list[Any], offset: int, count: int | None
 ) -> ZeroCopySend:
     sent = 0
+    loan = Loan()
+    loan.copied = True
     try:
         for source in sources:
             if count is None or sent < count:
@@ -305,10 +319,8 @@ async def _send_copied(
                     sent += await _send_one_copied(sock, source, size, offset, left)
                 offset = max(0, offset - (size or 0))
     except BaseException as error:
-        tell(error, sent + getattr(error, "transferred", 0), 0)
+        _tell(error, sent + getattr(error, "transferred", 0), loan)
         raise
-    loan = Loan()
-    loan.copied = True
     return ZeroCopySend(sent, loan)
 
 

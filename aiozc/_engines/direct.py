@@ -3,11 +3,12 @@
 A READ_FIXED linked to a SEND_ZC for each buffer, all in one chain: disk, buffer and network card
 are the only stations. What follows from the kernel's ways (seen on 6.18):
 
-- Whole pages are read, from the boundary of one, and what was asked for of them is sent.
+- Whole blocks are read, from the boundary of one, and what was asked for of them is sent. They
+  are as large as statx(2) says, a page at the least.
 - A read that is short severs the link, so that a buffer is never sent with what it held before.
   The read of a file's last bytes is short unless the file ends with a page: so it is a chain of
   its own, and the send follows when it is known to have got enough.
-- A file system that cannot, or a disk of larger blocks, answers EINVAL: then the rest is read
+- A file system that cannot answers EINVAL: then the rest is read
   through the page cache. So is a piece for which no buffer is free: slow peers may have them all.
 """
 
@@ -49,13 +50,16 @@ async def _run_whole(
     reactor: Reactor, record: Record, staged: Sequence[tuple[ReadFixed, SendFixed]]
 ) -> Outcome:
     results, cancelled = await reactor.run(record, [step for pair in staged for step in pair])
-    pairs = zip(results[::2], results[1::2], strict=True)
-    return Outcome([_judge(*pair) for pair in pairs], cancelled)
+    told = zip(staged, results[::2], results[1::2], strict=False)
+    return Outcome([_judge(read.length, *two) for (read, _), *two in told], cancelled)
 
 
-def _judge(read: int, sent: int) -> int:
-    """Return what became of a send: a read that failed says why it never began."""
-    return read if read < 0 else sent
+def _judge(length: int, read: int, sent: int) -> int:
+    """Return what became of a send: a read that failed says why it never began.
+
+    So does one that was short where the file has more: there is a way that gives it all.
+    """
+    return read if read < 0 else sent if read == length else -errno.EINVAL
 
 
 async def _run_last(reactor: Reactor, record: Record, read: ReadFixed, send: SendFixed) -> Outcome:

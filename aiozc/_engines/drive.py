@@ -86,7 +86,7 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
             # Others need the pipe more than one who waits.
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
-            await reactor.at_once.wait_to_spend(at_once)
+            await reactor.at_once.turn_to_spend(loop, at_once)
         try:
             pipe_size = _pipe_for(transfer, record)
         except OSError as error:

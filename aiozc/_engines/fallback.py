@@ -39,7 +39,7 @@ READ = 256 * 1024
 RECORD = 16 * 1024
 """Bytes of one TLS record: what is handed to OpenSSL at once."""
 TICK = 0.1
-"""Seconds between two looks at whether the caller has closed the socket."""
+"""Seconds between two looks at whether the caller has closed what is waited for."""
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ async def send_file(
     seekable = False
     try:
         target.duplicate()
-        seekable = await _seek_if_it_can(file, offset, position)
+        seekable = await seek_if_it_can(file, offset, position)
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
             read = in_thread if seekable else in_thread_that_may_be_left
@@ -76,7 +76,7 @@ async def send_file(
         # A coroutine that is thrown away cannot wait any more.
         if seekable and not isinstance(sys.exception(), GeneratorExit):
             with shielded():
-                await in_thread(_seek, file, offset + progress.position)
+                await in_thread(seek, file, offset + progress.position)
     return progress.position
 
 
@@ -103,7 +103,7 @@ async def receive_file(
         source.duplicate()
         if target is not None:
             target.duplicate()
-        seekable = await _seek_if_it_can(file, offset, 0)
+        seekable = await seek_if_it_can(file, offset, 0)
         while count is None or progress.position < count:
             rest = READ if count is None else count - progress.position
             progress.in_hand = await _receive(source, sock, memory[:rest])
@@ -125,7 +125,7 @@ async def receive_file(
         failing = sys.exception()
         if seekable and not isinstance(failing, GeneratorExit):
             with shielded(), contextlib.suppress(*(() if failing is None else (OSError,))):
-                await in_thread(_seek, file, offset + progress.position)
+                await in_thread(seek, file, offset + progress.position)
     return progress.position
 
 
@@ -134,11 +134,11 @@ def _memory() -> memoryview:
     return memoryview(mmap.mmap(-1, READ))
 
 
-async def _seek_if_it_can(file: Any, offset: int, position: int) -> bool:
+async def seek_if_it_can(file: Any, offset: int, position: int) -> bool:
     """Set the file's position and return whether it has one."""
     seekable = await in_thread(_is_seekable, file)
     if seekable:
-        await in_thread(_seek, file, offset + position)
+        await in_thread(seek, file, offset + position)
     elif offset:
         file.seek(offset)  # raises as the stdlib's fallback does
     return seekable
@@ -175,9 +175,9 @@ def _is_seekable(file: Any) -> bool:
     return bool(seekable()) if seekable is not None else hasattr(file, "seek")
 
 
-def _seek(file: Any, position: int) -> None:
-    # A file that was closed has no position. A decompressor seeks back from its start: not
-    # where that can be spared.
+def seek(file: Any, position: int) -> None:
+    """Set the position of a file that has one: one that was closed has none."""
+    # A decompressor seeks back from its start: not where that can be spared.
     if not getattr(file, "closed", False) and file.tell() != position:
         file.seek(position)
 

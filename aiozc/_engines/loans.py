@@ -37,6 +37,7 @@ good, since nobody will ever say that it may be used again.
 """
 
 import errno
+import weakref
 
 from aiozc._engines.buffers import Buffers
 from aiozc._engines.hosts import Future, running_loop, wait_at_most, wake
@@ -50,11 +51,12 @@ class Loan:
     """What one transfer has lent to the kernel. `copied`: the kernel copied some of it."""
 
     __slots__ = (
-        *("_all", "_any", "_sealed", "buffers", "copied"),
+        *("_all", "_loop", "_sealed", "buffers", "copied"),
         *("exports", "lost", "outstanding", "slots"),
     )
 
     def __init__(self, buffers: Buffers | None = None) -> None:
+        self._loop = weakref.ref(running_loop())
         self.buffers = buffers
         self.slots: set[int] = set()
         """Registered buffers that it has in hand: those that are lent are not among them."""
@@ -63,14 +65,12 @@ class Loan:
         self.lost = False
         self.exports: list[Export] = []
         self._sealed = False
-        self._any: list[Future] = []
         self._all: list[Future] = []
 
     def take_back(self, *, copied: bool) -> None:
         """Take in a notification."""
         self.outstanding -= 1
         self.copied |= copied
-        _wake(self._any)
         if not self.outstanding:
             _wake(self._all)
             self._release()
@@ -108,23 +108,18 @@ class Loan:
         for export in self.exports:
             export.keep()
         if wake:
-            _wake(self._any)
             _wake(self._all)
 
-    async def wait_some(self, timeout: float) -> None:
-        """Wait for a notification, or so many seconds."""
-        loop = running_loop()
-        one = loop.create_future()
-        self._any.append(one)
-        try:
-            await wait_at_most(loop, one, timeout)
-        finally:
-            self._any.remove(one)
-
     async def wait_all(self) -> None:
-        """Wait for the last notification; OSError (ECANCELED) where none comes any more."""
+        """Wait for the last notification; OSError (ECANCELED) where none comes any more.
+
+        Raises RuntimeError on another loop: it would hear of nothing.
+        """
         if self.outstanding and not self.lost:
-            last = running_loop().create_future()
+            loop = running_loop()
+            if self._loop() is not loop:
+                raise RuntimeError("the pages are released by another loop: await it on that one")
+            last = loop.create_future()
             self._all.append(last)
             try:
                 await last
@@ -148,6 +143,7 @@ class Loans:
 
     def __init__(self) -> None:
         self._due: dict[int, tuple[Loan, Step]] = {}
+        self._waiting: list[Future] = []
         self.sent = 0
         self.returned = 0
         self.copied = 0
@@ -170,9 +166,27 @@ class Loans:
             self.returned += 1
             self.copied += copied
             loan.take_back(copied=copied)
+            _wake([turn for turn in self._waiting if not turn.done()][:1])
+
+    @property
+    def due(self) -> int:
+        """How many notifications are due."""
+        return len(self._due)
+
+    async def wait_some(self, timeout: float) -> None:
+        """Wait for a notification, of any loan and first come first, or so many seconds."""
+        loop = running_loop()
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        try:
+            await wait_at_most(loop, turn, timeout)
+        finally:
+            self._waiting.remove(turn)
 
     def lose(self, *, wake: bool) -> None:
         """Take in that the ring has ended."""
         due, self._due = {loan for loan, _ in self._due.values()}, {}
         for loan in due:
             loan.lose(wake=wake)
+        if wake:
+            _wake(self._waiting)

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 
 from aiozc._engines.at_once import AtOnce
+from aiozc._engines.buffers import SIZE
 from aiozc._engines.records import HasFileno, Original
 from aiozc._errors import error_from
-from aiozc._kernel.memory import Export, Mapping
+from aiozc._kernel.memory import Export, Mapping, direct_alignment
 from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
 from aiozc._transfers.zerocopy import Piece
 
@@ -29,23 +30,27 @@ class _FilePart:
         self.direct = -1
         self.end = piece.offset + piece.length
 
-    def open_direct(self) -> None:
-        """Open the file again, to be read past the page cache. Raises OSError where it cannot be.
+    def open_direct(self) -> int:
+        """Open the file again, to be read past the page cache; return what aligns such reads.
 
-        Where its blocks are larger than a page, reading it so answers EINVAL.
+        Raises OSError where it cannot be.
         """
         path = f"/proc/self/fd/{self.original.copy}"
         self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        alignment = direct_alignment(self.direct)
+        if not 0 < alignment < SIZE:
+            raise error_from(errno.EINVAL, "reading past the page cache")
+        return alignment
 
     def close_direct(self) -> None:
         if self.direct >= 0:
             os.close(self.direct)
             self.direct = -1
 
-    def stage(self, step: SendZero, slot: int) -> tuple[ReadFixed, SendFixed]:
-        """Return a send as a read of whole pages into a buffer, and a send of it."""
-        start = step.offset % mmap.PAGESIZE
-        length = -(-(start + step.length) // mmap.PAGESIZE) * mmap.PAGESIZE
+    def stage(self, step: SendZero, slot: int, alignment: int) -> tuple[ReadFixed, SendFixed]:
+        """Return a send as a read of whole blocks into a buffer, and a send of it."""
+        start = step.offset % alignment
+        length = -(-(start + step.length) // alignment) * alignment
         read = ReadFixed(self.direct, step.offset - start, slot, length)
         return read, SendFixed(slot, start, step.length)
 
@@ -90,11 +95,12 @@ class _FilePart:
 class Parts(Original):
     """The parts of a transfer, a record's source: each a file, or memory that is held."""
 
-    __slots__ = ("_parts", "_pieces")
+    __slots__ = ("_alignment", "_parts", "_pieces")
 
     def __init__(self, sources: Sequence[Source], pieces: Sequence[Piece]) -> None:
         """Take a source for each piece. Raises OSError (EBADF) for a file that is closed."""
         self._pieces = pieces
+        self._alignment = mmap.PAGESIZE
         self._parts = [
             source if isinstance(source, Export) else _FilePart(source, piece)
             for source, piece in zip(sources, pieces, strict=True)
@@ -154,15 +160,18 @@ class Parts(Original):
                 found += part.locate(at_once, steps)
         return found
 
-    def open_direct(self) -> bool:
-        """Have the files be read past the page cache; return whether all of them can be."""
+    def open_direct(self) -> int:
+        """Have the files be read past the page cache; return what aligns the reads of all.
+
+        0 where one of them cannot be read so: then none is.
+        """
         try:
-            for file in self._files():
-                file.open_direct()
+            aligned = [file.open_direct() for file in self._files()]
         except OSError:
             self.close_direct()
-            return False
-        return True
+            return 0
+        self._alignment = max(aligned, default=mmap.PAGESIZE)
+        return self._alignment
 
     def close_direct(self) -> None:
         """Have the files be read through the page cache again."""
@@ -178,7 +187,7 @@ class Parts(Original):
         """Return the read and the send for a step that `is_direct`."""
         part = self._parts[step.part]
         assert isinstance(part, _FilePart)
-        return part.stage(step, slot)
+        return part.stage(step, slot, self._alignment)
 
     def is_whole(self, step: SendZero, read: ReadFixed) -> bool:
         """Return whether the file has all that is to be read for a step."""
@@ -186,12 +195,15 @@ class Parts(Original):
         assert isinstance(part, _FilePart)
         return read.offset + read.length <= os.fstat(part.original.copy).st_size
 
-    def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
-        """Read all of a piece into memory if no disk has to be waited for."""
+    def memory_of(self, step: SendCopied) -> memoryview | None:
+        """Return a piece that is in memory already; None where it has to be read."""
         part = self._parts[step.part]
-        if isinstance(part, Export):
-            part.copy_to(memory, step.offset)
-            return True
+        return part.view(step.offset, step.length) if isinstance(part, Export) else None
+
+    def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
+        """Read all of a file's piece into memory if no disk has to be waited for."""
+        part = self._parts[step.part]
+        assert isinstance(part, _FilePart)
         try:
             got = os.preadv(part.original.copy, (memory,), step.offset, os.RWF_NOWAIT)
         except OSError:
@@ -199,7 +211,7 @@ class Parts(Original):
         return got == len(memory)
 
     def read(self, step: SendCopied, memory: memoryview) -> int:
-        """Read a piece's bytes into memory, waiting for the disk; return how many there are."""
+        """Read a file's piece into memory, waiting for the disk; return how many there are."""
         part = self._parts[step.part]
         assert isinstance(part, _FilePart)
         return os.preadv(part.original.copy, (memory,), step.offset)

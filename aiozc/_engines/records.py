@@ -143,7 +143,7 @@ class Stream(Original):
         must not be asked: asking takes the error of a reset away from whoever reads next.
         """
         if self._is_socket and is_unix(self.copy):
-            send_nowait(self.copy, _NOTHING)
+            check_sendable(self.copy)
 
     def check_alive(self) -> None:
         """Raise ConnectionResetError for a socket of a relay: who reads it may be waiting."""
@@ -210,6 +210,16 @@ def inlet(sock: HasFileno) -> Stream:
 
 
 _NOTHING = memoryview(b"")
+
+
+def check_sendable(sock: int) -> None:
+    """Raise the OSError that sending into a socket would end with, room or not.
+
+    It takes the error of a reset away from whoever reads next: once told, it is EPIPE.
+    """
+    send_nowait(sock, _NOTHING)
+
+
 _busy: dict[Role, dict[tuple[int, int], Stream]] = {role: {} for role in Role}
 _writing = _busy[Role.WRITTEN]
 

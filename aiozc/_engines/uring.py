@@ -163,12 +163,10 @@ class Uring:
         self.drain()
 
     def close(self) -> None:
-        """Close the ring."""
+        """Close the ring, or a forked child's copy of it."""
         self._ring.close()
 
-    def forget(self) -> None:
-        """Close the child's copies."""
-        self._ring.close()
+    forget = close
 
 
 def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:

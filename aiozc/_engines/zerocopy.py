@@ -13,15 +13,16 @@ from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import HasFileno, Record, Stream
-from aiozc._errors import error_from, tell
+from aiozc._errors import error_from
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._transfers.steps import AwaitRoom, LoanStep, SendCopied, SendZero
 from aiozc._transfers.zerocopy import ZeroCopy
 
 SEND_BUFFER = 4 << 20
 """Bytes that a socket has room for at the most, as tcp_wmem is set by default."""
-_UNMAPPABLE = frozenset({errno.ENODEV, errno.EINVAL, errno.EPERM})
-"""What mmap(2) answers for files that have no pages to be mapped, or forbid it."""
+_UNMAPPABLE = frozenset({errno.ENODEV, errno.EINVAL, errno.EPERM, errno.ENOMEM})
+"""What mmap(2) answers for files that have no pages to be mapped, or forbid it, and where no
+room is left for more mappings."""
 
 
 def can_lend(reactor: Reactor, sock: HasFileno) -> bool:
@@ -52,13 +53,13 @@ async def send(
     """
     record = reactor.open(parts, target, loan)
     try:
-        if direct and not parts.open_direct() and not transfer.may_copy:
-            transfer.error = errno.EOPNOTSUPP
+        if direct:
+            alignment = parts.open_direct()
+            transfer.alignment = alignment or transfer.alignment
+            if not alignment and not transfer.may_copy:
+                transfer.error = errno.EOPNOTSUPP
         while not transfer.done:
             await _run_next(reactor, record, transfer, parts)
-    except BaseException as error:
-        tell(error, transfer.position, 0)
-        raise
     finally:
         try:
             parts.follow_each(transfer.sent_of())
@@ -125,7 +126,7 @@ async def _lend_direct(
         await _run_direct(reactor, record, transfer, parts, sends, loan)
     elif loan.outstanding or not transfer.may_copy:
         _check_serving(reactor)
-        await loan.wait_some(TICK)
+        await reactor.loans.wait_some(TICK)
     else:
         await _lend(reactor, record, transfer, parts, sends[:1])
 
@@ -147,7 +148,7 @@ async def _run_direct(
     transfer.advance(sends[: len(results)], results)
     if cancelled is not None:
         raise cancelled
-    if transfer.error in (0, errno.EFAULT):
+    if transfer.error in (0, errno.EFAULT, errno.EINVAL):
         parts.check_lengths(sends[: len(results)])
 
 
@@ -157,10 +158,16 @@ async def _wait_for_room(
     loan = record.loan
     assert loan is not None
     _check_serving(reactor)
-    due = loan.outstanding > 0
-    if due or not transfer.may_copy:
-        await loan.wait_some(TICK)
+    due = loan.outstanding > 0 or (not transfer.may_copy and _has_lent(reactor))
+    if due:
+        await reactor.loans.wait_some(TICK)
     transfer.advance(chain, [due])
+
+
+def _has_lent(reactor: Reactor) -> bool:
+    """Return whether other transfers of this loop have memory locked, which they will give back."""
+    lending = (run.record.loan is not None for run in reactor.runs.values())
+    return reactor.loans.due > 0 or any(lending)
 
 
 def _check_serving(reactor: Reactor) -> None:
@@ -172,22 +179,34 @@ async def _copy(
     reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, step: SendCopied
 ) -> None:
     """Do a SendCopied. What the socket took counts, whatever ends it."""
-    # For a file opened with O_DIRECT, memory that begins with a page.
-    memory = memoryview(mmap.mmap(-1, step.length))
     await reactor.at_once.wait_to_spend(step.length)
-    if not parts.read_cached(step, memory):
-        memory = memory[: await in_thread(parts.read, step, memory)]
+    memory = await _memory_of(parts, step)
     sent = 0
     try:
         while sent < len(memory):
             _check_serving(reactor)
             record.check_open()
             sent += await _send_some(record, memory[sent:])
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        transfer.error = errno.EFAULT
     finally:
         if sent or not memory:
             transfer.advance((step,), [sent])
     if transfer.error:
         parts.check_lengths([SendZero(*step)])
+
+
+async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:
+    """Return what is to be sent, as much of it as there is."""
+    if (held := parts.memory_of(step)) is not None:
+        return held
+    # For a file opened with O_DIRECT, memory that begins with a page.
+    memory = memoryview(mmap.mmap(-1, step.length))
+    if not parts.read_cached(step, memory):
+        memory = memory[: await in_thread(parts.read, step, memory)]
+    return memory
 
 
 async def _send_some(record: Record, memory: memoryview) -> int:

@@ -44,15 +44,27 @@ class Gate(Protocol):
 def shut(transport: asyncio.Transport, gate: Gate) -> Iterator[None]:
     """Refuse what is written, and read nothing."""
     loop = asyncio.get_running_loop()
-    reading = gate.is_watched()
-    if reading:
-        transport.pause_reading()
+    paused = False
+
+    def pause() -> None:
+        nonlocal paused
+        if gate.is_watched():
+            transport.pause_reading()
+            paused = True
+
+    pause()
+    # Of a connection that is being made the loop watches the socket behind `connection_made`,
+    # where an eager task may be. (asyncio's loop has not read from it when this is called;
+    # uvloop's may have read once.)
+    later = None if paused else loop.call_soon(pause)
     gate.shut()
     try:
         yield
     finally:
+        if later is not None:
+            later.cancel()
         gate.open()
-        if reading and not loop.is_closed():
+        if paused and not loop.is_closed():
             transport.resume_reading()
 
 

@@ -80,12 +80,16 @@ class UvloopTransport(asyncio.Transport):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
+    def __reduce__(self) -> Any:
+        """Refuse to be copied, as the real one does."""
+        return self._real.__reduce__()
+
     def write_eof(self) -> None:
         """See `asyncio.WriteTransport.write_eof`."""
         if self._gate is not None:
             refuse_eof()
-        self._ended = True
         self._real.write_eof()
+        self._ended = True
 
     def can_write_eof(self) -> bool:
         """See `asyncio.WriteTransport.can_write_eof`."""
@@ -167,10 +171,12 @@ class UvloopGate:
             await flow.wait_next_resumption()
         finally:
             self._flow = None
-            if not flow.lost:
-                low, high = self._limits
-                self._real.set_write_buffer_limits(high, low)
-            flow.leave()
+            try:
+                if not flow.is_over:
+                    low, high = self._limits
+                    self._real.set_write_buffer_limits(high, low)
+            finally:
+                flow.leave()
 
     def get_protocol(self) -> Any:
         """Return the user's protocol."""
@@ -200,6 +206,14 @@ def _redirect(method: Any, target: Callable[..., Any]) -> None:
     method.__setstate__((target, (), {}, None))
 
 
+def _proxy_of(transport: Any) -> UvloopTransport:
+    """Return a transport's proxy; a proxy is its own.
+
+    uvloop's `create_connection` passes a UNIX socket on to `create_unix_connection`.
+    """
+    return transport if isinstance(transport, UvloopTransport) else UvloopTransport(transport)
+
+
 class _Shim:
     """The protocol that a transport of uvloop's is made with: the real one comes with the proxy."""
 
@@ -209,7 +223,7 @@ class _Shim:
 
     def connection_made(self, transport: Any) -> None:
         """Leave."""
-        self.proxy = UvloopTransport(transport)
+        self.proxy = _proxy_of(transport)
         transport.set_protocol(self.protocol)
         self.protocol.connection_made(self.proxy)
 
@@ -233,7 +247,7 @@ def connecting(create: Create) -> Create:
         if ssl:
             return await create(protocol_factory, *arguments, ssl=ssl, **options)
         transport, shim = await create(_shimmed(protocol_factory), *arguments, ssl=ssl, **options)
-        return shim.proxy or UvloopTransport(transport), shim.protocol
+        return shim.proxy or _proxy_of(transport), shim.protocol
 
     return connect
 

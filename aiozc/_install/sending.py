@@ -98,6 +98,9 @@ async def _send(
         closing = transport.is_closing()
         if not tells_of_lost_connection(error, closing=closing):
             raise
+        # A file on a network, or in another process, fails with the same numbers.
+        if not closing and sock.is_connected():
+            raise
         lost = connection_lost(error)
         if not closing:
             # The protocol hears of it from the transport.

@@ -1,7 +1,7 @@
 """Struct layouts, opcodes and flags of the kernel's interfaces.
 
 Sources: `include/uapi/linux/io_uring.h` (SQE, CQE, opcodes, flags), `liburing.h`
-(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`,
+(`struct io_uring`, unchanged in layout since liburing 2.2), `cachestat(2)`, `openat2(2)`,
 `include/uapi/asm-generic/unistd.h` (the numbers of system calls).
 """
 
@@ -250,8 +250,44 @@ class PyBuffer(ctypes.Structure):
     ]
 
 
+AT_EMPTY_PATH = 0x1000
+"""include/uapi/linux/fcntl.h."""
+STATX_DIOALIGN = 0x2000
+"""include/uapi/linux/stat.h."""
+
+
+class Statx(ctypes.Structure):
+    """`struct statx` (include/uapi/linux/stat.h), as far as it is looked at."""
+
+    _fields_ = [
+        ("mask", ctypes.c_uint32),
+        ("others", ctypes.c_uint32 * 37),
+        ("dio_mem_align", ctypes.c_uint32),
+        ("dio_offset_align", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32 * 24),
+    ]
+
+
 CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
+
+
+OPENAT2_NUMBER = 437
+"""The system call's number, the same on every architecture but alpha (547; Linux 5.6)."""
+AT_FDCWD = -100
+"""`fcntl.h`: a relative path begins at the current directory."""
+RESOLVE_CACHED = 0x20
+"""`openat2.h`: fail with EAGAIN where the path is not all in the kernel's caches (Linux 5.12)."""
+
+
+class OpenHow(ctypes.Structure):
+    """`struct open_how`."""
+
+    _fields_ = [
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    ]
 
 
 class IoVec(ctypes.Structure):

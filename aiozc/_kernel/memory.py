@@ -87,6 +87,23 @@ class Region:
             self._size = 0
 
 
+def direct_alignment(fd: int) -> int:
+    """Return what offsets and lengths must be multiples of to read a file past the page cache.
+
+    0: it cannot be read so. A page where the kernel (STATX_DIOALIGN, Linux 6.1), the library or
+    the file system does not tell.
+    """
+    found = abi.Statx()
+    if not hasattr(_libc, "statx"):
+        return mmap.PAGESIZE
+    _libc.statx(fd, b"", abi.AT_EMPTY_PATH, abi.STATX_DIOALIGN, ctypes.byref(found))
+    if not found.mask & abi.STATX_DIOALIGN:
+        return mmap.PAGESIZE
+    # Our memory begins with a page, and no more is known of it.
+    fits = 0 < found.dio_mem_align <= mmap.PAGESIZE
+    return max(found.dio_offset_align, mmap.PAGESIZE) if fits else 0
+
+
 class Export:
     """The memory of a bytes-like object, held: it is neither freed nor resized meanwhile."""
 
@@ -97,12 +114,13 @@ class Export:
         _get_buffer(data, ctypes.byref(self._buffer), _SIMPLE)
         self._held = True
         self.address: int = self._buffer.buf or 0
-        self.length: int = self._buffer.len
 
-    def copy_to(self, memory: memoryview, offset: int) -> None:
-        """Copy what stands from `offset` on into writable memory, as much as that takes."""
-        target = (ctypes.c_char * len(memory)).from_buffer(memory)
-        ctypes.memmove(target, self.address + offset, min(len(memory), self.length - offset))
+    def view(self, offset: int, length: int) -> memoryview:
+        """Return a part of it, for system calls alone: it may be a mapping of a truncated file.
+
+        They answer EFAULT where reading it from here ends the process by SIGBUS.
+        """
+        return memoryview((ctypes.c_char * length).from_address(self.address + offset))
 
     def release(self) -> None:
         """Let it go."""

@@ -133,8 +133,8 @@ class SendCopied(NamedTuple):
 class AwaitRoom(NamedTuple):
     """Wait until some memory of this transfer is the kernel's no longer, or for a while.
 
-    The result is 1 where some was the kernel's, 0 where none was: others have the memory
-    that may be locked.
+    (Of another one of this loop too, where it may not copy.) The result is 1 where some was
+    the kernel's, 0 where none was: others have the memory that may be locked.
     """
 
 

@@ -15,8 +15,9 @@ The rules:
    and those that found no room say so). Then the window, the bytes of a chain, is halved, down
    to LEAST; then the transfer waits for pages of its own; where none of its own are on their
    way others have all, and it would wait for their peers: so one piece is copied, and what
-   comes next is tried uncopied again. A chain that goes through lets the next be twice as
-   long or, once memory was short, longer by CHUNK.
+   comes next is tried uncopied again. (Who may not copy waits for the others of the same loop,
+   and fails where these have none either: nobody knows when more may be locked.) A chain that
+   goes through lets the next be twice as long or, once memory was short, longer by CHUNK.
 5. A socket that cannot do it (EOPNOTSUPP) gets everything copied.
 6. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what is
    known to be sent.
@@ -24,7 +25,7 @@ The rules:
 States and what leads on:
 
     SENDING  chains of sends      --> done | SENDING | WAITING (no memory) | COPYING (refused)
-    WAITING  for pages of its own --> SENDING | COPYING (it has none) | WAITING (may not copy)
+    WAITING  for pages of its own --> SENDING | COPYING (it has none) | failed (may not copy)
     COPYING  one piece            --> done | SENDING | COPYING (refused)
 """
 
@@ -42,8 +43,10 @@ loopback, 16 MiB to a peer that reads had 0.85 of the throughput of sock_sendall
 1 MiB and a FIRST of half the size 0.76 to 0.80."""
 FIRST = 4 << 20
 """The bytes of the first chain: a caller who closes the socket or a file is heeded between two."""
-LEAST = 64 << 10
-"""The fewest bytes that a chain is cut down to."""
+LEAST = 16 << 10
+"""The fewest bytes that a chain is cut down to. Each send is charged two pages more than its
+length (`io_notif_account_mem` in the kernel's io_uring): of a limit of 64 KiB, as kernels before
+5.16 have it, 64 KiB would never be granted."""
 CHAIN = 16 << 20
 """The most bytes of one chain. A chain uses the loop's thread until the send buffer (4 MiB by
 tcp_wmem) is full; its end costs a turn of the loop, in which a fast peer's queue runs dry."""
@@ -51,7 +54,8 @@ COPY = 256 << 10
 """The most bytes that are copied at once."""
 
 _FULL = frozenset({errno.ENOMEM, errno.ENOBUFS})
-_REFUSED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EAFNOSUPPORT})
+REFUSED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EAFNOSUPPORT})
+"""What is answered where a socket, a file or a kernel cannot do it."""
 
 
 class Piece(NamedTuple):
@@ -74,7 +78,8 @@ class ZeroCopy:
     """The pieces, one after the other. `error` is the positive errno that ended it, or 0.
 
     `chunk` is the most bytes of one send. `may_copy`: what cannot go uncopied is copied.
-    `must_copy`: nothing can. `copied`: some of it was.
+    `must_copy`: nothing can. `copied`: some of it was. `alignment`: at multiples of it sends
+    end, but for the last of a piece.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class ZeroCopy:
         self.error = 0
         self.copied = False
         self.may_copy = may_copy
+        self.alignment = mmap.PAGESIZE
         self._refused = must_copy
         self._window = FIRST
         self._chunk = chunk
@@ -138,7 +144,7 @@ class ZeroCopy:
             offset, end = start, start + length
             while offset < end and left > 0 and len(chain) < most_steps:
                 # Up to a boundary of a page: the next one then counts none twice.
-                size = min(self._chunk - offset % mmap.PAGESIZE, end - offset, left)
+                size = min(self._chunk - offset % self.alignment, end - offset, left)
                 chain.append(SendZero(part, offset, size))
                 offset += size
                 left -= size
@@ -173,7 +179,7 @@ class ZeroCopy:
             self.error = errno.EIO  # a send of bytes that sends none
         elif not _FULL.isdisjoint(errors):
             self._shrink()
-        elif self.may_copy and not _REFUSED.isdisjoint(errors):
+        elif self.may_copy and not REFUSED.isdisjoint(errors):
             self._refused = True
             self._state = State.COPYING
         elif errors:
@@ -191,10 +197,12 @@ class ZeroCopy:
         self._window = min(self._window + more, CHAIN)
 
     def _waited(self, result: int) -> None:
-        if result or not self.may_copy:
+        if result:
             self._state = State.SENDING
-        else:
+        elif self.may_copy:
             self._state = State.COPYING
+        else:
+            self.error = errno.ENOMEM
 
     def _sent_copied(self, result: int) -> None:
         if result > 0:

@@ -1,1 +1,1 @@
-"""The transfers where other frameworks can use them; each module needs the one that it names."""
+"""Frameworks of others, with their files by aiozc. Each module needs the framework it is for."""

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.__main__ import COMMANDS
 from bench.cases import Case, Work
 from bench.measure import AtLeast, AtMost, Metric
 from bench.processes import importing_bench
 from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
 from bench.senders import BASELINE, Sender
+from bench.works import COMMANDS
 
 CASE: Case[Sender] = Case(
     "a case",
@@ -71,8 +71,8 @@ def run_bench_with_less(
 ) -> subprocess.CompletedProcess[str]:
     """Run it with streams of so many bytes."""
     work = f"bench.{command}_works"
-    program = f"import sys, bench.__main__, {work}; {work}.QUICK = {size}; "
-    return run_python("-c", program + "sys.exit(bench.__main__.main())", command, *arguments)
+    program = f"import sys, bench.works, {work}; {work}.QUICK = {size}; "
+    return run_python("-c", program + "sys.exit(bench.works.main())", command, *arguments)
 
 
 def rows_of(result: WorkResult) -> list[str]:
@@ -234,7 +234,8 @@ def test_bad_arguments_end_with_status_2(arguments: list[str]) -> None:
     done = run_bench(*arguments)
 
     assert done.returncode == 2
-    assert "error:" in done.stderr
+    assert done.stderr.startswith("bench: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_one_sentence_says_why_aiozc_cannot_run(tmp_path: Path) -> None:

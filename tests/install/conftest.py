@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import functools
+import gc
+import io
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import uvloop
 
 import aiozc
-from tests.support import FarEnd, Peer, socket_pair
+from tests.support import MIB, FarEnd, Peer, socket_pair
+
+T = TypeVar("T")
 
 FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": aiozc.new_event_loop,
@@ -95,15 +99,17 @@ class Buffered(asyncio.BufferedProtocol):
         self._buffer = bytearray(1000)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "data_received":
+            raise AttributeError(name)
         return getattr(self._recorder, name)
 
     def connection_made(self, transport: Any) -> None:
         """Pass it on."""
         self._recorder.connection_made(transport)
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
-        """Return the buffer."""
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> Any:  # noqa: ARG002
+        """Return the buffer. (asyncio's TLS reads into a copy of what has slices that are one.)"""
+        return memoryview(self._buffer)
 
     def buffer_updated(self, nbytes: int) -> None:
         """Note the bytes."""
@@ -124,6 +130,56 @@ class Buffered(asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Pass it on."""
         self._recorder.connection_lost(exc)
+
+
+def begin(sending: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Do what an eager task does, which Python has from 3.12 on: begin at once."""
+    waited = sending.send(None)
+
+    async def rest() -> T:
+        return await _Rest(sending, waited)
+
+    return asyncio.ensure_future(rest())
+
+
+class _Rest(Awaitable[T]):
+    """What is left of a coroutine that was begun."""
+
+    def __init__(self, begun: Coroutine[Any, Any, T], waited: Any) -> None:
+        self._begun = begun
+        self._waited = waited
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waited = self._waited
+        try:
+            while True:
+                # A future says so of itself when it is awaited, and a task takes it back.
+                if waited is not None:
+                    waited._asyncio_future_blocking = True
+                yield waited
+                waited = self._begun.send(None)
+        except StopIteration as ended:
+            sent: T = ended.value
+            return sent
+
+
+def close_beneath(loop: Any, connect: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+    """Close a loop while a file waits for its peer, and throw the transfer away after that."""
+
+    async def start() -> Any:
+        transport = await connect(loop)
+        task = loop.create_task(loop.sendfile(transport, io.BytesIO(bytes(24 * MIB))))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        return task
+
+    task = loop.run_until_complete(start())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    task._log_destroy_pending = False
+    task.get_coro().close()
+    del task
+    gc.collect()  # the transports that nobody has closed
 
 
 class Line:

@@ -1,6 +1,9 @@
 """Connections on an installed loop, however they are made; above all uvloop's proxies."""
 
 import asyncio
+import copy
+import errno
+import functools
 import gc
 import socket
 import weakref
@@ -12,6 +15,7 @@ import pytest
 import uvloop
 
 import aiozc
+from aiozc._install.proxies import UvloopGate, UvloopTransport
 from tests.conftest import MakeFile
 from tests.support import KIB, MIB, assert_same, pattern, run_on, socket_pair, until
 
@@ -103,11 +107,29 @@ async def test_a_transport_is_what_libraries_take_it_for(open_line: Open, family
     assert transport.get_write_buffer_size() == 0
     assert not transport.is_closing()
     assert "ransport" in repr(transport)
+    assert repr(transport).count("proxy") <= 1
     assert weakref.ref(transport)() is transport
     assert len({transport, transport}) == 1
     transport.write_eof()
     assert await line.finish() == b""
     assert transport.is_closing()
+
+
+class Deaf:
+    """Stands for a transport whose socket cannot be shut."""
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self._refuse, name)
+
+    def _refuse(self, name: str) -> None:
+        raise OSError(errno.ENOTCONN, name)
+
+
+def test_an_end_that_could_not_be_written_does_not_count() -> None:
+    proxy = UvloopTransport(Deaf())
+    with pytest.raises(OSError, match="write_eof"):
+        proxy.write_eof()
+    UvloopGate(proxy).check_open()
 
 
 @pytest.mark.parametrize("make", [Recorder, Buffered])
@@ -201,6 +223,23 @@ async def test_streams_take_files_between_their_writes(loop: Any, make_file: Mak
 
 
 # uvloop alone
+
+
+def test_a_transport_can_be_copied_no_more_than_uvloops_own() -> None:
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        near, far = socket_pair()
+        transport, protocol = await loop.create_connection(Recorder, sock=near)
+        with pytest.raises(TypeError) as own:
+            copy.copy(transport._real)
+        with pytest.raises(TypeError) as ours:
+            copy.copy(transport)
+        assert str(ours.value) == str(own.value)
+        transport.abort()
+        await protocol.lost
+        far.close()
+
+    run_on(FACTORIES["uvloop"], main())
 
 
 def test_a_transport_of_uvloops_made_before_refuses_without_a_fallback(

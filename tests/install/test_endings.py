@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import errno
 import io
+import os
 from typing import Any
 
 import pytest
 
+from aiozc._engines.at_once import AtOnce
 from tests.conftest import MakeFile
 from tests.support import KIB, MIB, assert_same, outcome_of, pattern, socket_pair, turns, until
 
-from .conftest import Line, Open, Recorder
+from .conftest import FACTORIES, Line, Open, Recorder, close_beneath
 
 pytestmark = pytest.mark.anyio
 
@@ -231,6 +233,59 @@ async def test_an_error_of_the_file_is_raised_and_leaves_the_transport_usable(
     assert_same(await line.finish(), CONTENT[:10_000], AFTER)
 
 
+LOST = [errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE]
+
+
+class Remote(io.RawIOBase):
+    """A source far away, that fails after some bytes as a connection does."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Say so."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fail, or not yet."""
+        if self._position:
+            raise OSError(self._number, os.strerror(self._number))
+        self._position = 1000
+        buffer[:1000] = CONTENT[:1000]
+        return 1000
+
+
+async def test_a_lost_connection_of_the_files_own_leaves_the_transport_usable(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    line = await open_line(small=True)
+    line.transport.write(PREFIX)
+    for number in LOST:
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            await loop.sendfile(line.transport, Remote(number))
+        assert caught.value.errno == number
+        line.assert_as_before()
+    assert await loop.sendfile(line.transport, make_file(AFTER)) == len(AFTER)
+    assert_same(await line.finish(), PREFIX, CONTENT[:1000] * len(LOST), AFTER)
+
+
+async def test_so_does_one_that_the_kernel_tells_of(
+    loop: Any, open_line: Open, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file of NFS or FUSE whose server is gone."""
+    line = await open_line()
+    for number in LOST:
+        with monkeypatch.context() as patch:
+            patch.setattr(AtOnce, "send", lambda *_, number=number: -number)
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                await loop.sendfile(line.transport, make_file(CONTENT), 0, 5000)
+        assert caught.value.errno == number
+        line.assert_as_before()
+    assert await loop.sendfile(line.transport, make_file(AFTER)) == len(AFTER)
+    assert_same(await line.finish(), AFTER)
+
+
 async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_usable(
     open_line: Open, make_file: MakeFile
 ) -> None:
@@ -246,6 +301,26 @@ async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_us
     arrived = await line.finish()
     sent = len(arrived) - len(AFTER)
     assert_same(arrived, CONTENT[:sent], AFTER)
+
+
+# The loop is closed
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("size", [0, len(PREFIX)], ids=["sending", "waiting"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(
+    size: int, name: str
+) -> None:
+    near, far = socket_pair(sndbuf=30_000, rcvbuf=30_000)
+
+    async def connect(loop: Any) -> Any:
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        transport.write(PREFIX[:size])
+        return transport
+
+    with near, far:
+        close_beneath(FACTORIES[name](), connect)
 
 
 # What the user sets meanwhile

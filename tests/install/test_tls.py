@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import MakeFile
 from tests.support import CERTIFICATE, KIB, MIB, assert_same, outcome_of, pattern, turns, until
 
-from .conftest import Recorder
+from .conftest import FACTORIES, Buffered, Recorder, close_beneath
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 class Sides:
     """Both ends of a TLS connection."""
 
-    def __init__(self, transport: Any, protocol: Recorder, peer: Recorder) -> None:
+    def __init__(self, transport: Any, protocol: Any, peer: Recorder) -> None:
         self.transport = transport
         self.protocol = protocol
         self.peer = peer
@@ -54,10 +54,10 @@ class Sides:
 
 
 @pytest.fixture
-async def sides(loop: Any) -> AsyncIterator[Sides]:
-    """Make a TLS connection from this loop to itself."""
+async def sides(loop: Any, request: pytest.FixtureRequest) -> AsyncIterator[Sides]:
+    """Make a TLS connection from this loop to itself, for a Recorder or another protocol."""
     for_server, for_client = contexts()
-    peer, protocol = Recorder(), Recorder()
+    peer, protocol = Recorder(), getattr(request, "param", Recorder)()
     server = await loop.create_server(lambda: peer, "127.0.0.1", 0, ssl=for_server)
     transport, _ = await loop.create_connection(
         lambda: protocol,
@@ -124,6 +124,25 @@ async def test_a_peer_that_does_not_read_is_waited_for_and_pauses_come_in_pairs(
     assert not sides.protocol.paused
 
 
+@pytest.mark.parametrize("sides", [Recorder, Buffered], indirect=True)
+async def test_who_reads_on_meanwhile_hears_what_arrives(
+    loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    sides.peer.transport.pause_reading()
+    content = pattern(24 * MIB)
+    task = asyncio.ensure_future(loop.sendfile(sides.transport, make_file(content)))
+    while not sides.transport.get_write_buffer_size():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    sides.transport.resume_reading()
+    sides.peer.transport.write(AFTER)
+    await until(lambda: len(sides.protocol.data) == len(AFTER) or sides.protocol.lost.done())
+    assert_same(bytes(sides.protocol.data), AFTER)
+    sides.peer.transport.resume_reading()
+    assert await task == len(content)
+    sides.assert_as_before()
+    assert_same(await sides.finish(), content)
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 20, 100, 1000])
 async def test_cancelled_at_any_time_the_position_is_right_and_the_transport_works(
     number: int, loop: Any, sides: Sides, make_file: MakeFile
@@ -158,6 +177,27 @@ async def test_a_connection_that_is_lost_meanwhile_is_a_connection_error(
     assert isinstance(await outcome_of(task), ConnectionError)
     await sides.protocol.lost
     assert len(sides.protocol.losses) == 1
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(name: str) -> None:
+    for_server, for_client = contexts()
+
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            transport.pause_reading()
+
+    async def connect(loop: Any) -> Any:
+        server = await loop.create_server(Silent, "127.0.0.1", 0, ssl=for_server)
+        address = server.sockets[0].getsockname()
+        transport, _ = await loop.create_connection(
+            asyncio.Protocol, *address, ssl=for_client, server_hostname="localhost"
+        )
+        server.close()
+        return transport
+
+    close_beneath(FACTORIES[name](), connect)
 
 
 @pytest.mark.parametrize("size", [4 * KIB, 3 * MIB])

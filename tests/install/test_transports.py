@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import MakeFile
 from tests.support import KIB, MIB, assert_same, outcome_of, pattern, turns, until
 
-from .conftest import Buffered, Open, Recorder
+from .conftest import Buffered, Open, Recorder, begin
 
 pytestmark = pytest.mark.anyio
 
@@ -173,6 +173,19 @@ async def test_reading_that_was_paused_stays_paused(
     assert_same(await line.finish(), SMALL, LARGE)
 
 
+async def test_a_pause_that_is_asked_for_meanwhile_ends_with_the_file(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    """As in the stdlib, which resumes where it was reading before (`_sendfile_native`)."""
+    line = await open_line(limit=0, small=True)
+    task = await start(loop.sendfile(line.transport, make_file(LARGE)))
+    line.transport.pause_reading()
+    line.peer.allow(None)
+    assert await task == len(LARGE)
+    assert line.transport.is_reading()
+    assert_same(await line.finish(), LARGE)
+
+
 async def test_the_end_of_the_peers_stream_is_told_once(
     loop: Any, open_line: Open, make_file: MakeFile
 ) -> None:
@@ -185,6 +198,38 @@ async def test_the_end_of_the_peers_stream_is_told_once(
         await turns(5)
     assert line.protocol.ends == 1
     assert_same(await line.finish(), SMALL, LARGE)
+
+
+class Prompt(Recorder):
+    """Sends a file as soon as it is connected, in that very call."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+        self.sending: asyncio.Task[int] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Send."""
+        super().connection_made(transport)
+        loop = asyncio.get_running_loop()
+        self.sending = begin(loop.sendfile(transport, self._file))
+
+
+async def test_reading_is_paused_too_for_a_file_that_is_sent_as_the_connection_is_made(
+    open_line: Open, make_file: MakeFile
+) -> None:
+    line = await open_line(Prompt(make_file(LARGE)), limit=0, small=True)
+    await turns(3)
+    assert not line.transport.is_reading()
+    line.peer.send(b"data")
+    await until(lambda: line.peer.sent == 4)
+    await turns(5)
+    assert not line.protocol.data
+    line.peer.allow(None)
+    assert await line.protocol.sending == len(LARGE)
+    await until(lambda: line.protocol.data == b"data")
+    assert line.transport.is_reading()
+    assert_same(await line.finish(), LARGE)
 
 
 # What is refused

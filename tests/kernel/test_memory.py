@@ -45,7 +45,8 @@ def test_an_exported_object_is_held_until_it_is_released(kind: type) -> None:
     data = kind(pattern(1000))
     before = sys.getrefcount(data)
     export = Export(data)
-    assert ctypes.string_at(export.address, export.length) == bytes(data)
+    assert ctypes.string_at(export.address, 1000) == bytes(data)
+    assert bytes(export.view(990, 10)) == bytes(data)[990:]
     assert sys.getrefcount(data) == before + 1
     if isinstance(data, bytearray):
         with pytest.raises(BufferError):

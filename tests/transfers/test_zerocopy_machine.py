@@ -134,11 +134,11 @@ def test_chains_shrink_while_memory_is_short_and_grow_again() -> None:
         chain = transfer.next_chain(24)
         halved.append(length_of(chain))
         transfer.advance(chain, [-errno.ECANCELED] * (len(chain) - 1) + [-errno.ENOMEM])
-    assert halved == [CHAIN >> level for level in range(9)]
+    assert halved == [CHAIN >> level for level in range(11)]
     assert halved[-1] == LEAST
     assert transfer.next_chain(24) == (AwaitRoom(),)
     transfer.advance((AwaitRoom(),), [1])
-    assert [go_through(transfer) for _ in range(5)] == [LEAST << level for level in range(5)]
+    assert [go_through(transfer) for _ in range(7)] == [LEAST << level for level in range(7)]
     grown = [go_through(transfer) for _ in range(9)]
     assert grown == [*range(CHUNK, CHAIN + 1, CHUNK), CHAIN]
 
@@ -170,10 +170,17 @@ def test_where_others_have_the_memory_one_piece_is_copied_and_the_next_is_not() 
 def test_what_may_not_be_copied_waits_for_the_others() -> None:
     transfer = ZeroCopy([Piece(0, 0, MIB)], may_copy=False)
     run_out(transfer)
-    transfer.advance((AwaitRoom(),), [0])
+    transfer.advance((AwaitRoom(),), [1])
     assert isinstance(transfer.next_chain(1)[0], SendZero)
     transfer.advance(transfer.next_chain(1), [-errno.EOPNOTSUPP])
     assert transfer.error == errno.EOPNOTSUPP
+
+
+def test_what_may_not_be_copied_fails_where_there_is_nobody_to_wait_for() -> None:
+    transfer = ZeroCopy([Piece(0, 0, MIB)], may_copy=False)
+    run_out(transfer)
+    transfer.advance((AwaitRoom(),), [0])
+    assert transfer.error == errno.ENOMEM
 
 
 def test_a_socket_that_refuses_gets_all_of_it_copied() -> None:

@@ -1,0 +1,105 @@
+"""What the commands share: how they end, what they say when they cannot, and the bar they show."""
+
+import argparse
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.errors import BadInputError, BenchError, describe
+from bench.units import parse_size
+
+_WIDTH = 190
+_MOST = 1_000_000
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one sentence what it cannot take."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise BadInputError."""
+        raise BadInputError(message)
+
+
+def run_command(action: Callable[[Console], int]) -> int:
+    """Call ``action`` with a console for notes; give the exit status.
+
+    It is 2 for what was asked for wrongly, 1 for what cannot be measured, and after a signal
+    what a shell expects; one sentence on standard error says which.
+    """
+    notes = Console(stderr=True, soft_wrap=True)
+    status = 130
+
+    def stop(*_: object) -> None:
+        nonlocal status
+        status = 143
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # which loops know how to take
+
+    signal.signal(signal.SIGTERM, stop)  # so that files and processes go with this one
+    try:
+        return action(notes)
+    except KeyboardInterrupt:
+        notes.print("bench: stopped")
+        return status
+    except BadInputError as error:
+        notes.print(f"bench: {error}", markup=False, highlight=False)
+        return 2
+    except (BenchError, OSError) as error:
+        notes.print(f"bench: {describe(error)}", markup=False, highlight=False)
+        return 1
+
+
+def console_for_tables() -> Console:
+    """Make the console on standard output: as wide as its tables where it is no terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=_WIDTH)
+
+
+def make_progress(notes: Console) -> Progress:
+    """Make a progress bar, for a terminal alone.
+
+    It has no refreshing thread, which would take the CPU, and the GIL, from what is measured:
+    refresh it between turns.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=notes,
+        auto_refresh=False,
+        transient=True,
+        disable=not notes.is_terminal,
+    )
+
+
+# Types of arguments.
+
+
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more, and less than makes sense to nobody."""
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= _MOST or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST}")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Read a size in bytes."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def sizes(text: str) -> list[int]:
+    """Read sizes, with commas between them."""
+    return [size(part) for part in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers, with commas between them."""
+    return [positive(part) for part in text.split(",")]

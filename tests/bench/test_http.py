@@ -1,0 +1,107 @@
+"""``python -m bench http``: servers are started, asked, and gone."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.http.servers import Running, Server, Site, free_port
+from bench.processes import importing_bench
+
+WRK = """#!/bin/sh
+for url; do :; done
+{python} -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1]).read()' "$url" || exit 1
+echo '{{"microseconds": 2000000, "requests": 10, "bytes": 40960, "p50": 1500, "p99": 2500,' \\
+    '"errors": {errors}}}' >&2
+"""
+
+
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path, tmp_path, free_port())
+
+
+def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
+    program = "import sys; print('first', file=sys.stderr); sys.exit('no such luck')"
+    server = Server("a server", [], lambda _: [sys.executable, "-c", program])
+
+    with (
+        Running(server, site(tmp_path)) as running,
+        pytest.raises(BenchError, match="a server ended with status 1: no such luck"),
+    ):
+        running.wait_ready()
+
+
+def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path) -> None:
+    program = (
+        "import http.server, subprocess, sys; port = int(sys.argv[1]);"
+        "subprocess.Popen(['sleep', '1000']);"
+        "http.server.HTTPServer(('127.0.0.1', port), http.server.SimpleHTTPRequestHandler)"
+        ".serve_forever()"
+    )
+    server = Server("a server", [], lambda s: [sys.executable, "-c", program, str(s.port)])
+
+    with Running(server, site(tmp_path)) as running:
+        running.wait_ready()
+        assert running.cpu() > 0
+        processes = [os.pidfd_open(pid) for pid in running.processes()]
+
+    assert len(processes) == 2
+    for process in processes:
+        assert select.select([process], [], [], 60)[0]
+        os.close(process)
+
+
+def test_what_is_not_installed_is_named() -> None:
+    def command(_: Site) -> list[str]:
+        return []
+
+    assert Server("s", ["/no-such-program"], command).missing() == (
+        "no-such-program is not installed"
+    )
+    assert Server("s", ["no_such.module"], command).missing() == (
+        "the module no_such.module is not installed"
+    )
+    assert Server("s", ["/sh", "json"], command).missing() is None
+
+
+@pytest.mark.parametrize("errors", [0, 3])
+def test_a_run_checks_drives_and_lists_servers(errors: int, tmp_path: Path) -> None:
+    wrk = tmp_path / "wrk"
+    wrk.write_text(WRK.format(python=sys.executable, errors=errors))
+    wrk.chmod(0o755)
+    found = tmp_path / "found.json"
+    env = importing_bench()
+    env["PATH"] = f"{tmp_path}{os.pathsep}{env['PATH']}"
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "http", "--servers", "aiohttp,aiohttp+aiozc"),
+            *("--size", "4K", "--rounds", "2", "--json", str(found), "--dir", str(tmp_path)),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    written = json.loads(found.read_text())
+    servers = written["sweeps"][0]["points"][0]["senders"]
+    assert "nginx is no Python program" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "wrk"]
+    if errors:
+        assert done.returncode == 1
+        assert servers == {}
+        assert written["failed"]["aiohttp"] == "aiohttp: wrk saw 3 errors"
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert servers.keys() == {"aiohttp", "aiohttp+aiozc"}
+        for server in servers.values():
+            assert server["samples"]["requests"] == [5, 5]
+            assert server["samples"]["latency p99"] == [2.5, 2.5]
+            assert all(cpu > 0 for cpu in server["samples"]["CPU"])

@@ -1,0 +1,268 @@
+"""The examples that are web servers do what their docstrings say."""
+
+import contextlib
+import io
+import os
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support import KIB, MIB, assert_same, pattern
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = {"empty": 0, "small.txt": 4 * KIB, "medium.html": 256 * KIB + 1, "large": 8 * MIB + 3}
+SECRET = b"nobody is to see this"
+
+Start = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with files, beside a secret; some things below lead to that."""
+    tmp_path = tmp_path_factory.mktemp("web")
+    (tmp_path / "secret").write_bytes(SECRET)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(SECRET)
+    folder = tmp_path / "served"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    for name, size in SIZES.items():
+        (folder / name).write_bytes(pattern(size))
+    (folder / "sub" / "deep" / "ä ü.png").write_bytes(b"picture")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "way").symlink_to(tmp_path / "outside")
+    os.mkfifo(folder / "fifo")
+    return folder
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[Start]:
+    """Run examples that end with the context; each call returns its address, once it answers."""
+    with contextlib.ExitStack() as stack:
+
+        def start(example: str, *arguments: object) -> str:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            command = [sys.executable, EXAMPLES / example, *arguments, "--port", port]
+            process = subprocess.Popen(
+                [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            while process.poll() is None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    return f"http://127.0.0.1:{port}"
+                time.sleep(0.005)
+            assert process.stderr is not None
+            raise AssertionError(process.stderr.read().decode())
+
+        yield start
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Run examples until the test ends."""
+    with starting() as start:
+        yield start
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """Fetch by httpx, over one connection."""
+    limits = httpx.Limits(max_connections=1)
+    with httpx.Client(timeout=60, trust_env=False, limits=limits) as client:
+        yield client
+
+
+def talk(url: str, *requests: bytes) -> bytes:
+    """Send bytes, and return all that comes until the server ends the connection."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 80)) as sock:
+        sock.sendall(b"".join(requests))
+        with sock.makefile("rb") as file:
+            return file.read()
+
+
+@pytest.mark.parametrize(
+    ("example", "prefix"),
+    [("file_server.py", ""), ("starlette_app.py", "/files"), ("aiohttp_app.py", "/files")],
+)
+def test_files_arrive_whole_and_in_part(
+    example: str, prefix: str, start: Start, folder: Path, client: httpx.Client, tmp_path: Path
+) -> None:
+    url = start(example, folder) + prefix
+    for _ in range(2):
+        for name, size in SIZES.items():
+            response = client.get(f"{url}/{name}")
+            assert response.status_code == 200
+            assert_same(response.content, pattern(size))
+            head = client.head(f"{url}/{name}")
+            assert (head.headers["content-length"], head.content) == (str(size), b"")
+        part = client.get(f"{url}/large", headers={"Range": f"bytes={MIB}-"})
+        assert part.status_code == 206
+        assert_same(part.content, pattern(SIZES["large"])[MIB:])
+    etag = part.headers["etag"]
+    assert client.get(f"{url}/large", headers={"If-None-Match": etag}).status_code == 304
+    assert client.get(f"{url}/nobody").status_code == 404
+    if curl := shutil.which("curl"):
+        copy = str(tmp_path / "copy")
+        subprocess.run([curl, "-sS", "--output", copy, f"{url}/large"], check=True)
+        assert_same((tmp_path / "copy").read_bytes(), pattern(SIZES["large"]))
+
+
+def test_starlettes_example_finds_the_newest_file(
+    start: Start, folder: Path, client: httpx.Client
+) -> None:
+    os.utime(folder / "large", (2_000_000_000, 2_000_000_000))
+    for loop in ("asyncio", "uvloop"):
+        url = start("starlette_app.py", folder, "--loop", loop)
+        response = client.get(f"{url}/latest")
+        assert response.headers["content-disposition"] == 'attachment; filename="large"'
+        assert_same(response.content, pattern(SIZES["large"]))
+
+
+# file_server.py
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    """Run examples/file_server.py."""
+    with starting() as start:
+        yield start("file_server.py", folder)
+
+
+PART = {
+    "bytes=0-0": (0, 1),
+    "bytes=5-4000": (5, 4001),
+    "bytes=4000-9999": (4000, 4096),
+    "bytes=-1": (4095, 4096),
+    "bytes=-9999": (0, 4096),
+}
+
+
+def test_each_range_is_what_it_says(url: str, client: httpx.Client) -> None:
+    whole = pattern(4 * KIB)
+    for wanted, (first, end) in PART.items():
+        response = client.get(f"{url}/small.txt", headers={"Range": wanted})
+        assert (response.status_code, response.content) == (206, whole[first:end])
+        assert response.headers["content-range"] == f"bytes {first}-{end - 1}/4096"
+    for wanted in ("bytes=4096-", "bytes=-0"):
+        response = client.get(f"{url}/small.txt", headers={"Range": wanted})
+        assert response.status_code == 416
+        assert response.headers["content-range"] == "bytes */4096"
+    others = ("lines=1-2", "bytes=2-1", "bytes=0-1,3-4", "bytes=a-", "bytes=" + "9" * 5000 + "-")
+    for wanted in others:
+        response = client.get(f"{url}/small.txt", headers={"Range": wanted})
+        assert (response.status_code, response.content) == (200, whole)
+
+
+def test_conditions_are_kept(url: str, client: httpx.Client) -> None:
+    first = client.get(f"{url}/small.txt")
+    etag, changed = first.headers["etag"], first.headers["last-modified"]
+    early, late = formatdate(1, usegmt=True), formatdate(2_000_000_000, usegmt=True)
+    for headers, status in (
+        ({"If-None-Match": f'"another", W/{etag}'}, 304),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-None-Match": '"another"', "If-Modified-Since": late}, 200),
+        ({"If-Modified-Since": changed}, 304),
+        ({"If-Modified-Since": early}, 200),
+        ({"If-Modified-Since": "no date"}, 200),
+        ({"If-Range": etag, "Range": "bytes=0-0"}, 206),
+        ({"If-Range": changed, "Range": "bytes=0-0"}, 206),
+        ({"If-Range": '"another"', "Range": "bytes=0-0"}, 200),
+    ):
+        response = client.get(f"{url}/small.txt", headers=headers)
+        assert response.status_code == status, headers
+        assert response.headers["etag"] == etag
+
+
+def test_names_are_decoded_and_tell_their_types(url: str, client: httpx.Client) -> None:
+    picture = client.get(f"{url}/sub//deep/./%C3%A4%20ü.png?query")
+    assert (picture.status_code, picture.content) == (200, b"picture")
+    assert picture.headers["content-type"] == "image/png"
+    assert client.get(f"{url}/small.txt").headers["content-type"] == "text/plain"
+    assert client.get(f"{url}/large").headers["content-type"] == "application/octet-stream"
+
+
+OUTSIDE = shlex.split(
+    r"""
+/ // /. /sub /sub/ /sub/. /sub/deep/.. /../secret /sub/../../secret /%2e%2e/secret /%2E%2E%2Fsecret
+/..%2fsecret /sub/..%2f..%2fsecret /%2e%2e%2f%2e%2e%2f%2e%2e%2fetc%2fpasswd //etc/passwd
+/%2fetc%2fpasswd /%252e%252e/secret /..%5csecret /..\\secret /.%00./secret /small.txt%00 /%00
+/link /way/secret /way /fifo /small.txt/ /small.txt/x /%c0%ae%c0%ae/secret /..;/secret
+/sub/deep/%2e%2e/%2e%2e/%2e%2e/secret http://here/../secret http://here/%2e%2e/secret ../secret *
+"""
+)
+
+
+def test_no_path_leads_out_of_the_folder(url: str) -> None:
+    """Asked twice, since what was found once is looked for another way."""
+    for path in OUTSIDE * 2:
+        request = f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        answer = talk(url, request.encode())
+        assert answer[:10] == b"HTTP/1.1 4", (path, answer[:100])
+        assert SECRET not in answer
+        assert b"root:" not in answer
+
+
+def test_requests_in_one_packet_are_answered_in_order(url: str) -> None:
+    names = [*SIZES, "nobody", *SIZES]
+    requests = [f"GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n".encode() for name in names * 3]
+    last = b"GET /large HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+    answers = io.BytesIO(talk(url, *requests, last))
+    for name in [*names * 3, "large"]:
+        content = pattern(SIZES[name]) if name in SIZES else b"404 Not Found\n"
+        head = b"".join(iter(answers.readline, b"\r\n"))
+        assert f"\r\nContent-Length: {len(content)}\r\n".encode() in head
+        assert_same(answers.read(len(content)), content)
+    assert not answers.read()
+
+
+def test_what_is_no_request_for_a_file_is_refused(url: str) -> None:
+    assert talk(url, b"POST /small.txt HTTP/1.1\r\nContent-Length: 0\r\n\r\n")[9:12] == b"405"
+    assert talk(url, b"\0\0\0\0\r\n\r\n")[9:12] == b"400"
+    answer = talk(url, b"GET /small.txt HTTP/1.0\r\n\r\n")
+    assert answer.endswith(pattern(4 * KIB))
+    assert b"\r\nConnection: close\r\n" in answer
+    upgrade = b"GET /small.txt HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nPRI *"
+    assert talk(url, upgrade).endswith(pattern(4 * KIB))
+    with contextlib.suppress(ConnectionError):
+        assert talk(url, b"GET /", b"a" * 100_000) == b""
+
+
+def test_clients_that_go_away_leave_it_serving(url: str, client: httpx.Client) -> None:
+    address = httpx.URL(url)
+    for number in range(20):
+        with socket.create_connection((address.host, address.port or 80)) as sock:
+            sock.sendall(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n" * 3)
+            assert sock.recv(15) == b"HTTP/1.1 200 OK"
+            if number % 2:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert_same(client.get(f"{url}/large").content, pattern(SIZES["large"]))
+
+
+def test_it_stops_while_clients_are_connected(folder: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "file_server.py"), str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        with (
+            socket.create_connection(("127.0.0.1", port)) as idle,
+            socket.create_connection(("127.0.0.1", port)) as stalled,
+        ):
+            for sock, name in ((idle, "small.txt"), (stalled, "large")):
+                sock.sendall(f"GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+                assert sock.recv(15) == b"HTTP/1.1 200 OK"
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 0
