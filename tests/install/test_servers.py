@@ -122,7 +122,9 @@ async def test_uvicorn_runs_on_the_loop_that_its_option_names() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"hello"})
 
-    config = uvicorn.Config(application, loop="aiozc:new_event_loop", lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        application, loop="aiozc:new_event_loop", lifespan="off", log_config=None
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         factory = config.get_loop_factory()
