@@ -252,7 +252,9 @@ class Response:
             sent = await loop_sendfile(sock, file, offset, count)
         except OSError as error:
             closing = transport.is_closing()
-            if not tells_of_lost_connection(error, closing=closing):
+            # A file on a network, or in another process, fails with the same numbers.
+            lost = tells_of_lost_connection(error, closing=closing)
+            if not lost or (not closing and sock.is_connected()):
                 transport.close()
                 raise
             if not closing:

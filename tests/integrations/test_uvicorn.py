@@ -1,6 +1,7 @@
 """uvicorn with files: both extensions, over real connections."""
 
 import asyncio
+import errno
 import functools
 import io
 import os
@@ -555,6 +556,24 @@ async def test_a_file_that_is_cut_while_it_is_sent_ends_the_connection_and_is_lo
         assert not rest.endswith(b"0\r\n\r\n")
     assert len(errors) == 2
     assert all("was cut" in error for error in errors)
+
+
+async def test_a_file_that_fails_as_connections_do_is_logged(
+    serve: Serve, large: Path, errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those on a network do, whose own connection is lost."""
+
+    async def fail(*_: object) -> int:
+        raise TimeoutError(errno.ETIMEDOUT, "the file's server is away")
+
+    monkeypatch.setattr("aiozc.integrations.uvicorn.loop_sendfile", fail)
+    served = await serve(answering(start(LARGE), pathsend(large)))
+    async with await served.connect() as client:
+        client.ask()
+        assert (await client.head())[0] == 200
+        assert await client.rest() == b""
+    [error] = errors
+    assert "is away" in error
 
 
 async def test_a_file_that_takes_too_long_ends_the_connection_with_what_the_peer_has(
