@@ -762,3 +762,28 @@ async def test_the_transport_is_as_before(serve: Serve, folder: Path) -> None:
             await client.get(path)
             await until(lambda: not served.state.tasks)
     assert len(set(seen)) == 1
+
+
+async def test_a_file_waits_for_what_the_transport_has_to_write_yet(
+    serve: Serve, large: Path, errors: list[str]
+) -> None:
+    """Behind a body of the same response, and behind another response in the same pipeline."""
+    content, file = bytes(32 * MIB), large.open("rb")
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        await send(start(len(content) + LARGE))
+        await send(body(content, more_body=True))
+        await send(zerocopysend(file, offset=0))
+
+    served = await serve(app)
+    async with await served.connect(limit=KIB) as client:
+        for _ in range(2):
+            client.ask()
+        for _ in range(2):
+            assert_same((await client.answer()).body, content, pattern(LARGE))
+        [connection] = served.state.connections
+        transport: Any = connection.transport
+        assert transport.get_protocol() is connection
+        assert transport.get_write_buffer_limits() != (0, 0)
+    file.close()
+    assert not errors
