@@ -53,6 +53,16 @@ def run_command(action: Callable[[Console], int]) -> int:
         return 1
 
 
+def check_places(options: argparse.Namespace) -> None:
+    """Raise BadInputError where `--dir` or `--json` cannot be, before anything is measured."""
+    if options.dir is not None and not options.dir.is_dir():
+        raise BadInputError(f"--dir: {options.dir} is not a directory")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise BadInputError(f"--json: {options.json.parent} is not a directory")
+    if options.json is not None and options.json.is_dir():
+        raise BadInputError(f"--json: {options.json} is a directory")
+
+
 def console_for_tables() -> Console:
     """Make the console on standard output: as wide as its tables where it is no terminal."""
     out = Console()

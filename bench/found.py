@@ -22,7 +22,11 @@ def load(path: Path, *kinds: str) -> dict[str, Any]:
         raise BadInputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise BadInputError(f"{path} is not JSON") from None
-    if not isinstance(found, dict) or found.get("kind") not in kinds:
+    if (
+        not isinstance(found, dict)
+        or found.get("kind") not in kinds
+        or not {"machine", "sweeps"} <= found.keys()
+    ):
         commands = " or ".join(f"python -m bench {kind}" for kind in kinds)
         raise BadInputError(f"{path} is not what {commands} writes with --json")
     return found

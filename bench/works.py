@@ -16,7 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from bench.console import Parser, console_for_tables, make_progress, positive, run_command
+from bench.console import (
+    Parser,
+    check_places,
+    console_for_tables,
+    make_progress,
+    positive,
+    run_command,
+)
 from bench.errors import BenchError, describe
 
 if TYPE_CHECKING:
@@ -104,12 +111,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--only: {options.command} has no work {only!r}, but {', '.join(works)}")
     if options.awake is not None and options.command != "sendfile":
         parser.error("--awake: only for sendfile")
-    if options.dir is not None and not options.dir.is_dir():
-        parser.error(f"--dir: {options.dir} is not a directory")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: {options.json.parent} is not a directory")
-    if options.json is not None and options.json.is_dir():
-        parser.error(f"--json: {options.json} is a directory")
+    check_places(options)
     return options
 
 

@@ -39,6 +39,8 @@ LONGEST = 64 * 1024  # bytes of a request
 KNOWN = 10_000  # files that are remembered as opened
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
+Names = tuple[bytes, ...]  # folders and a file, each below the one before
+
 http_date = functools.lru_cache(1000)(functools.partial(email.utils.formatdate, usegmt=True))
 
 
@@ -65,16 +67,16 @@ def type_of(name: bytes) -> str:
     return kind if kind and not encoding else "application/octet-stream"
 
 
-def names_in(url: bytes) -> list[bytes]:
+def names_in(url: bytes) -> Names:
     """Return the names on a URL's path; PermissionError where it is none of a file below DIR."""
     path = urllib.parse.unquote_to_bytes(httptools.parse_url(url).path or b"/")
-    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    names = tuple(name for name in path.split(b"/") if name not in (b"", b"."))
     if b".." in names or b"\0" in path or path.endswith((b"/", b"/.")):
         raise PermissionError(path)
     return names
 
 
-def open_below(folder: int, names: list[bytes]) -> tuple[int, os.stat_result]:
+def open_below(folder: int, names: Names) -> tuple[int, os.stat_result]:
     """Open a file name by name, so that no link on the way leads out of the folder."""
     with contextlib.ExitStack() as stack:
         for name in names[:-1]:
@@ -103,8 +105,11 @@ def is_known(headers: dict[bytes, bytes], tag: bytes, changed: float) -> bool:
         return tags == b"*" or tag in [
             each.strip().removeprefix(b"W/") for each in tags.split(b",")
         ]
-    since = email.utils.parsedate_tz(headers.get(b"if-modified-since", b"").decode("latin-1"))
-    return since is not None and int(changed) <= email.utils.mktime_tz(since)
+    if since := headers.get(b"if-modified-since"):
+        with contextlib.suppress(ValueError, OverflowError):  # where it is no date
+            date = email.utils.parsedate_to_datetime(since.decode("latin-1"))
+            return int(changed) <= date.timestamp()
+    return False
 
 
 def answer_with(file: os.stat_result, name: bytes, request: Request) -> Answer:
@@ -134,7 +139,7 @@ def answer_with(file: os.stat_result, name: bytes, request: Request) -> Answer:
 class Connection(asyncio.Protocol):
     """One client: its requests are answered in their order, one after the other."""
 
-    def __init__(self, folder: int, known: dict[bytes, None]) -> None:
+    def __init__(self, folder: int, known: dict[Names, None]) -> None:
         self.folder, self.known = folder, known
         self.loop: Any = asyncio.get_running_loop()
         self.parser = httptools.HttpRequestParser(self)
@@ -195,18 +200,18 @@ class Connection(asyncio.Protocol):
             return
         try:
             names = names_in(request.url)
-            if request.url in self.known:
+            if names in self.known:
                 self.give(request, names[-1], *open_below(self.folder, names))
             else:
                 self.task = self.loop.create_task(self.look_for(request, names))
         except (OSError, httptools.HttpParserInvalidURLError) as error:
             self.refuse(request, error)
 
-    async def look_for(self, request: Request, names: list[bytes]) -> None:
+    async def look_for(self, request: Request, names: Names) -> None:
         """Open in a thread what may have to be looked for on the disk, and answer."""
         try:
             fd, file = await asyncio.to_thread(open_below, self.folder, names)
-            self.known[request.url] = None
+            self.known[names] = None
             if len(self.known) > KNOWN:
                 del self.known[next(iter(self.known))]
             self.task = None
@@ -268,7 +273,7 @@ class Connection(asyncio.Protocol):
 async def main(folder: str, host: str, port: int) -> None:
     """Serve until cancelled."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    known: dict[bytes, None] = {}
+    known: dict[Names, None] = {}
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(fd, known), host, port)
     print("listening on", *server.sockets[0].getsockname()[:2], flush=True)

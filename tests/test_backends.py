@@ -92,7 +92,12 @@ async def test_what_is_asked_for_in_the_environment_is_what_runs(
 async def test_a_reactor_made_by_hand_has_the_backend_that_it_was_given(
     monkeypatch: pytest.MonkeyPatch, connect: Connect, make_file: MakeFile
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "io_uring")
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, "io_uring")
+        await _send_by_readiness(connect, make_file)
+
+
+async def _send_by_readiness(connect: Connect, make_file: MakeFile) -> None:
     async with aiozc.Reactor(backend="readiness") as reactor:
         assert aiozc.get_reactor() is reactor
         assert aiozc.backend() == "readiness"

@@ -190,7 +190,7 @@ async def wait_written(transport: Any) -> None:
         transport.set_write_buffer_limits(0)
         await flow.wait_next_resumption()
     finally:
-        if not flow.lost:
+        if not flow.is_over:
             transport.set_write_buffer_limits(high, low)
         flow.leave()
 

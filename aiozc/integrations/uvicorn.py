@@ -56,8 +56,25 @@ async def _nothing() -> None:
     pass
 
 
-async def _refuse(reason: str) -> NoReturn:
-    raise RuntimeError(reason)
+async def _refuse_during_file(kind: str) -> NoReturn:
+    raise RuntimeError(f"Unexpected ASGI message {kind!r} sent, during a file.")
+
+
+class _Shut:
+    """A transport to which a cycle must not write: a file is sent beneath it.
+
+    `Response.send` refuses what it is asked for meanwhile, but not the coroutines that it made
+    before and that other tasks run now.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> NoReturn:  # noqa: ARG002
+        raise RuntimeError("Unexpected ASGI message sent, during a file.")
 
 
 class Response:
@@ -83,7 +100,7 @@ class Response:
         if self._start is None:
             return self._begin(message) if kind == START else self._cycle.send(message)
         if self._busy:
-            return _refuse(f"Unexpected ASGI message {kind!r} sent, during a file.")
+            return _refuse_during_file(kind)
         if kind in _FILES and self._may_send_file(kind):
             return self._send_file(message)
         self._mixed = True
@@ -117,8 +134,9 @@ class Response:
             start, self._held = self._held, None
             await self._cycle.send(start)
         elif self._leaving is not None:
-            leaving, self._leaving = self._leaving, None
-            await leaving
+            # It stays until it has left: messages of several tasks may wait for it.
+            await asyncio.shield(self._leaving)
+            self._leaving = None
 
     async def _send_behind_start(self, message: Message) -> None:
         await self.flush()
@@ -127,6 +145,8 @@ class Response:
     # Files
 
     async def _send_file(self, message: Message) -> None:
+        if self._busy:  # another was begun since `send` was called
+            await _refuse_during_file(message["type"])
         self._busy = True
         try:
             await (self._send_path if message["type"] == PATHSEND else self._send_object)(message)
@@ -215,7 +235,9 @@ class Response:
         protocol, cycle = self._protocol, self._cycle
         sock = protocol.socket_beneath()
         if sock is None:
-            await self._read_content(file, offset, count)
+            read = await self._read_content(file, offset, count)
+            if read < count and not cycle.disconnected:
+                raise self._cut(file, offset + read)
             return
         if not count or cycle.disconnected:
             return
@@ -224,43 +246,59 @@ class Response:
         if before:
             transport.write(before)
         protocol.begin_file()
+        cycle.transport = _Shut(transport)
         try:
             await wait_written(transport)
             sent = await loop_sendfile(sock, file, offset, count)
         except OSError as error:
             closing = transport.is_closing()
-            if not tells_of_lost_connection(error, closing=closing):
+            # A file on a network, or in another process, fails with the same numbers.
+            lost = tells_of_lost_connection(error, closing=closing)
+            if not lost or (not closing and sock.is_connected()):
                 transport.close()
                 raise
             if not closing:
                 transport.abort()
             # What uvicorn does when it is told, a turn of the loop later.
-            cycle.disconnected = True
-            cycle.message_event.set()
+            self._lose()
             return
         except BaseException:
             transport.close()
+            # A transport that has something to write yet takes more of it, closed or not.
+            self._lose()
             raise
+        finally:
+            cycle.transport = transport
         if sent < count:
-            transport.close()
-            raise RuntimeError(f"{file!r} was cut at {offset + sent} bytes while it was sent")
+            raise self._cut(file, offset + sent)
         if after:
             transport.write(after)
 
-    async def _read_content(self, file: Any, offset: int, count: int | None) -> None:
-        """Send what can be read from a file, as body messages."""
+    def _lose(self) -> None:
+        """Have nothing of the response leave any more."""
+        self._cycle.disconnected = True
+        self._cycle.message_event.set()
+
+    def _cut(self, file: Any, place: int) -> RuntimeError:
+        """Close the connection; return what to raise for a file that ended too early."""
+        self._cycle.transport.close()
+        return RuntimeError(f"{file!r} was cut at {place} bytes while it was sent")
+
+    async def _read_content(self, file: Any, offset: int, count: int | None) -> int:
+        """Send what can be read from a file, as body messages; return how much that was."""
         await self.flush()
         seekable = await in_thread(file.seekable)
         if seekable:
             await in_thread(file.seek, offset)
         read = in_thread if seekable else in_thread_that_may_be_left
-        while count is None or count > 0:
-            data: Any = await read(file.read, READ if count is None else min(READ, count))
+        done = 0
+        while count is None or done < count:
+            data: Any = await read(file.read, READ if count is None else min(READ, count - done))
             if not data or self._cycle.disconnected:
-                return
+                break
             await self._cycle.send({"type": "http.response.body", "body": data, "more_body": True})
-            if count is not None:
-                count -= len(data)
+            done += len(data)
+        return done
 
 
 class SendsFiles:

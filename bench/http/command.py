@@ -18,6 +18,7 @@ from rich.table import Table
 import aiozc
 from bench.console import (
     Parser,
+    check_places,
     console_for_tables,
     make_progress,
     positive,
@@ -92,10 +93,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in options.servers:
         if name not in names:
             raise BadInputError(f"there is no server {name!r}; there are {', '.join(names)}")
-    if options.dir is not None and not options.dir.is_dir():
-        raise BadInputError(f"--dir: {options.dir} is not a directory")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise BadInputError(f"--json: {options.json.parent} is not a directory")
+    check_places(options)
     return options
 
 

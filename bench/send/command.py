@@ -20,6 +20,7 @@ from rich.table import Table
 import aiozc
 from bench.console import (
     Parser,
+    check_places,
     console_for_tables,
     make_progress,
     numbers,
@@ -144,10 +145,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.address, options.file = _split(options.what)
     if options.address is not None and (options.discard or options.pace):
         raise BadInputError("--discard and --pace are for the sink that runs at HOST:PORT")
-    if options.dir is not None and not options.dir.is_dir():
-        raise BadInputError(f"--dir: {options.dir} is not a directory")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise BadInputError(f"--json: {options.json.parent} is not a directory")
+    check_places(options)
     return options
 
 

@@ -190,15 +190,18 @@ def test_results_and_pictures_are_written_from_the_files_of_runs(tmp_path: Path)
 def test_files_of_another_kind_are_refused_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    send, other, broken = (tmp_path / name for name in ("send.json", "other.json", "broken.json"))
+    names = ("send.json", "other.json", "broken.json", "part.json")
+    send, other, broken, part = (tmp_path / name for name in names)
     send.write_text(json.dumps(a_run()))
     other.write_text(json.dumps({"works": []}))
     broken.write_text("{")
+    part.write_text('{"kind": "send"}')
     cases = [
         ("plot", str(other)),
         ("plot", str(broken)),
         ("plot", str(tmp_path / "nothing")),
         ("compare", str(send), str(other)),
+        ("compare", str(part), str(part)),
         ("results", str(send), str(send)),
     ]
     for arguments in cases:

@@ -308,6 +308,7 @@ def test_bad_input_is_one_sentence_and_status_2(
         (__file__, "--size", "1G"): "bytes, not 1073741824",
         ("--senders", "carrier-pigeon"): "there is no sender 'carrier-pigeon'",
         ("--size", "4K", "--only", "sizes"): "--only is for",
+        ("--json", str(tmp_path)): "--json: ",
     }
     for arguments, told in cases.items():
         status = send_command(arguments)

@@ -1,6 +1,9 @@
 """The examples that are web servers do what their docstrings say."""
 
+import asyncio
 import contextlib
+import functools
+import importlib.util
 import io
 import os
 import shlex
@@ -178,6 +181,8 @@ def test_conditions_are_kept(url: str, client: httpx.Client) -> None:
         ({"If-Modified-Since": changed}, 304),
         ({"If-Modified-Since": early}, 200),
         ({"If-Modified-Since": "no date"}, 200),
+        ({"If-Modified-Since": "Fri, 01 Jan 99999 00:00:00 GMT"}, 200),
+        ({"If-Modified-Since": "Fri, 99 Jan 2020 99:99:99 +9999999999999999"}, 200),
         ({"If-Range": etag, "Range": "bytes=0-0"}, 206),
         ({"If-Range": changed, "Range": "bytes=0-0"}, 206),
         ({"If-Range": '"another"', "Range": "bytes=0-0"}, 200),
@@ -266,3 +271,28 @@ def test_it_stops_while_clients_are_connected(folder: Path) -> None:
                 assert sock.recv(15) == b"HTTP/1.1 200 OK"
             process.send_signal(signal.SIGINT)
             assert process.wait() == 0
+
+
+def test_what_is_remembered_of_a_file_is_its_name_alone(folder: Path) -> None:
+    """Else a client could have 10,000 URLs of 64 KiB kept."""
+    spec = importlib.util.spec_from_file_location("file_server", EXAMPLES / "file_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    known: dict[tuple[bytes, ...], None] = {}
+
+    async def main(descriptor: int) -> None:
+        loop = asyncio.get_running_loop()
+        make = functools.partial(example.Connection, descriptor, known)
+        server = await loop.create_server(make, "127.0.0.1", 0)
+        url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        for path in (b"/small.txt", b"//./small.txt", b"/%73mall.txt?query", b"/nobody"):
+            request = b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\n\r\n"
+            await asyncio.to_thread(talk, url, request)
+        server.close()
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    asyncio.run(main(descriptor))
+    os.close(descriptor)
+    assert list(known) == [(b"small.txt",)]

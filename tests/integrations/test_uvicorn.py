@@ -1,6 +1,7 @@
 """uvicorn with files: both extensions, over real connections."""
 
 import asyncio
+import errno
 import functools
 import io
 import os
@@ -542,18 +543,37 @@ async def test_a_file_that_is_cut_while_it_is_sent_ends_the_connection_and_is_lo
     serve: Serve, tmp_path: Path, errors: list[str]
 ) -> None:
     path = tmp_path / "file"
-    with path.open("wb") as file:
-        file.truncate(1 << 30)
-    served = await serve(answering(start(1 << 30), pathsend(path)))
+    for tls in (False, True):
+        with path.open("wb") as file:
+            file.truncate(1 << 30)
+        served = await serve(answering(start(), pathsend(path)), tls=tls)
+        async with await served.connect() as client:
+            client.ask()
+            await client.head()
+            os.truncate(path, 1000)
+            rest = await client.rest()
+        assert len(rest) < 1 << 30
+        assert not rest.endswith(b"0\r\n\r\n")
+    assert len(errors) == 2
+    assert all("was cut" in error for error in errors)
+
+
+async def test_a_file_that_fails_as_connections_do_is_logged(
+    serve: Serve, large: Path, errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those on a network do, whose own connection is lost."""
+
+    async def fail(*_: object) -> int:
+        raise TimeoutError(errno.ETIMEDOUT, "the file's server is away")
+
+    monkeypatch.setattr("aiozc.integrations.uvicorn.loop_sendfile", fail)
+    served = await serve(answering(start(LARGE), pathsend(large)))
     async with await served.connect() as client:
         client.ask()
-        await client.head()
-        os.truncate(path, 1000)
-        rest = await client.rest()
-    assert len(rest) < 1 << 30
-    assert not any(rest)
+        assert (await client.head())[0] == 200
+        assert await client.rest() == b""
     [error] = errors
-    assert "was cut" in error
+    assert "is away" in error
 
 
 async def test_a_file_that_takes_too_long_ends_the_connection_with_what_the_peer_has(
@@ -598,6 +618,45 @@ async def test_two_files_at_once_are_refused(serve: Serve, large: Path) -> None:
     async with await served.connect() as client:
         assert_same((await client.get()).body, pattern(LARGE))
     assert [type(error) for error in refused] == [RuntimeError, RuntimeError]
+
+
+async def test_what_other_tasks_send_does_not_come_into_a_file(serve: Serve, large: Path) -> None:
+    """The coroutines are made at once; the file's goes first, into a socket that is soon full."""
+    refused: list[BaseException | None] = []
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        await send(start())
+        await send(body(b"first", more_body=True))
+        with large.open("rb") as file:
+            messages = (zerocopysend(file, True), body(b"x", True), zerocopysend(file, True))
+            refused.extend(await asyncio.gather(*map(send, messages), return_exceptions=True))
+        await send(body(b"last"))
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        for _ in range(2):
+            assert_same((await client.get()).body, b"first", pattern(LARGE), b"last")
+    assert [type(error) for error in refused] == [type(None), RuntimeError, RuntimeError] * 2
+
+
+async def test_tasks_that_wait_for_the_start_may_send_at_once(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        started = asyncio.Event()
+
+        async def add(part: bytes) -> None:
+            await started.wait()
+            await send(body(part, more_body=True))
+
+        adding = [asyncio.ensure_future(add(part)) for part in (b"one", b"two", b"three")]
+        await asyncio.sleep(0)
+        await send(start())
+        started.set()
+        await asyncio.gather(*adding)
+        await send(body())
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        assert (await client.get()).body == b"onetwothree"
 
 
 async def test_a_start_leaves_before_what_the_application_waits_for(serve: Serve) -> None:
@@ -703,3 +762,28 @@ async def test_the_transport_is_as_before(serve: Serve, folder: Path) -> None:
             await client.get(path)
             await until(lambda: not served.state.tasks)
     assert len(set(seen)) == 1
+
+
+async def test_a_file_waits_for_what_the_transport_has_to_write_yet(
+    serve: Serve, large: Path, errors: list[str]
+) -> None:
+    """Behind a body of the same response, and behind another response in the same pipeline."""
+    content, file = bytes(32 * MIB), large.open("rb")
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        await send(start(len(content) + LARGE))
+        await send(body(content, more_body=True))
+        await send(zerocopysend(file, offset=0))
+
+    served = await serve(app)
+    async with await served.connect(limit=KIB) as client:
+        for _ in range(2):
+            client.ask()
+        for _ in range(2):
+            assert_same((await client.answer()).body, content, pattern(LARGE))
+        [connection] = served.state.connections
+        transport: Any = connection.transport
+        assert transport.get_protocol() is connection
+        assert transport.get_write_buffer_limits() != (0, 0)
+    file.close()
+    assert not errors
