@@ -556,7 +556,10 @@ def holdings(*, quick: bool = False) -> Holdings:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    threads = frozenset(thread.name for thread in threading.enumerate())
+    # trio keeps its threads for ten seconds; anyio does not wait for the ends of its own.
+    names = (thread.name for thread in threading.enumerate())
+    others = ("Trio thread", "AnyIO worker thread")
+    threads = frozenset(name for name in names if not name.startswith(others))
     if quick:
         return Holdings(descriptors, threads, quick)
     maps = Path("/proc/self/maps").read_bytes()

@@ -126,6 +126,7 @@ USAGE = {
     "tcp_proxy.py": "TARGET_HOST:PORT",
     "upload_server.py": "DIR",
     "upload.py": "FILE HOST:PORT",
+    "anyio_upload.py": "FILE HOST:PORT",
     "tee_to_socket.py": "HOST:PORT",
     "file_server.py": "DIR",
     "starlette_app.py": "DIR",
@@ -331,6 +332,20 @@ def test_an_uploaded_file_arrives_and_its_size_is_said(
             assert client.returncode == 0
             assert_same(taken(tmp_path), CONTENT[:size])
             assert uploads.line().endswith(f": {size} bytes\n")
+    assert uploads.stop() == "0 "
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_file_uploaded_by_anyio_arrives_and_its_size_is_said(
+    backend: str, run: Run, uploads: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    client = run("anyio_upload.py", tmp_path / "file", uploads.address, "--backend", backend)
+    assert client.communicate()[0] == b"%d bytes\n" % len(CONTENT)
+    assert client.returncode == 0
+    (arrived,) = uploaded(tmp_path)
+    assert_same(arrived, CONTENT)
+    assert uploads.line().endswith(f": {len(CONTENT)} bytes\n")
     assert uploads.stop() == "0 "
 
 

@@ -66,6 +66,11 @@ def check_offset(offset: int) -> None:
         raise ValueError(f"offset must be a non-negative integer (got {offset!r})")
 
 
+def socket_of(side: Any) -> Any:
+    """Return the socket of a `trio.SocketStream`, and anything else as it is."""
+    return side if hasattr(side, "fileno") else getattr(side, "socket", side)
+
+
 def timeout_of(sock: Any) -> float | None:
     """Return what `gettimeout()` does, also of an object that has none."""
     if hasattr(sock, "gettimeout"):

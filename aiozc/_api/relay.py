@@ -1,19 +1,18 @@
 """`relay`."""
 
-import asyncio
-import contextlib
 import ssl
-from collections.abc import Collection
 from typing import Any
 
-from aiozc._api.arguments import check_stream, timeout_of
+from aiozc._api.arguments import check_stream, socket_of, timeout_of
 from aiozc._engines import drive
+from aiozc._engines.hosts import arrive, run_all, uninterrupted
 from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import Role, Stream, identity
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.splice import Splicing
 
 
+@uninterrupted
 async def relay(a: Any, b: Any) -> tuple[int, int]:
     """Copy both ways between two sockets; return the bytes from `a` to `b`, and back.
 
@@ -37,6 +36,8 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
             the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing more of it is under way.
     """
+    await arrive((0, 0))
+    a, b = socket_of(a), socket_of(b)
     with nothing_moved((0, 0)):
         for sock in (a, b):
             _check(sock)
@@ -47,10 +48,10 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
     try:
         first.duplicate()
         second.duplicate()
-        await _all(
+        await run_all(
             (
-                asyncio.create_task(_one_way(reactor, there, first, second)),
-                asyncio.create_task(_one_way(reactor, back, second, first)),
+                _one_way(reactor, there, first, second),
+                _one_way(reactor, back, second, first),
             )
         )
     except BaseException as error:
@@ -95,31 +96,3 @@ async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target:
         (target if transfer.source_failed else source).reset()
         raise error_from(transfer.error, f"after {transfer.position} bytes were relayed")
     target.end_writing()
-
-
-async def _all(ways: Collection["asyncio.Task[None]"]) -> None:
-    """Wait for both; where one fails, or the caller is cancelled, the other is cancelled."""
-    error: BaseException | None = None
-    # Not what asyncio.wait says is pending: who is cancelled in every turn never hears that.
-    while pending := [way for way in ways if not way.done()]:
-        try:
-            await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
-        except GeneratorExit:
-            with contextlib.suppress(RuntimeError):  # the loop was closed, and they with it
-                for way in pending:
-                    way.cancel()
-            raise
-        error = error or next(filter(None, map(_failure, ways)), None)
-        if error is not None:
-            for way in pending:
-                way.cancel()
-    if error is not None:
-        raise error
-
-
-def _failure(way: "asyncio.Task[None]") -> BaseException | None:
-    if not way.done():
-        return None
-    return asyncio.CancelledError() if way.cancelled() else way.exception()

@@ -13,18 +13,21 @@ from aiozc._api.arguments import (
     check,
     check_moved_by_kernel,
     descriptor_of,
+    socket_of,
     timeout_of,
     type_of,
 )
 from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
+from aiozc._engines.hosts import Future, Loop, arrive, plain_loop, uninterrupted
 from aiozc._engines.reactor import get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
 
+@uninterrupted
 async def loop_sendfile(
     sock: Any,
     file: Any,
@@ -38,11 +41,11 @@ async def loop_sendfile(
     As `loop.sock_sendfile` (asyncio, "Working with socket objects directly"), on asyncio's
     selector loop and on uvloop, without the loop ever waiting for a disk or for the peer.
 
-    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, or
-    anything with `fileno()`. `file` is a file object opened in binary mode. Bytes are sent
-    from `offset` (0 or more) on, `count` of them (1 or more) or, with None, to the end of
-    the file. When it ends, in whatever way, the file's position is `offset` plus the number
-    of bytes that the socket took.
+    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, a
+    `trio.SocketStream`, or anything with `fileno()`. `file` is a file object opened in binary
+    mode. Bytes are sent from `offset` (0 or more) on, `count` of them (1 or more) or, with
+    None, to the end of the file. When it ends, in whatever way, the file's position is
+    `offset` plus the number of bytes that the socket took.
 
     What the kernel cannot move by itself (a file object without a descriptor or that
     transforms what it reads, a source that is no regular file, a TLS or a blocking socket)
@@ -61,9 +64,10 @@ async def loop_sendfile(
         RuntimeError: another transfer into the socket is under way.
         OSError: what the file or the socket answered (ConnectionResetError,
             BrokenPipeError, ...); EBADF where the caller closed one of them meanwhile.
-        asyncio.CancelledError: once nothing more of the transfer can reach the socket.
+        asyncio.CancelledError, or trio.Cancelled: once nothing more of the transfer can reach
+            the socket.
     """
-    loop = asyncio.get_running_loop()
+    loop: Loop = plain_loop() or await arrive()
     reactor = latest_reactor(loop)
     at_once: int | None = None
     # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
@@ -109,7 +113,7 @@ def _is_regular(file: io.BufferedReader) -> bool:
 
 
 async def _send_file(
-    loop: asyncio.AbstractEventLoop,
+    loop: Loop,
     sock: Any,
     file: Any,
     offset: int,
@@ -118,6 +122,7 @@ async def _send_file(
     at_once: int | None,
 ) -> int:
     """Send anything to anything; `at_once` is the result of a SendCached done before."""
+    sock = socket_of(sock)
     timeout = timeout_of(sock)
     if timeout != 0 and loop.get_debug():
         raise ValueError("the socket must be non-blocking")
@@ -154,7 +159,7 @@ async def _send_file(
 
 
 async def _wait_for_turn(
-    turn: "asyncio.Future[None]",
+    turn: Future,
     sock: socket.socket | TransportSocket,
     file: io.BufferedReader,
     offset: int,

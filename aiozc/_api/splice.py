@@ -19,11 +19,13 @@ from aiozc._api.arguments import (
     check_offset,
     check_stream,
     descriptor_of,
+    socket_of,
     timeout_of,
     transforms,
 )
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
+from aiozc._engines.hosts import arrive, in_thread, in_thread_that_may_be_left, uninterrupted
 from aiozc._engines.reactor import get_reactor
 from aiozc._engines.records import Original, Role, Stream, identity, inlet
 from aiozc._errors import error_from, nothing_moved, tell
@@ -31,6 +33,7 @@ from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.splice import Splicing
 
 
+@uninterrupted
 async def splice_pipe(
     src: Any,
     dst: Any,
@@ -66,6 +69,7 @@ async def splice_pipe(
             with O_APPEND); EBADF where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
+    await arrive()
     check_count(count)
     with nothing_moved(0):
         given = _look_at(src, src_offset, writing=False)
@@ -96,6 +100,7 @@ async def splice_pipe(
     return transfer.position
 
 
+@uninterrupted
 async def loop_recvfile(
     sock: Any,
     file: Any,
@@ -133,7 +138,8 @@ async def loop_recvfile(
             where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
-    loop = asyncio.get_running_loop()
+    loop = await arrive()
+    sock = socket_of(sock)
     timeout = timeout_of(sock)
     if timeout != 0 and loop.get_debug():
         raise ValueError("the socket must be non-blocking")
@@ -241,7 +247,7 @@ class _Given:
 
 
 def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
-    holder = _Number(side) if isinstance(side, int) else side
+    holder = _Number(side) if isinstance(side, int) else socket_of(side)
     if isinstance(holder, ssl.SSLSocket):
         raise ValueError(f"{side!r} encrypts what it sends: only plain sockets can be spliced")
     check_binary(holder)
@@ -323,7 +329,7 @@ async def _settle(file: Any) -> None:
     if settled:
         file.flush()
     elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        await fallback_engine.in_thread(file.flush)
+        await in_thread(file.flush)
     else:
         # Its reader may never come.
-        await fallback_engine.in_thread_that_may_be_left(file.flush)
+        await in_thread_that_may_be_left(file.flush)

@@ -6,14 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from aiozc._api.arguments import check_binary, check_count, check_offset
-from aiozc._engines.fallback import (
-    READ,
-    TICK,
-    in_thread,
-    in_thread_that_may_be_left,
-    seek,
-    seek_if_it_can,
-)
+from aiozc._engines.fallback import READ, TICK, seek, seek_if_it_can
+from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
 from aiozc._engines.records import check_sendable
 from aiozc._errors import connection_lost
 

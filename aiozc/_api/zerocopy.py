@@ -15,6 +15,7 @@ from aiozc._api.arguments import (
     check_offset,
     check_stream,
     descriptor_of,
+    socket_of,
     timeout_of,
 )
 from aiozc._api.sendfile import size_of_regular
@@ -22,6 +23,7 @@ from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import zerocopy
 from aiozc._engines.buffers import SIZE as BUFFER_SIZE
 from aiozc._engines.buffers import Buffers
+from aiozc._engines.hosts import arrive, uninterrupted
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts, hold
 from aiozc._engines.reactor import Reactor, get_reactor
@@ -83,6 +85,7 @@ class ZeroCopySend:
         await self.released()
 
 
+@uninterrupted
 async def sendfile_zc(
     sock: Any,
     file: Any,
@@ -132,7 +135,8 @@ async def sendfile_zc(
         asyncio.CancelledError: once nothing more of the transfer can reach the socket; also
             with `transferred` and `send`.
     """
-    loop = asyncio.get_running_loop()
+    loop = await arrive()
+    sock = socket_of(sock)
     timeout = timeout_of(sock)
     if timeout != 0 and loop.get_debug():
         raise ValueError("the socket must be non-blocking")

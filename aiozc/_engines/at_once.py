@@ -19,12 +19,12 @@ Three ways to touch no disk, both asked of the kernel and not guessed:
   cached pages take neither.
 """
 
-import asyncio
 import errno
 import os
 import select
 from collections import deque
 
+from aiozc._engines.hosts import Future, Loop, running_loop
 from aiozc._engines.records import Record
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait
@@ -66,9 +66,9 @@ class AtOnce:
         self._scratch = memoryview(bytearray(COPIED))
         self._spent = 0
         self._renewing = False
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[int, Future]] = deque()
 
-    def may_spend(self, loop: asyncio.AbstractEventLoop, length: int) -> bool:
+    def may_spend(self, loop: Loop, length: int) -> bool:
         """Take `length` bytes from this turn's budget, or say that it is used up.
 
         A loop's turn cannot be asked for; a callback marks the next one. It is scheduled
@@ -82,13 +82,13 @@ class AtOnce:
             self._renew_later(loop)
         return True
 
-    def charge(self, loop: asyncio.AbstractEventLoop, length: int) -> None:
+    def charge(self, loop: Loop, length: int) -> None:
         """Take `length` bytes that were sent already, be they there or not."""
         self._spent += length
         if self._spent > TURN // 2:
             self._renew_later(loop)
 
-    def turn_to_spend(self, loop: asyncio.AbstractEventLoop, length: int) -> "asyncio.Future[None]":
+    def turn_to_spend(self, loop: Loop, length: int) -> Future:
         """Return a future: `length` bytes of a turn's budget were taken, first come first."""
         turn = loop.create_future()
         self._waiting.append((length, turn))
@@ -97,16 +97,16 @@ class AtOnce:
 
     async def wait_to_spend(self, length: int) -> None:
         """Take `length` bytes from the budget of the turn that has them, first come first."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if not self.may_spend(loop, length):
             await self.turn_to_spend(loop, length)
 
-    def _renew_later(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _renew_later(self, loop: Loop) -> None:
         if not self._renewing:
             self._renewing = True
             loop.call_soon(self._renew, loop)
 
-    def _renew(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _renew(self, loop: Loop) -> None:
         self._spent = 0
         self._renewing = False
         while self._waiting:

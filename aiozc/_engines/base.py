@@ -5,11 +5,11 @@ the callers' objects, and ends with its loop. Both backends have one descriptor,
 watches as readable.
 """
 
-import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiozc._engines.at_once import AtOnce
+from aiozc._engines.hosts import Future, Loop
 from aiozc._engines.loans import Loans
 from aiozc._engines.records import Record
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
@@ -47,7 +47,7 @@ class Run:
         self.ended = False
         self.stopping = False
         self.age = 0
-        self.waiter: asyncio.Future[None] | None = None
+        self.waiter: Future | None = None
 
     def complete(self, index: int, result: int) -> None:
         """Take in the result of the last step, or of one that was short or has failed."""
@@ -100,7 +100,7 @@ class Host(Protocol):
     runs: dict[int, Run]
     """The chains in flight, by their numbers."""
 
-    def running_loop(self) -> asyncio.AbstractEventLoop | None:
+    def running_loop(self) -> Loop | None:
         """Return the loop, or None where it is closed or gone."""
 
     def retire(self, run: Run) -> None:

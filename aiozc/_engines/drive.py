@@ -1,12 +1,12 @@
 """A transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
-import asyncio
 import contextlib
 import errno
 import os
 from collections.abc import Iterator
 
 from aiozc._engines.base import TICK
+from aiozc._engines.hosts import running_loop, shielded, sleep
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import Original, Record
 from aiozc._transfers.sendfile import Sendfile
@@ -47,7 +47,8 @@ async def move(reactor: Reactor, transfer: Transfer, source: Original, target: O
         except GeneratorExit:
             raise
         except BaseException:
-            await _save(reactor, record, transfer)
+            with shielded():
+                await _save(reactor, record, transfer)
             raise
 
 
@@ -78,7 +79,7 @@ def _record(
 
 
 async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     while not transfer.done:
         at_once = transfer.at_once
         if at_once and not reactor.at_once.may_spend(loop, at_once):
@@ -92,7 +93,7 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
             # A relay lives through a moment without descriptors, as one with buffers would.
             if not at_once or error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            await asyncio.sleep(TICK)
+            await sleep(TICK)
             continue
         chain = transfer.next_chain(pipe_size, reactor.longest_chain)
         if record.fault is not None:

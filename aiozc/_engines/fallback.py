@@ -10,22 +10,29 @@ A TLS socket that was cancelled between two halves of a record is fit for closin
 OpenSSL has taken the whole record, and wants the same bytes again.
 """
 
-import asyncio
 import contextlib
 import errno
+import functools
 import mmap
 import os
 import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from aiozc._engines.hosts import (
+    Loop,
+    in_thread,
+    in_thread_that_may_be_left,
+    running_loop,
+    shielded,
+    wait_at_most,
+    wake,
+)
 from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
 from aiozc._errors import tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
-
-T = TypeVar("T")
 
 READ = 256 * 1024
 """Bytes of one read."""
@@ -68,7 +75,8 @@ async def send_file(
         target.close()
         # A coroutine that is thrown away cannot wait any more.
         if seekable and not isinstance(sys.exception(), GeneratorExit):
-            await in_thread(seek, file, offset + progress.position)
+            with shielded():
+                await in_thread(seek, file, offset + progress.position)
     return progress.position
 
 
@@ -116,7 +124,7 @@ async def receive_file(
             target.close()
         failing = sys.exception()
         if seekable and not isinstance(failing, GeneratorExit):
-            with contextlib.suppress(*(() if failing is None else (OSError,))):
+            with shielded(), contextlib.suppress(*(() if failing is None else (OSError,))):
                 await in_thread(seek, file, offset + progress.position)
     return progress.position
 
@@ -182,34 +190,8 @@ def _read_into(file: Any, memory: memoryview) -> int:
     return len(data)
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Run a function in the loop's executor; when cancelled, raise that once it has ended."""
-    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait((future,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        with contextlib.suppress(Exception):
-            future.result()
-        raise cancelled
-    return future.result()
-
-
-async def in_thread_that_may_be_left(function: Callable[..., T], *arguments: Any) -> T:
-    """Run a function in the loop's executor; when cancelled, raise that at once.
-
-    For reads of a stream, which may come to no end: it has no position to be known.
-    """
-    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return await asyncio.shield(future)
-
-
 async def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> int:
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while True:
         source.check_open()
@@ -222,7 +204,7 @@ async def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> int:
 
 
 async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: _Progress) -> None:
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
         target.check_open()
@@ -238,22 +220,15 @@ async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress:
 
 
 async def wait(
-    loop: asyncio.AbstractEventLoop,
+    loop: Loop,
     add: Callable[..., None],
     remove: Callable[[int], bool],
     fd: int,
 ) -> None:
     """Wait until `fd` is ready, or for a tick: closing the caller's number wakes nobody."""
     ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    add(fd, wake)
-    timer = loop.call_later(TICK, wake)
+    add(fd, functools.partial(wake, ready))
     try:
-        await ready
+        await wait_at_most(loop, ready, TICK)
     finally:
-        timer.cancel()
         remove(fd)

@@ -36,11 +36,11 @@ is told (OSError, ECANCELED). Files have nothing left to be freed; memory of obj
 good, since nobody will ever say that it may be used again.
 """
 
-import asyncio
 import errno
 import weakref
 
 from aiozc._engines.buffers import Buffers
+from aiozc._engines.hosts import Future, running_loop, wait_at_most, wake
 from aiozc._errors import error_from
 from aiozc._kernel.abi import NOTIF_COPIED
 from aiozc._kernel.memory import Export
@@ -56,7 +56,7 @@ class Loan:
     )
 
     def __init__(self, buffers: Buffers | None = None) -> None:
-        self._loop = weakref.ref(asyncio.get_running_loop())
+        self._loop = weakref.ref(running_loop())
         self.buffers = buffers
         self.slots: set[int] = set()
         """Registered buffers that it has in hand: those that are lent are not among them."""
@@ -65,7 +65,7 @@ class Loan:
         self.lost = False
         self.exports: list[Export] = []
         self._sealed = False
-        self._all: list[asyncio.Future[None]] = []
+        self._all: list[Future] = []
 
     def take_back(self, *, copied: bool) -> None:
         """Take in a notification."""
@@ -116,7 +116,7 @@ class Loan:
         Raises RuntimeError on another loop: it would hear of nothing.
         """
         if self.outstanding and not self.lost:
-            loop = asyncio.get_running_loop()
+            loop = running_loop()
             if self._loop() is not loop:
                 raise RuntimeError("the pages are released by another loop: await it on that one")
             last = loop.create_future()
@@ -129,10 +129,9 @@ class Loan:
             raise error_from(errno.ECANCELED, "the reactor ended before the pages were released")
 
 
-def _wake(waiting: "list[asyncio.Future[None]]") -> None:
+def _wake(waiting: list[Future]) -> None:
     for future in waiting:
-        if not future.done():
-            future.set_result(None)
+        wake(future)
 
 
 class Loans:
@@ -144,7 +143,7 @@ class Loans:
 
     def __init__(self) -> None:
         self._due: dict[int, tuple[Loan, Step]] = {}
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[Future] = []
         self.sent = 0
         self.returned = 0
         self.copied = 0
@@ -176,10 +175,11 @@ class Loans:
 
     async def wait_some(self, timeout: float) -> None:
         """Wait for a notification, of any loan and first come first, or so many seconds."""
-        turn = asyncio.get_running_loop().create_future()
+        loop = running_loop()
+        turn = loop.create_future()
         self._waiting.append(turn)
         try:
-            await asyncio.wait((turn,), timeout=timeout)
+            await wait_at_most(loop, turn, timeout)
         finally:
             self._waiting.remove(turn)
 

@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 
-from aiozc._engines.fallback import in_thread
+from aiozc._engines.hosts import in_thread
 from aiozc._errors import error_from
 from aiozc._kernel.paths import CachedOpener
 

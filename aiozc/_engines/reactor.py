@@ -19,7 +19,8 @@ chain of one step keeps no more than what is in its pipe.)
 
 End of life. The loop's reader handle is the only owner of a `_Watch`. When the loop is
 closed it drops its handles, the watch is collected, and the reactor ends: no hook in the
-loop is needed, whoever runs it. In a forked child every reactor gives up the child's copies
+loop is needed, whoever runs it. (A run of trio has a system task in place of the handle, see
+`trio_loop.py`.) In a forked child every reactor gives up the child's copies
 of its descriptors and mappings, and the child makes one of its own.
 """
 
@@ -37,6 +38,7 @@ from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import Backend, Counters, LendingRun, Run
 from aiozc._engines.buffers import Buffers
 from aiozc._engines.choose import choose
+from aiozc._engines.hosts import Loop, running_loop, sleep
 from aiozc._engines.loans import Loan, Loans
 from aiozc._engines.pipes import PipePool
 from aiozc._engines.records import Original, Record
@@ -92,7 +94,7 @@ class Outcome(NamedTuple):
     """A chain's results, one for each step that ran, and whether it was cancelled."""
 
     results: list[int]
-    cancelled: asyncio.CancelledError | None
+    cancelled: BaseException | None
 
 
 class _Watch:
@@ -127,7 +129,7 @@ class Reactor:
     def __init__(self, *, entries: int = 256, backend: str | None = None) -> None:
         if not 8 <= entries <= 4096:
             raise ValueError(f"entries must be 8 to 4096, not {entries!r}")
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if loop in _reactors:
             raise RuntimeError(f"{loop!r} has a reactor already: close that one first")
         self.at_once = AtOnce()
@@ -209,7 +211,7 @@ class Reactor:
             while self._records:
                 for run in tuple(self.runs.values()):
                     self._stop(run)
-                await asyncio.sleep(RETRY)
+                await sleep(RETRY)
         except BaseException:
             self._closing = self.closed
             raise
@@ -224,7 +226,7 @@ class Reactor:
 
     # What follows is the engine's.
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def serves(self, loop: Loop) -> bool:
         """Return whether this is the loop's reactor, and takes transfers."""
         return self._loop() is loop and not self._closing
 
@@ -259,9 +261,25 @@ class Reactor:
             raise error_from(errno.ECANCELED, "the reactor was closed")
         if not chain:
             raise ValueError("a chain has one step at the least")
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         run = self._start(record, chain)
-        cancelled: asyncio.CancelledError | None = None
+        try:
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                cancelled = await self._wait(loop, run)
+            elif run.ended:
+                cancelled = None
+            else:
+                run.waiter = waiter = loop.create_future()
+                cancelled = await waiter.outlast(lambda: self._stop(run))
+        except BaseException:
+            # The coroutine will not come back: the chain ends without it.
+            self._stop(run)
+            raise
+        return Outcome(run.results, cancelled)
+
+    async def _wait(self, loop: asyncio.AbstractEventLoop, run: Run) -> BaseException | None:
+        """Wait for a chain's end; return the cancellation that came meanwhile."""
+        cancelled: BaseException | None = None
         while not run.ended:
             run.waiter = loop.create_future()
             try:
@@ -269,11 +287,7 @@ class Reactor:
             except asyncio.CancelledError as error:
                 cancelled = error
                 self._stop(run)
-            except BaseException:
-                # The coroutine will not come back: the chain ends without it.
-                self._stop(run)
-                raise
-        return Outcome(run.results, cancelled)
+        return cancelled
 
     def _start(self, record: Record, chain: Chain) -> Run:
         self._last_number += 1
@@ -300,7 +314,7 @@ class Reactor:
         self.counters.wakeups += 1
         self._backend.drain()
 
-    def running_loop(self) -> asyncio.AbstractEventLoop | None:
+    def running_loop(self) -> Loop | None:
         """Return the loop, or None where it is closed or gone."""
         loop = self._loop()
         return None if loop is None or loop.is_closed() else loop
@@ -433,9 +447,7 @@ class Reactor:
             self._buffers.close()
 
 
-_reactors: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reactor]" = (
-    weakref.WeakKeyDictionary()
-)
+_reactors: "weakref.WeakKeyDictionary[Loop, Reactor]" = weakref.WeakKeyDictionary()
 # The one asked for last: looking a loop up in `_reactors` takes 0.4 us.
 _latest: Reactor | None = None
 _live: "weakref.WeakSet[Reactor]" = weakref.WeakSet()
@@ -453,7 +465,7 @@ def _forget_inherited() -> None:
 os.register_at_fork(after_in_child=_forget_inherited)
 
 
-def latest_reactor(loop: asyncio.AbstractEventLoop) -> Reactor | None:
+def latest_reactor(loop: Loop) -> Reactor | None:
     """Return the loop's reactor if it was the last that was asked for."""
     # Read once: another thread, with a loop of its own, may set it meanwhile.
     latest = _latest
@@ -468,7 +480,7 @@ def get_reactor() -> Reactor:
     liburing cannot be had.
     """
     global _latest
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     if (latest := latest_reactor(loop)) is not None:
         return latest
     known = _reactors.get(loop)

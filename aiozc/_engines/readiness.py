@@ -20,7 +20,6 @@ A chain's course has one owner at a time: the loop's thread, or a worker's. A re
 worker uses is busy until that has ended, as it is while a ring names it.
 """
 
-import asyncio
 import errno
 import os
 import select
@@ -32,6 +31,7 @@ from queue import SimpleQueue
 
 from aiozc._engines.at_once import splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
+from aiozc._engines.hosts import Future, Loop, Timer
 from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
 
 WORKERS = 8
@@ -100,7 +100,7 @@ class Readiness:
         self._polls = _Polls()
         self._workers = _Workers(self._polls)
         self._courses: dict[int, Course] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self.longest_chain = LONGEST_CHAIN
         self.lends = False
 
@@ -218,7 +218,7 @@ class Readiness:
             at_once.charge(loop, factor * max(0, result))
         return True
 
-    def _wait_for_turn(self, course: Course, turn: "asyncio.Future[None]") -> None:
+    def _wait_for_turn(self, course: Course, turn: Future) -> None:
         def leave() -> None:
             """Leave the future as it is: its loop may be closed."""
 
@@ -256,7 +256,7 @@ class Readiness:
             course.stop(error)
         self._go_on(course)
 
-    def _loop(self) -> asyncio.AbstractEventLoop:
+    def _loop(self) -> Loop:
         loop = self._host.running_loop()
         if loop is None:
             raise RuntimeError("the loop is closed")

@@ -1,6 +1,5 @@
 """A zero-copy transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
-import asyncio
 import errno
 import itertools
 import mmap
@@ -8,7 +7,8 @@ from collections.abc import Sequence
 
 from aiozc._engines.base import TICK
 from aiozc._engines.direct import IN_HAND, run_direct
-from aiozc._engines.fallback import in_thread, wait
+from aiozc._engines.fallback import wait
+from aiozc._engines.hosts import in_thread, running_loop
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
@@ -96,7 +96,7 @@ async def _lend(
 ) -> None:
     # What the socket has room for is sent, and looked up page by page, in the loop's thread.
     length = min(sum(step.length for step in sends), SEND_BUFFER)
-    if not reactor.at_once.may_spend(asyncio.get_running_loop(), length):
+    if not reactor.at_once.may_spend(running_loop(), length):
         await reactor.at_once.wait_to_spend(length)
         record.check_open()
     parts.check_lengths(sends)
@@ -171,7 +171,7 @@ def _has_lent(reactor: Reactor) -> bool:
 
 
 def _check_serving(reactor: Reactor) -> None:
-    if not reactor.serves(asyncio.get_running_loop()):
+    if not reactor.serves(running_loop()):
         raise error_from(errno.ECANCELED, "the reactor was closed")
 
 
@@ -211,7 +211,7 @@ async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:
 
 async def _send_some(record: Record, memory: memoryview) -> int:
     """Send what there is room for, or wait for room, for a while; return the bytes sent."""
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     try:
         return send_nowait(record.target.copy, memory)
     except BlockingIOError:

@@ -34,7 +34,7 @@ from aiozc import loop_sendfile
 from aiozc._api.arguments import check_offset
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import TransportSocket, socket_beneath, wait_written
-from aiozc._engines.fallback import in_thread, in_thread_that_may_be_left
+from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._errors import tells_of_lost_connection
 

@@ -1,0 +1,243 @@
+"""The transfers on anyio's socket streams, on its asyncio backend (uvloop too) and on trio.
+
+What a stream of the asyncio backend holds in user space keeps its place: what it has not sent
+yet leaves before the file, and what it has read ahead arrives before what is in the socket.
+anyio shows neither, nor the transport that reads ahead. So this looks into the stream, in
+`_Early` alone; what it has no such things is a stream that holds nothing.
+
+A stream that is encrypted is none of these (`anyio.streams.tls.TLSStream` is no SocketStream):
+its raw socket would send what is to be secret as it is.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+from anyio import BrokenResourceError, ClosedResourceError
+from anyio.abc import SocketAttribute, SocketStream
+
+from aiozc import loop_recvfile, loop_sendfile, splice_pipe
+from aiozc import relay as relay_sockets
+from aiozc._errors import tell
+
+PIECE = 64 * 1024
+"""Bytes that were read ahead and go on at once, at the most."""
+_RESET = struct.pack("ii", 1, 0)
+
+
+async def send_file(
+    stream: SocketStream,
+    file: Any,
+    offset: int = 0,
+    count: int | None = None,
+    *,
+    fallback: bool = True,
+) -> int:
+    """Send a file over a stream; return the number of bytes sent. See `aiozc.loop_sendfile`.
+
+    `file` is a file object opened in binary mode, or an `anyio.AsyncFile` of one. Sending by the
+    stream meanwhile is a BusyResourceError.
+
+    Raises, beside what `aiozc.loop_sendfile` does:
+        TypeError: what is no SocketStream, a TLS stream for one.
+        anyio.BusyResourceError: another task is sending.
+        anyio.BrokenResourceError, anyio.ClosedResourceError: in place of the OSError of a
+            connection that is lost, or was closed meanwhile.
+    """
+    sock = _socket_of(stream)
+    await stream.send(b"")  # it returns when what was sent before has left
+    with _guarding(stream, "_send_guard"), _in_words_of_anyio(stream):
+        return await loop_sendfile(sock, _file_of(file), offset, count, fallback=fallback)
+
+
+async def receive_file(
+    stream: SocketStream,
+    file: Any,
+    offset: int = 0,
+    count: int | None = None,
+    *,
+    fallback: bool = True,
+) -> int:
+    """Receive from a stream into a file; return the bytes written. See `aiozc.loop_recvfile`.
+
+    `file` is a file object opened for writing in binary mode, or an `anyio.AsyncFile` of one.
+    Receiving by the stream meanwhile is a BusyResourceError; it may go on behind `count`.
+
+    Raises, beside what `aiozc.loop_recvfile` does: what `send_file` does.
+    """
+    sock, file = _socket_of(stream), _file_of(file)
+    received = 0
+    moves = not hasattr(file, "seekable") or file.seekable()
+
+    def where() -> tuple[int, int | None]:
+        place = offset + received if moves else offset
+        return place, None if count is None else count - received
+
+    with _guarding(stream, "_receive_guard"), _in_words_of_anyio(stream):
+        try:
+            early = _Early(stream)
+            while early and received != count:
+                with early.as_socket(where()[1]) as piece:
+                    received += await loop_recvfile(piece, file, *where(), fallback=fallback)
+            # A count that is no number of bytes is refused there.
+            if not received or received != count:
+                received += await loop_recvfile(sock, file, *where(), fallback=fallback)
+        except BaseException as error:
+            tell(error, received + getattr(error, "transferred", 0), getattr(error, "lost", 0))
+            raise
+    return received
+
+
+async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
+    """Copy both ways between two streams; return the bytes from `a` to `b`, and back.
+
+    See `aiozc.relay`: half-closes and resets are passed on, and both stay the caller's to close.
+
+    Raises, beside what `aiozc.relay` does: what `send_file` does.
+    """
+    socks = _socket_of(a), _socket_of(b)
+    await a.send(b"")
+    await b.send(b"")
+    with contextlib.ExitStack() as stack:
+        early = []
+        for stream in (a, b):
+            stack.enter_context(_guarding(stream, "_send_guard"))
+            stack.enter_context(_guarding(stream, "_receive_guard"))
+            stack.enter_context(_in_words_of_anyio(stream))
+            early.append(_Early(stream))
+        if not any(early):
+            return await relay_sockets(*socks)
+        return await _relay_both(socks, early)
+
+
+async def _relay_both(
+    socks: tuple[socket.socket, socket.socket], early: "list[_Early]"
+) -> tuple[int, int]:
+    """Relay two sockets of which something was read ahead: each way goes at its own pace."""
+    moved, lost = [0, 0], [0, 0]
+    errors: list[BaseException] = []
+
+    async def move(way: int) -> None:
+        source, target = socks[way], socks[1 - way]
+        try:
+            while early[way]:
+                with early[way].as_socket(None) as piece:
+                    moved[way] += await splice_pipe(piece, target)
+            moved[way] += await splice_pipe(source, target)
+            with _duplicate(target) as sock:
+                sock.shutdown(socket.SHUT_WR)
+        except BaseException as error:
+            errors.append(error)
+            moved[way] += getattr(error, "transferred", 0)
+            lost[way] += getattr(error, "lost", 0)
+            if isinstance(error, Exception):
+                ways.cancel_scope.cancel()
+            else:
+                raise
+
+    try:
+        async with anyio.create_task_group() as ways:
+            for way in (0, 1):
+                ways.start_soon(move, way)
+    except BaseException as error:
+        tell(error, tuple(moved), tuple(lost))
+        raise
+    if errors:
+        for sock in socks:
+            with _duplicate(sock) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        tell(errors[0], tuple(moved), tuple(lost))
+        raise errors[0]
+    return moved[0], moved[1]
+
+
+def _socket_of(stream: SocketStream) -> socket.socket:
+    if not isinstance(stream, SocketStream):
+        raise TypeError(f"{stream!r} is no anyio.abc.SocketStream: only plain sockets will do")
+    return stream.extra(SocketAttribute.raw_socket)
+
+
+@contextlib.contextmanager
+def _duplicate(sock: socket.socket) -> Iterator[socket.socket]:
+    """Give a socket object of any transport's socket; nothing happens where it has ended."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
+        yield same
+
+
+def _file_of(file: Any) -> Any:
+    return file.wrapped if isinstance(file, anyio.AsyncFile) else file
+
+
+def _guarding(stream: SocketStream, name: str) -> contextlib.AbstractContextManager[object]:
+    """Return the stream's own guard against two who do the same with it, where it has one."""
+    return getattr(stream, name, None) or contextlib.nullcontext()
+
+
+class _Early:
+    """What a stream of the asyncio backend has read ahead; from here on it reads no more."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        protocol = getattr(stream, "_protocol", None)
+        self._chunks: deque[bytes] = getattr(protocol, "read_queue", deque())
+        self._event = getattr(protocol, "read_event", None)
+        transport = getattr(stream, "_transport", None)
+        if transport is not None and not transport.is_closing():
+            transport.pause_reading()
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks)
+
+    @contextlib.contextmanager
+    def as_socket(self, most: int | None) -> Iterator[socket.socket]:
+        """Give the first of it as a socket, `most` bytes if that is not None.
+
+        What the transfer leaves in the socket stays here.
+        """
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            far.setblocking(False)
+            given = far.send(self._chunks[0][: PIECE if most is None else max(0, most)])
+            far.close()
+            try:
+                yield near
+            finally:
+                self._drop(given - len(near.recv(given, socket.MSG_PEEK)))
+
+    def _drop(self, count: int) -> None:
+        rest = self._chunks.popleft()[count:]
+        if rest:
+            self._chunks.appendleft(rest)
+        elif not self._chunks and self._event is not None:
+            self._event.clear()
+
+
+@contextlib.contextmanager
+def _in_words_of_anyio(stream: SocketStream) -> Iterator[None]:
+    """Raise what the stream itself would, of a connection that is lost or was closed."""
+    try:
+        yield
+    except OSError as error:
+        cause = _cause_in_words_of_anyio(stream, error)
+        if cause is None:
+            raise
+        for name in ("transferred", "lost"):
+            if hasattr(error, name):
+                setattr(cause, name, getattr(error, name))
+        raise cause from error
+
+
+def _cause_in_words_of_anyio(stream: SocketStream, error: OSError) -> Exception | None:
+    # The asyncio backend's streams and trio's say that they are closed; UNIX ones that they are
+    # closing.
+    if getattr(stream, "_closed", False) or getattr(stream, "_closing", False):
+        return ClosedResourceError()
+    transport = getattr(stream, "_transport", None)
+    if isinstance(error, ConnectionError) or (transport is not None and transport.is_closing()):
+        return BrokenResourceError()
+    return None

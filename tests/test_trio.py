@@ -1,0 +1,455 @@
+"""The transfers on trio: what holds on every loop, and what is trio's own."""
+
+import asyncio
+import errno
+import inspect
+import io
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, BinaryIO
+
+import pytest
+import trio
+import trio.testing
+
+import aiozc
+
+from . import on_trio, support, test_ways, ways
+from .conftest import Connect, MakeFile
+from .support import (
+    KIB,
+    MIB,
+    Child,
+    FarEnd,
+    assert_same,
+    check_nothing_left,
+    fill,
+    holdings,
+    in_threads,
+    pattern,
+    socket_pair,
+)
+from .ways import STUCK, Ends, Way
+
+Body = Callable[..., Awaitable[None]]
+CHOSEN = [
+    Way("loop_sendfile", "file", "tcp"),
+    Way("loop_recvfile", "unix", "file"),
+    Way("relay", "tcp", "unix"),
+    Way("splice_pipe", "pipe", "tcp"),
+    Way("splice_pipe", "file", "pipe"),
+]
+LARGE = 32 * MIB
+CONTENT = pattern(LARGE)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run the asynchronous tests on trio alone: it is in guest mode there."""
+    return "trio"
+
+
+@pytest.fixture(autouse=True)
+def bodies_on_trio(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the bodies written for asyncio's loops use trio."""
+    if "ends" in request.fixturenames:
+        for module in (support, ways, test_ways):
+            monkeypatch.setattr(module, "asyncio", on_trio)
+
+
+# What holds on every loop
+
+
+def of_bodies(*bodies: Body) -> pytest.MarkDecorator:
+    """Run the test with each body, as it is for one way."""
+    of_one_way = [inspect.unwrap(body) for body in bodies]
+    return pytest.mark.parametrize("body", of_one_way, ids=lambda body: body.__name__[5:])
+
+
+@pytest.mark.anyio
+@of_bodies(
+    test_ways.test_content_of_any_size_arrives_whole,
+    test_ways.test_transfers_follow_each_other,
+    test_ways.test_cancelled_and_resumed_again_and_again_all_arrives_but_what_was_told_lost,
+    test_ways.test_many_transfers_at_once_all_arrive_by_a_small_ring,
+)
+async def test_each_way_moves_what_it_says_that_it_moved(body: Body, ends: Ends) -> None:
+    for way in CHOSEN:
+        if not (body.__name__.endswith("each_other") and way.function == "relay"):
+            await body(way=way, ends=ends)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("again", [None, 1], ids=["once", "twice"])
+async def test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for(
+    again: int | None, ends: Ends
+) -> None:
+    name = "test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for"
+    body = inspect.unwrap(getattr(test_ways, name))
+    for way in CHOSEN:
+        await body(again=again, way=way, ends=ends)
+
+
+@pytest.mark.anyio
+@of_bodies(
+    test_ways.test_a_stalled_transfer_stops_neither_its_loop_nor_another_transfer,
+    test_ways.test_cancelled_when_it_has_stalled_every_byte_is_accounted_for,
+    test_ways.test_cancelled_as_it_goes_on_every_byte_is_accounted_for,
+    test_ways.test_closing_the_reactor_ends_it_and_every_byte_is_accounted_for,
+)
+async def test_each_way_that_stalls_can_go_on_or_be_ended(body: Body, ends: Ends) -> None:
+    for way, stalled in STUCK:
+        if way in CHOSEN:
+            await body(way=way, stalled=stalled, ends=ends)
+
+
+@pytest.mark.anyio
+async def test_a_source_that_resets_ends_it_with_a_connection_error(ends: Ends) -> None:
+    name = "test_a_source_that_resets_ends_it_with_a_connection_error_after_what_came_before"
+    body = inspect.unwrap(getattr(test_ways, name))
+    for way, stalled in STUCK:
+        if way in CHOSEN and way.source in ("tcp", "unix"):
+            await body(way=way, stalled=stalled, ends=ends)
+
+
+@pytest.mark.anyio
+async def test_ends_that_are_closed_and_numbers_taken_by_others_harm_nobody(ends: Ends) -> None:
+    for closed in ("source", "target"):
+        await test_ways.test_an_end_closed_in_mid_transfer_ends_it_with_ebadf(closed, ends)
+    await test_ways.test_a_timeout_ends_it_and_every_byte_is_accounted_for(ends)
+
+
+# trio's own
+
+
+@pytest.fixture
+def left_nothing() -> Iterator[None]:
+    """Check that nothing of a run is left: descriptors, threads, mappings of a ring."""
+    before = holdings()
+    yield
+    check_nothing_left(before)
+
+
+alone = pytest.mark.usefixtures("left_nothing")
+
+
+def memory_file() -> BinaryIO:
+    """Make a file to receive into."""
+    return open(os.memfd_create("upload"), "w+b")
+
+
+def stream_of(sock: socket.socket) -> trio.SocketStream:
+    """Return a stream that owns the socket."""
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def told(future: Any) -> Any:
+    """Wait for what the far end's thread will say."""
+    return await trio.to_thread.run_sync(future.result)
+
+
+@alone
+def test_streams_and_sockets_of_trio_send_receive_and_are_relayed(
+    far_end: FarEnd, make_file: MakeFile
+) -> None:
+    async def main() -> None:
+        near, far = map(stream_of, socket_pair())
+        async with near, far, trio.open_nursery() as nursery:
+            for size in (0, 1, 4096, 70_001, 64 * MIB):
+                content = pattern(size)
+                with memory_file() as upload:
+                    nursery.start_soon(aiozc.loop_sendfile, near.socket, make_file(content))
+                    if size:
+                        assert await aiozc.loop_recvfile(far, upload, 0, size) == size
+                    upload.seek(0)
+                    assert_same(upload.read(), content)
+            sent = await aiozc.sendfile_zc(near, make_file(b"some"))
+            await sent.released()
+            assert await far.receive_some() == b"some"
+            assert await aiozc.splice_pipe(make_file(b"more"), near) == 4
+            assert await far.receive_some() == b"more"
+
+        (a, at_a), (b, at_b) = ((stream_of(x), y) for x, y in (socket_pair(), socket_pair()))
+        first, second = far_end.peer(at_a), far_end.peer(at_b)
+        first.send(CONTENT, end=True)
+        second.send(CONTENT[: 3 * MIB], end=True)
+        async with a, b:
+            assert await aiozc.relay(a, b) == (LARGE, 3 * MIB)
+        assert_same(await told(second.ended()), CONTENT)
+        assert_same(await told(first.ended()), CONTENT[: 3 * MIB])
+
+    trio.run(main)
+
+
+@alone
+def test_a_stream_closed_in_mid_transfer_ends_it_with_ebadf(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    async def main() -> None:
+        sock, receiver = connect(limit=100_000)
+        stream, file = stream_of(sock), make_file(CONTENT)
+        async with trio.open_nursery() as nursery:
+
+            async def close() -> None:
+                await told(receiver.arrived(100_000))
+                await stream.aclose()
+
+            nursery.start_soon(close)
+            with pytest.raises(OSError, match="closed") as caught:
+                await aiozc.loop_sendfile(stream, file)
+        assert caught.value.errno == errno.EBADF
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await aiozc.loop_sendfile(stream, file)
+        receiver.allow(None)
+        assert_same(await told(receiver.ended()), CONTENT[: file.tell()])
+
+    trio.run(main)
+
+
+@alone
+def test_in_a_scope_cancelled_before_nothing_is_begun(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    async def main() -> None:
+        sock, receiver = connect()
+        file = make_file(CONTENT)
+        for call, nothing in (
+            (lambda: aiozc.loop_sendfile(sock, file), 0),
+            (lambda: aiozc.loop_recvfile(sock, file), 0),
+            (lambda: aiozc.splice_pipe(file, sock), 0),
+            (lambda: aiozc.sendfile_zc(sock, file), 0),
+            (lambda: aiozc.relay(sock, sock), (0, 0)),
+        ):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                with pytest.raises(trio.Cancelled) as caught:
+                    await call()
+                assert caught.value.transferred == caught.value.lost == nothing  # type: ignore[attr-defined]
+        sock.close()
+        assert await told(receiver.ended()) == b""
+
+    trio.run(main)
+
+
+@alone
+def test_the_fallback_keeps_its_promises(connect: Connect) -> None:
+    """A cancelled one says how many bytes the socket took, and the object stands behind them."""
+
+    async def main() -> None:
+        file = io.BytesIO(CONTENT)
+        sock, receiver = connect(limit=300_000)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def cancel() -> None:
+                    await told(receiver.arrived(300_000))
+                    scope.cancel()
+
+                nursery.start_soon(cancel)
+                with pytest.raises(trio.Cancelled) as caught:
+                    await aiozc.loop_sendfile(sock, file)
+        place = file.tell()
+        assert caught.value.transferred == place >= 300_000  # type: ignore[attr-defined]
+        receiver.allow(None)
+        assert await aiozc.loop_sendfile(sock, file, place) == LARGE - place
+        sock.close()
+        assert_same(await told(receiver.ended()), CONTENT)
+
+    trio.run(main)
+
+
+@alone
+def test_many_small_files_let_other_tasks_run(connect: Connect, make_file: MakeFile) -> None:
+    async def main() -> None:
+        sock, receiver = connect()
+        file = make_file(CONTENT[: 64 * KIB])
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(told, receiver.arrived(20 * MIB))
+
+                async def cancel() -> None:
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+
+                sent = 0
+                nursery.start_soon(trio.lowlevel.checkpoint)
+                while sent < 20 * MIB:
+                    sent += await aiozc.loop_sendfile(sock, file)
+                nursery.start_soon(cancel)
+                while True:
+                    await aiozc.loop_sendfile(sock, file)
+        sock.close()
+
+    trio.run(main)
+
+
+@alone
+@pytest.mark.parametrize("backend", [pytest.param("io_uring", marks=pytest.mark.ring), "readiness"])
+def test_a_run_that_ends_with_transfers_in_flight_leaves_nothing(
+    backend: str, connect: Connect, make_file: MakeFile
+) -> None:
+    """Those of system tasks: all others have ended when the run does."""
+    outcomes: list[object] = []
+
+    async def main() -> None:
+        aiozc.Reactor(backend=backend)
+        for _ in range(3):
+            sock, receiver = connect(limit=100_000)
+
+            async def send(sock: socket.socket = sock) -> None:
+                try:
+                    await aiozc.loop_sendfile(sock, make_file(CONTENT))
+                except BaseException as error:
+                    outcomes.append(type(error))
+                    raise
+
+            trio.lowlevel.spawn_system_task(send)
+            await told(receiver.arrived(100_000))
+        assert aiozc.get_reactor().statistics().in_flight == 3
+
+    # Which of the tasks is cancelled first differs from run to run.
+    for _ in range(15):
+        trio.run(main)
+    assert outcomes == [trio.Cancelled] * 45
+
+
+@alone
+def test_runs_follow_each_other_and_go_on_beside_each_other(make_file: MakeFile) -> None:
+    def run() -> None:
+        async def main() -> None:
+            near, far = map(stream_of, socket_pair())
+            async with near, far, trio.open_nursery() as nursery:
+                with memory_file() as upload:
+                    nursery.start_soon(aiozc.loop_sendfile, near, make_file(CONTENT))
+                    assert await aiozc.loop_recvfile(far, upload, 0, LARGE) == LARGE
+                    upload.seek(0)
+                    assert_same(upload.read(), CONTENT)
+
+        trio.run(main)
+
+    run()
+    run()
+    in_threads([run, run])
+
+
+@alone
+def test_an_interrupt_ends_a_transfer_at_a_byte_that_is_known(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    for function in ("loop_sendfile", "relay"):
+        sock, receiver = connect(limit=200_000)
+        file = make_file(CONTENT)
+        near, far = socket_pair()
+        feeder = threading.Thread(target=lambda: feed(far))  # noqa: B023
+        caught: list[KeyboardInterrupt] = []
+
+        async def main() -> None:
+            async def interrupt() -> None:
+                await told(receiver.arrived(200_000))  # noqa: B023
+                # From a thread: it comes while trio waits, as from a person.
+                await trio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGINT)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(interrupt)
+                try:
+                    if function == "relay":  # noqa: B023
+                        await aiozc.relay(near, sock)  # noqa: B023
+                    else:
+                        await aiozc.loop_sendfile(sock, file)  # noqa: B023
+                except KeyboardInterrupt as error:
+                    caught.append(error)  # noqa: B023
+
+        feeder.start()
+        trio.run(main)
+        near.close()
+        feeder.join()
+        sock.close()
+        receiver.allow(None)
+        arrived = receiver.ended().result()
+        assert len(caught) == 1
+        if function == "relay":
+            assert caught[0].transferred[0] == len(arrived)  # type: ignore[attr-defined]
+        else:
+            assert_same(arrived, CONTENT[: file.tell()])
+
+
+def feed(sock: socket.socket) -> None:
+    """Send for as long as somebody listens."""
+    sock.setblocking(True)
+    with sock:
+        try:
+            sock.sendall(CONTENT)
+        except OSError:
+            return
+
+
+@alone
+def test_as_a_guest_of_asyncio_each_has_its_own(make_file: MakeFile) -> None:
+    """Trio's tasks run in callbacks of asyncio's loop, and aiozc tells the two apart."""
+
+    async def move() -> aiozc.Reactor:
+        near, far = socket_pair()
+        with near, far, memory_file() as upload:
+            file = make_file(CONTENT)
+            for place in range(0, LARGE, 50_000):
+                count = min(50_000, LARGE - place)
+                assert await aiozc.loop_sendfile(near, file, place, count) == count
+                assert await aiozc.loop_recvfile(far, upload, place, count) == count
+            upload.seek(0)
+            assert_same(upload.read(), CONTENT)
+        return aiozc.get_reactor()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Any] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            move,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=ended.set_result,
+        )
+        host = await move()
+        guest = (await ended).unwrap()
+        assert host is not guest
+        assert guest.closed
+        assert not host.closed
+
+    asyncio.run(main())
+
+
+@alone
+def test_a_fork_in_a_run_takes_nothing_from_it(connect: Connect, make_file: MakeFile) -> None:
+    """The child, of a thread beside the run, has a run of its own."""
+
+    def in_child() -> None:
+        async def main() -> None:
+            near, far = map(stream_of, socket_pair())
+            async with near, far:
+                assert await aiozc.loop_sendfile(near, make_file(b"of the child")) == 12
+                with memory_file() as upload:
+                    assert await aiozc.loop_recvfile(far, upload, 0, 12) == 12
+
+        signal.set_wakeup_fd(-1)  # the parent's run has set its own
+        trio.run(main)
+
+    async def main() -> None:
+        sock, receiver = connect(limit=0)
+        filler = fill(sock)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(aiozc.loop_sendfile, sock, make_file(CONTENT))
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(lambda: Child(in_child).wait())
+            receiver.allow(None)
+        sock.close()
+        assert_same(await told(receiver.ended()), bytes(filler), CONTENT)
+
+    trio.run(main)
+
+
+def test_outside_of_a_run_there_is_no_loop(make_file: MakeFile) -> None:
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        aiozc.get_reactor()
+    with socket.socket() as sock, pytest.raises(RuntimeError, match="no running event loop"):
+        aiozc.loop_sendfile(sock, make_file(b"x")).send(None)
