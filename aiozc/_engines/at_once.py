@@ -26,6 +26,7 @@ from collections import deque
 
 from aiozc._engines.hosts import Future, Loop, running_loop
 from aiozc._engines.records import Record
+from aiozc._kernel.copying import Copier
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait
 from aiozc._transfers.steps import Chain, End, SendCached, Splice, Step, TakeByte
@@ -36,6 +37,7 @@ TURN = 8 << 20
 """Bytes that one turn of the loop may send at once: about 1 ms of it."""
 CALL = 32 << 10
 """What a call costs beside its bytes, in bytes."""
+_NOT_READ = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def splice(record: Record, step: Splice) -> int:
@@ -63,7 +65,8 @@ class AtOnce:
 
     def __init__(self) -> None:
         self._probe = Probe()
-        self._scratch = memoryview(bytearray(COPIED))
+        self._copier = Copier(COPIED)
+        self._scratch = memoryview(bytearray(1))
         self._spent = 0
         self._renewing = False
         self._waiting: deque[tuple[int, Future]] = deque()
@@ -159,12 +162,8 @@ class AtOnce:
         """Do the step SendCached: see there for what is returned."""
         if length > COPIED:
             return self._splice(sock, file, offset, length)
-        memory = self._scratch[:length]
-        try:
-            got = os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
-        except OSError as error:
-            return _not_read(error)
-        return _write_nowait(sock, memory if got == length else memory[:got]) if got else 0
+        got = self._copier.read(file, offset, length)
+        return self._copier.send(sock, got) if got > 0 else _read_or_not(got)
 
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
         """Return whether a range of a file can be read without its disk; None: nobody says."""
@@ -172,17 +171,15 @@ class AtOnce:
         if not cached:
             return cached
         # cachestat counts pages whose read is under way.
-        byte = self._scratch[:1]
         return (
-            self._read(file, byte, offset + length - 1) == 1 and self._read(file, byte, offset) == 1
+            self._copier.read(file, offset + length - 1, 1) == 1
+            and self._copier.read(file, offset, 1) == 1
         )
 
     def _splice(self, sock: int, file: int, offset: int, length: int) -> int:
         cached = self.is_cached(file, offset, length)
         if cached is None:
-            if len(self._scratch) < length:
-                self._scratch = memoryview(bytearray(length))
-            cached = self._read(file, self._scratch[:length], offset) == length
+            cached = self._can_read(file, offset, length)
         if not cached:
             return -errno.ENODATA
         # What is not there is waited for by who looks at that flag (`Record.check_nonblocking`).
@@ -193,37 +190,18 @@ class AtOnce:
         except OSError as error:
             return -(error.errno or errno.EIO)
 
-    def _read(self, file: int, memory: memoryview, offset: int) -> int:
-        """Read what is cached: the bytes got, 0 at the file's end, or a negative errno."""
+    def _can_read(self, file: int, offset: int, length: int) -> bool:
+        """Return whether a range can be read without its disk, by reading it."""
+        if len(self._scratch) < length:
+            self._scratch = memoryview(bytearray(length))
         try:
-            return os.preadv(file, (memory,), offset, os.RWF_NOWAIT)
-        except OSError as error:
-            return _not_read(error)
+            return os.preadv(file, (self._scratch[:length],), offset, os.RWF_NOWAIT) == length
+        except OSError:
+            return False
 
 
-def _write_nowait(sock: int, memory: memoryview) -> int:
-    """Write what there is room for, also where somebody has made the socket blocking.
-
-    The flag is the open file's, which other processes may share.
-    """
-    try:
-        return os.pwritev(sock, (memory,), -1, os.RWF_NOWAIT)
-    except OSError as error:
-        # EOPNOTSUPP: an older kernel, which has that flag for files alone.
-        if error.errno != errno.EOPNOTSUPP:
-            return -(error.errno or errno.EIO)
-    if os.get_blocking(sock):
-        return -errno.EAGAIN
-    try:
-        return os.write(sock, memory)
-    except OSError as error:
-        return -(error.errno or errno.EIO)
-
-
-def _not_read(error: OSError) -> int:
-    """Return the result of a read that might not wait: -ENODATA where it would have to."""
+def _read_or_not(result: int) -> int:
+    """Return a read's result; -ENODATA where it would have to wait."""
     # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell. EINVAL: opened with
     # O_DIRECT, and this memory is not aligned.
-    if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
-        return -errno.ENODATA
-    return -(error.errno or errno.EIO)
+    return -errno.ENODATA if -result in _NOT_READ else result
