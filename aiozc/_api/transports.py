@@ -177,22 +177,46 @@ def socket_beneath(transport: Any) -> TransportSocket | None:
 
 async def wait_written(transport: Any) -> None:
     """Wait until a transport's write buffer is empty; ConnectionError where it closes."""
+    if await has_more_to_write(transport):
+        drain = Drain(transport)
+        try:
+            await drain.wait()
+        finally:
+            drain.leave()
+
+
+async def has_more_to_write(transport: Any) -> bool:
+    """Return whether more was written than could leave at once; ConnectionError where it closes."""
     if transport.get_write_buffer_size():
-        # uvloop writes at the end of the loop's turn.
+        # uvloop may write at the end of the loop's turn.
         await asyncio.sleep(0)
     if transport.is_closing():
         raise connection_lost(None)
-    if not transport.get_write_buffer_size():
-        return
-    low, high = transport.get_write_buffer_limits()
-    flow = Flow(transport)
-    try:
-        transport.set_write_buffer_limits(0)
-        await flow.wait_next_resumption()
-    finally:
-        if not flow.is_over:
-            transport.set_write_buffer_limits(high, low)
-        flow.leave()
+    return bool(transport.get_write_buffer_size())
+
+
+class Drain:
+    """A transport that is told to say when its write buffer is empty, by limits of 0 meanwhile."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.flow = Flow(transport)
+        self.limits: tuple[int, int] = transport.get_write_buffer_limits()
+        """What will be set when it has ended: low and high."""
+
+    async def wait(self) -> None:
+        """Wait until it is empty; ConnectionError where the transport closes."""
+        self._transport.set_write_buffer_limits(0)
+        await self.flow.wait_next_resumption()
+
+    def leave(self) -> None:
+        """Let the transport be as it was."""
+        try:
+            if not self.flow.is_over:
+                low, high = self.limits
+                self._transport.set_write_buffer_limits(high, low)
+        finally:
+            self.flow.leave()
 
 
 async def write_file(transport: Any, file: Any, offset: int, count: int | None) -> int:

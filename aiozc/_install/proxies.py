@@ -16,8 +16,7 @@ from asyncio import constants
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
-from aiozc._api.transports import Flow
-from aiozc._errors import connection_lost
+from aiozc._api.transports import Drain, has_more_to_write
 from aiozc._install.gates import IN_PROGRESS, refuse_eof, refuse_lines, refuse_write
 
 Factory = Callable[[], Any]
@@ -122,8 +121,7 @@ class UvloopGate:
     def __init__(self, proxy: UvloopTransport) -> None:
         self._proxy = proxy
         self._real = proxy._real
-        self._flow: Flow | None = None
-        self._limits = (0, 0)
+        self._drain: Drain | None = None
 
     def check_open(self) -> None:
         """Raise RuntimeError where nothing may be sent now."""
@@ -158,46 +156,36 @@ class UvloopGate:
 
     async def wait_empty(self) -> None:
         """Wait until the write buffer is empty; ConnectionError where the connection is lost."""
-        # What is written while the protocol is paused is kept to the end of the loop's turn.
-        await asyncio.sleep(0)
-        if self._real.is_closing():
-            raise connection_lost(None)
-        if not self._real.get_write_buffer_size():
+        if not await has_more_to_write(self._real):
             return
-        self._limits = self._real.get_write_buffer_limits()
-        flow = self._flow = Flow(self._real)
+        drain = self._drain = Drain(self._real)
         try:
-            self._real.set_write_buffer_limits(0)
-            await flow.wait_next_resumption()
+            await drain.wait()
         finally:
-            self._flow = None
-            try:
-                if not flow.is_over:
-                    low, high = self._limits
-                    self._real.set_write_buffer_limits(high, low)
-            finally:
-                flow.leave()
+            # Before the protocol is told anything: what it sets then, it sets for good.
+            self._drain = None
+            drain.leave()
 
     def get_protocol(self) -> Any:
         """Return the user's protocol."""
-        return self._flow.protocol if self._flow is not None else self._real.get_protocol()
+        return self._drain.flow.protocol if self._drain else self._real.get_protocol()
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the user's protocol."""
-        if self._flow is not None:
-            self._flow.protocol = protocol
-            protocol = self._flow
+        if self._drain:
+            self._drain.flow.protocol = protocol
+            protocol = self._drain.flow
         self._real.set_protocol(protocol)
 
     def get_write_buffer_limits(self) -> Any:
         """Return the user's limits."""
-        return self._limits if self._flow is not None else self._real.get_write_buffer_limits()
+        return self._drain.limits if self._drain else self._real.get_write_buffer_limits()
 
     def set_write_buffer_limits(self, high: int | None, low: int | None) -> None:
         """Set the user's limits."""
         self._real.set_write_buffer_limits(high, low)
-        if self._flow is not None:
-            self._limits = self._real.get_write_buffer_limits()
+        if self._drain:
+            self._drain.limits = self._real.get_write_buffer_limits()
             self._real.set_write_buffer_limits(0)
 
 

@@ -345,6 +345,31 @@ async def test_a_protocol_set_meanwhile_stays_and_hears_the_rest(
     line.protocol.lost.set_result(None)
 
 
+async def test_a_protocol_that_the_last_resumption_sets_stays_and_hears_the_rest(
+    open_line: Open, make_file: MakeFile
+) -> None:
+    line = await open_line(limit=0, small=True)
+    task = await start(line, PREFIX, make_file(CONTENT))
+    later = Recorder()
+    resume = line.protocol.resume_writing
+
+    def resume_and_leave() -> None:
+        resume()
+        line.transport.set_protocol(later)
+        line.transport.set_write_buffer_limits(5000, 50)
+
+    line.protocol.resume_writing = resume_and_leave
+    line.peer.send(b"data")
+    line.peer.allow(None)
+    assert await task == len(CONTENT)
+    assert line.transport.get_protocol() is later
+    assert line.transport.get_write_buffer_limits() == (50, 5000)
+    await until(lambda: later.data == b"data")
+    line.transport.close()
+    await later.lost
+    line.protocol.lost.set_result(None)
+
+
 async def test_limits_set_meanwhile_stay(
     prefix: bytes, open_line: Open, make_file: MakeFile
 ) -> None:
