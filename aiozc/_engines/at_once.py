@@ -26,7 +26,7 @@ from collections import deque
 
 from aiozc._engines.hosts import Future, Loop, running_loop
 from aiozc._engines.records import Record
-from aiozc._kernel.copying import Copier
+from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait
 from aiozc._transfers.steps import Chain, End, SendCached, Splice, Step, TakeByte
@@ -37,7 +37,6 @@ TURN = 8 << 20
 """Bytes that one turn of the loop may send at once: about 1 ms of it."""
 CALL = 32 << 10
 """What a call costs beside its bytes, in bytes."""
-_NOT_READ = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def splice(record: Record, step: Splice) -> int:
@@ -65,7 +64,7 @@ class AtOnce:
 
     def __init__(self) -> None:
         self._probe = Probe()
-        self._copier = Copier(COPIED)
+        self._read, self._copy = copier(COPIED)
         self._scratch = memoryview(bytearray(1))
         self._spent = 0
         self._renewing = False
@@ -162,8 +161,7 @@ class AtOnce:
         """Do the step SendCached: see there for what is returned."""
         if length > COPIED:
             return self._splice(sock, file, offset, length)
-        got = self._copier.read(file, offset, length)
-        return self._copier.send(sock, got) if got > 0 else _read_or_not(got)
+        return self._copy(sock, file, offset, length)
 
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
         """Return whether a range of a file can be read without its disk; None: nobody says."""
@@ -171,10 +169,7 @@ class AtOnce:
         if not cached:
             return cached
         # cachestat counts pages whose read is under way.
-        return (
-            self._copier.read(file, offset + length - 1, 1) == 1
-            and self._copier.read(file, offset, 1) == 1
-        )
+        return self._read(file, offset + length - 1, 1) == 1 and self._read(file, offset, 1) == 1
 
     def _splice(self, sock: int, file: int, offset: int, length: int) -> int:
         cached = self.is_cached(file, offset, length)
@@ -198,10 +193,3 @@ class AtOnce:
             return os.preadv(file, (self._scratch[:length],), offset, os.RWF_NOWAIT) == length
         except OSError:
             return False
-
-
-def _read_or_not(result: int) -> int:
-    """Return a read's result; -ENODATA where it would have to wait."""
-    # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell. EINVAL: opened with
-    # O_DIRECT, and this memory is not aligned.
-    return -errno.ENODATA if -result in _NOT_READ else result

@@ -3,44 +3,60 @@
 `os.preadv` and `os.pwritev` give it up for each call, and wherever other threads want it, those of
 an executor for one, they have it then: the loop's thread waits for it twice in a copy of 3 us, and
 each time two threads are woken. With it kept, aiohttp on uvloop serves 10 % more static files of
-4 KiB. Where nobody else wants it, a copy takes 0.3 us more: what ctypes costs.
+4 KiB. Where nobody else wants it, a copy takes 0.1 us more: what ctypes costs, without types of
+arguments (0.3 us a call) and with functions in place of methods (0.3).
 """
 
 import ctypes
+import errno
 import os
 import socket
-
-from aiozc._kernel import abi
+import struct
+from collections.abc import Callable
+from typing import Any
 
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+# A Python integer is given as a C int, which a register of 64 bits takes for an offset as well.
+_INT = 1 << 31 if struct.calcsize("P") == 8 else 0
 
 
-class Copier:
-    """preadv2(2) and send(2) that wait for nothing, to be used by one thread at a time.
+def copier(size: int) -> tuple[Callable[[int, int, int], int], Callable[[int, int, int, int], int]]:
+    """Return two functions, for one thread at a time, that have memory of that size.
 
-    Their results are as the kernel gives them: a number of bytes, or a negative errno.
+    `read(file, offset, length)` reads what is cached of a range (preadv2(2)), and
+    `copy(sock, file, offset, length)` sends of it what there is room for (send(2), whatever the
+    socket's mode). Both return a number of bytes, 0 at the file's end, or a negative errno:
+    ENODATA where the file's pages would have to be waited for.
     """
+    libc = ctypes.PyDLL(None, use_errno=True)
+    # glibc's preadv2 has offsets of 32 bits on machines of as many; musl's never has.
+    preadv2: Any = getattr(libc, "preadv64v2", None) or libc.preadv2
+    send: Any = libc.send
+    memory = (ctypes.c_char * size)()
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(memory), 0)  # a struct iovec
+    at_memory, at_vector = ctypes.byref(memory), ctypes.byref(vector)
+    get_errno, c_int64, nowait = ctypes.get_errno, ctypes.c_int64, os.RWF_NOWAIT
 
-    def __init__(self, size: int) -> None:
-        # No types of arguments are set, which would cost 0.3 us a call: a Python integer is a
-        # C int so, and what is larger is given as what it is.
-        libc = ctypes.PyDLL(None, use_errno=True)
-        # glibc's preadv2 has offsets of 32 bits on machines of as many; musl's never has.
-        self._preadv2 = getattr(libc, "preadv64v2", None) or libc.preadv2
-        self._send = libc.send
-        self._memory = (ctypes.c_char * size)()
-        self._vector = abi.IoVec(ctypes.addressof(self._memory), 0)
-        self._vector_address = ctypes.byref(self._vector)
-        self._offset = ctypes.c_int64()
+    def read(file: int, offset: int, length: int) -> int:
+        vector[1] = length
+        place = offset if offset < _INT else c_int64(offset)
+        got: int = preadv2(file, at_vector, 1, place, nowait)
+        return got if got >= 0 else _not_read(get_errno())
 
-    def read(self, file: int, offset: int, length: int) -> int:
-        """Read what is cached of a range into the memory, which has room for it."""
-        self._vector.len = length
-        self._offset.value = offset
-        got: int = self._preadv2(file, self._vector_address, 1, self._offset, os.RWF_NOWAIT)
-        return got if got >= 0 else -ctypes.get_errno()
+    def copy(sock: int, file: int, offset: int, length: int) -> int:
+        # The lines of `read`: calling it would cost 0.1 us.
+        vector[1] = length
+        place = offset if offset < _INT else c_int64(offset)
+        got: int = preadv2(file, at_vector, 1, place, nowait)
+        if got <= 0:
+            return _not_read(get_errno()) if got else 0
+        taken: int = send(sock, at_memory, got, _FLAGS)
+        return taken if taken >= 0 else -get_errno()
 
-    def send(self, sock: int, length: int) -> int:
-        """Send what there is room for of the memory's first bytes, whatever the socket's mode."""
-        taken: int = self._send(sock, self._memory, length, _FLAGS)
-        return taken if taken >= 0 else -ctypes.get_errno()
+    return read, copy
+
+
+def _not_read(error: int) -> int:
+    # EAGAIN: not cached. EOPNOTSUPP: a file system that cannot tell. EINVAL: opened with
+    # O_DIRECT, and this memory is not aligned.
+    return -errno.ENODATA if error in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL) else -error

@@ -1,0 +1,58 @@
+"""What is cached goes from a file to a socket, and nothing waits."""
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from aiozc._kernel.copying import copier
+
+SIZE = 16384
+
+
+def test_a_cached_range_arrives_from_any_offset(tmp_path: Path) -> None:
+    _, copy = copier(SIZE)
+    near, far = socket.socketpair()
+    with near, far, (tmp_path / "file").open("w+b", buffering=0) as file:
+        for offset in (0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1, 2**32 + 5, 2**40):
+            content = os.urandom(5000)
+            os.pwrite(file.fileno(), content, offset)
+            assert copy(near.fileno(), file.fileno(), offset, 5000) == 5000
+            assert far.recv(SIZE, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == content
+        # Up to the file's end, and not beyond.
+        assert copy(near.fileno(), file.fileno(), offset + 4990, 5000) == 10
+        assert far.recv(SIZE) == content[-10:]
+        assert copy(near.fileno(), file.fileno(), offset + 5000, 5000) == 0
+
+
+def test_what_is_not_cached_is_not_read(tmp_path: Path) -> None:
+    read, copy = copier(SIZE)
+    near, far = socket.socketpair()
+    with near, far, (tmp_path / "file").open("w+b", buffering=0) as file:
+        file.write(os.urandom(2 * SIZE))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert read(file.fileno(), 0, 1) == -errno.ENODATA
+        assert copy(near.fileno(), file.fileno(), 0, SIZE) == -errno.ENODATA
+        os.pread(file.fileno(), 2 * SIZE, 0)
+        assert read(file.fileno(), 2 * SIZE - 1, 1) == 1
+        assert copy(near.fileno(), file.fileno(), 0, SIZE) == SIZE
+
+
+def test_a_full_socket_takes_what_it_has_room_for_and_then_nothing(tmp_path: Path) -> None:
+    """Also a blocking one: nothing waits."""
+    _, copy = copier(SIZE)
+    content = os.urandom(SIZE)
+    near, far = socket.socketpair()
+    with near, far, (tmp_path / "file").open("w+b", buffering=0) as file:
+        file.write(content)
+        sent = []
+        while (result := copy(near.fileno(), file.fileno(), 0, SIZE)) > 0:
+            sent.append(result)
+        assert result == -errno.EAGAIN
+        for length in sent:
+            assert far.recv(length, socket.MSG_WAITALL) == content[:length]
+        far.close()
+        assert copy(near.fileno(), file.fileno(), 0, SIZE) == -errno.EPIPE
+        assert copy(-1, file.fileno(), 0, SIZE) == -errno.EBADF
+        assert copy(near.fileno(), -1, 0, SIZE) == -errno.EBADF
