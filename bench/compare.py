@@ -107,6 +107,8 @@ def _main(arguments: Sequence[str], notes: Console) -> int:  # noqa: ARG001
         "than the spread.",
         highlight=False,
     )
+    if 1 in (before["rounds"], after["rounds"]):
+        out.print("One round has no spread: then every difference counts.", highlight=False)
     for key in ("kernel", "python", "cpus", "cpu", "uvloop", "liburing"):
         a, b = before["machine"].get(key), after["machine"].get(key)
         if a != b:

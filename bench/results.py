@@ -9,12 +9,20 @@ from rich.console import Console
 from bench import findings
 from bench.console import Parser, run_command
 from bench.errors import BadInputError
-from bench.found import Point, load, median, ratio_of, show_median, show_with_spread
+from bench.found import (
+    Point,
+    load,
+    median,
+    ratio_of,
+    show_count,
+    show_median,
+    show_with_spread,
+)
 from bench.http.metrics import METRICS as HTTP_METRICS
 from bench.measure import Metric
 from bench.plot import draw
 from bench.report import show_number
-from bench.send.metrics import metric_named
+from bench.send.metrics import SPLIT, metric_named, shortness_unknown
 from bench.units import show_size
 
 _HERE: Final = Path(__file__).parent
@@ -24,9 +32,7 @@ _COUNTS: Final = (
     "calls",
     "bytes per call",
     "short reads",
-    "mean short read",
     "short writes",
-    "mean short write",
     "user CPU",
     "system CPU",
     "voluntary",
@@ -105,7 +111,7 @@ def _written(command: str) -> str:
 
 def _machine(machine: dict[str, Any]) -> Iterator[str]:
     yield f"- {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB of memory"
-    yield f"- Linux {machine['kernel']} on {machine['architecture']}, over loopback"
+    yield f"- Linux {machine['kernel']} on {machine['architecture']}"
     yield (
         f"- {machine['python']}, uvloop {machine['uvloop']}, aiozc {machine['aiozc']}, "
         f"liburing {machine['liburing']}"
@@ -119,16 +125,18 @@ def _send(found: dict[str, Any], drawn: set[str]) -> Iterator[str]:
     linked = findings.sweep_named(found, "linked")
     own = findings.sweep_named(found, "own")
     yield "## Senders"
-    where = "in a process of its own" if found["receiver"] == "own" else "elsewhere"
+    where = "over loopback" if found["receiver"] == "own" else "elsewhere"
     yield (
         f"Each sender in a process of its own, to a receiver {where}; {found['rounds']} rounds, "
         f"files {'cold' if found['cold'] else 'in the page cache'}. Each sender's bytes were "
         "checked by hash at the receiver before, and counted in every turn. Ratios are to "
         f"`{found['baseline']}`. CPU is that of the sender's process, io_uring's workers included; "
-        "loop CPU that of the loop's thread. A sender that does not wait while "
-        "the send buffer has room gives a timer no chance before its end: one sample, as late as "
-        "the turn is long."
+        f"loop CPU that of the loop's thread. {SPLIT} A sender that does not wait while the send "
+        "buffer has room gives a timer no chance before its end: one sample, as late as the turn "
+        "is long."
     )
+    if unknown := shortness_unknown(found["sweeps"]):
+        yield unknown
     if found["unchecked"]:
         yield f"The receiver told no hash for {', '.join(found['unchecked'])}."
     for name, reason in found["missing"].items():
@@ -216,7 +224,7 @@ def _counts(point: Point) -> str:
     """Lay out what was counted, folded away: medians of a whole turn."""
     rows = [["", *(f"{name} {metric_named(name).unit}".strip() for name in _COUNTS)]]
     for name, result in point["senders"].items():
-        rows.append([name, *(show_median(result["samples"], count) for count in _COUNTS)])
+        rows.append([name, *(show_count(result["samples"], count) for count in _COUNTS)])
     table = _markdown(rows)
     return f"<details><summary>Counts of a turn</summary>\n\n{table}\n\n</details>"
 
