@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.console import Console
 
 from bench import findings
-from bench.console import Parser, run_command
+from bench.console import Parser
 from bench.errors import BadInputError
 from bench.findings import number, sweep_named
 from bench.found import Point, load
@@ -82,12 +82,8 @@ _OVER_BUFFERS: Final = {
 """The pictures of the sweeps that have these names."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Draw what a file has; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     parser = Parser(
         prog="python -m bench plot",
         description="Draw what python -m bench send or http has written with --json.",

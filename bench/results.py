@@ -7,7 +7,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from bench import findings
-from bench.console import Parser, run_command
+from bench.console import Parser
 from bench.errors import BadInputError
 from bench.found import (
     Point,
@@ -53,12 +53,8 @@ _CAPTIONS: Final = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Write RESULTS.md; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     parser = Parser(
         prog="python -m bench results",
         description="Write RESULTS.md and its pictures from what python -m bench send and http "

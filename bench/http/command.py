@@ -22,7 +22,6 @@ from bench.console import (
     console_for_tables,
     make_progress,
     positive,
-    run_command,
     sizes,
 )
 from bench.errors import BadInputError, BenchError
@@ -41,12 +40,8 @@ _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the servers that are installed; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     options = _parse(arguments)
     if program("wrk") is None:
         raise BenchError("wrk is not installed (Debian package wrk)")

@@ -25,7 +25,6 @@ from bench.console import (
     make_progress,
     numbers,
     positive,
-    run_command,
     size,
     sizes,
 )
@@ -66,12 +65,8 @@ _NARROW: Final = ("time", "throughput", "CPU", "loop CPU", "lateness p99", "late
 _WIDE: Final = 170
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the senders that were asked for; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     options = _parse(arguments)
     baseline, sweeps = _plan(options)
     with ExitStack() as stack:

@@ -18,10 +18,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from bench.__main__ import main
 from bench.errors import BenchError
 from bench.processes import importing_bench
 from bench.scratch import make_file
-from bench.send.command import main as send_command
 from bench.send.lanes import CountingSocket, Lane
 from bench.send.plain import read_write, splice_twice
 from bench.send.plan import Point, Sweep
@@ -341,7 +341,7 @@ def test_bad_input_is_one_sentence_and_status_2(
         ("--json", str(tmp_path)): "--json: ",
     }
     for arguments, told in cases.items():
-        status = send_command(arguments)
+        status = main(["send", *arguments])
         err = capsys.readouterr().err
         assert status == 2
         assert err.startswith("bench: ")
