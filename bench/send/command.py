@@ -162,13 +162,15 @@ def _resolve(host: str, port: int) -> tuple[str, int]:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInputError(f"there is no host {host!r}: {reason}") from None
-    address = str(found[0][4][0]), port
-    try:
-        socket.create_connection(address, timeout=5).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"{host}:{port} takes no connections: {reason}") from None
-    return address
+    reason = ""
+    for *_, address in found:  # of one name the sink may listen on any
+        try:
+            socket.create_connection((str(address[0]), port), timeout=5).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            return str(address[0]), port
+    raise BadInputError(f"{host}:{port} takes no connections: {reason}")
 
 
 def _file(name: str) -> Path:

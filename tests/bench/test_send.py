@@ -319,6 +319,24 @@ def test_a_sink_of_another_kind_will_do_and_is_said_to_tell_no_hash(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("keeps_signals")
+def test_a_name_with_several_addresses_is_the_one_that_takes_connections(
+    sink: SinkProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def several(host: str, *arguments: Any, **more: Any) -> Any:
+        hosts = ["127.0.0.2", "127.0.0.1"] if host == "a-name" else [host]
+        return [found for name in hosts for found in resolve(name, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", several)
+    status = main(
+        ["send", f"a-name:{sink.address[1]}", __file__, "--senders", "read+write", "--rounds", "1"]
+    )
+
+    assert (status, capsys.readouterr().err) == (0, "")
+
+
+@pytest.mark.usefixtures("keeps_signals")
 def test_bad_input_is_one_sentence_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
