@@ -195,7 +195,7 @@ def _picture(name: str, drawn: set[str]) -> Iterator[str]:
 def _title(point: Point) -> str:
     times = f"{point['times']} files of " if point["times"] > 1 else "One file of "
     over = f", {point['connections']} connections" if point["connections"] > 1 else ""
-    return f"{times}{show_size(point['size'])}{over}"
+    return f"{times}{show_size(point['size'])}{over}, buffer {show_size(point['buffer'])}"
 
 
 def _table(point: Point, baseline: str, metrics: Sequence[Metric]) -> str:

@@ -109,7 +109,8 @@ def serve(sender: Sender, control: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if sender.backend is not None:
         os.environ["AIOZC_BACKEND"] = sender.backend
-    with begin_helper(control) as channel:
+    # A parent that goes while it is being told something is the end, and no error.
+    with suppress(BrokenPipeError), begin_helper(control) as channel:
         tell(channel, missing=_try(sender))
         for line in channel.makefile("rb"):
             order = json.loads(line)

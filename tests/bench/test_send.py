@@ -271,6 +271,25 @@ def test_a_worker_that_is_busy_ends_with_its_parent(tmp_path: Path) -> None:
     os.close(process)
 
 
+def test_a_worker_whose_parent_goes_before_it_is_ready_ends_without_a_word() -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        theirs,
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.send.worker", "read+write", str(theirs.fileno())],
+            env=importing_bench(),
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as worker,
+    ):
+        ours.close()
+        theirs.close()
+        _, err = worker.communicate(timeout=60)
+
+    assert (worker.returncode, err) == (0, "")
+
+
 # The command
 
 
