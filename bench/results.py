@@ -91,7 +91,9 @@ def _parts(founds: dict[str, dict[str, Any]], drawn: set[str]) -> Iterator[str]:
     )
     yield "## The machine, and how to repeat it"
     yield "\n".join(_machine(next(iter(founds.values()))["machine"]))
-    commands = [f"{found['command']}" for found in founds.values()]
+    needs = "`bench-http`, nginx and `wrk`" if "http" in founds else "`bench`"
+    yield f"In a checkout, installed with the extra {needs}:"
+    commands = [found["command"] for found in founds.values()]
     names = " ".join(_written(command) for command in commands)
     yield "\n".join(["```sh", *commands, f"python -m bench results {names}", "```"])
     if (send := founds.get("send")) is not None:

@@ -238,6 +238,7 @@ def test_results_and_pictures_are_written_from_the_files_of_runs(tmp_path: Path)
     assert done.returncode == 0
     text = (tmp_path / "RESULTS.md").read_text()
     for part in (
+        "installed with the extra `bench-http`",
         "python -m bench send --json send.json",
         "| aiozc | 11 ±9 % |",
         "`sendfile_zc` was not measured: no io_uring.",
