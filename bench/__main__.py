@@ -4,23 +4,28 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {
-    "send": "bench.send.command",
-    "sink": "bench.sink",
-    "http": "bench.http.command",
-    "plot": "bench.plot",
-    "compare": "bench.compare",
-    "results": "bench.results",
-}
-"""Commands with arguments of their own, and where each is; the others are works (`bench.works`)."""
+from rich.console import Console
+
+from bench.commands import COMMANDS, DEFAULT
+from bench.console import run_command
+from bench.errors import BenchError, describe
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do what was asked for; give the exit status."""
-    module = "bench.works"
-    if arguments and arguments[0] in COMMANDS:
-        module, arguments = COMMANDS[arguments[0]], arguments[1:]
-    status: int = import_module(module).main(arguments)
+    return run_command(lambda notes: _main(arguments, notes))
+
+
+def _main(arguments: Sequence[str], notes: Console) -> int:
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else DEFAULT
+    module = COMMANDS[name].module
+    if module != COMMANDS[DEFAULT].module:
+        arguments = arguments[1:]  # the others share a parser, which takes the name too
+    try:
+        command = import_module(module)
+    except ImportError as error:
+        raise BenchError(f"{name} cannot run here: {describe(error)}") from error
+    status: int = command.main(arguments, notes)
     return status
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.console import Parser, console_for_tables, run_command
+from bench.console import Parser, console_for_tables
 from bench.errors import BadInputError
 from bench.found import Samples, load, median, show_with_spread, spread
 from bench.http.metrics import METRICS as HTTP_METRICS
@@ -77,12 +77,8 @@ def describe_point(point: dict[str, Any], sweep: str) -> str:
     return f"{sweep}: {times}{show_size(point['size'])}, {point['connections']} conn.{buffer}"
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:  # noqa: ARG001
     """Tell what changed; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:  # noqa: ARG001
     parser = Parser(
         prog="python -m bench compare",
         description="Say what changed from one run to another by more than the spread of both: "
@@ -107,6 +103,8 @@ def _main(arguments: Sequence[str], notes: Console) -> int:  # noqa: ARG001
         "than the spread.",
         highlight=False,
     )
+    if 1 in (before["rounds"], after["rounds"]):
+        out.print("One round has no spread: then every difference counts.", highlight=False)
     for key in ("kernel", "python", "cpus", "cpu", "uvloop", "liburing"):
         a, b = before["machine"].get(key), after["machine"].get(key)
         if a != b:

@@ -13,6 +13,18 @@ _PAIRS: Final = (
 )
 OURS: Final = "aiozc"
 STDLIB: Final = "sock_sendfile"
+DRAWN: Final = (
+    "read+write",
+    "sendfile",
+    "splice",
+    "io_uring linked",
+    "sock_sendfile",
+    "to_thread(sendfile)",
+    "streams",
+    "aiozc",
+    "aiozc readiness",
+)
+"""Who is drawn over the size of the file: more lines than these cannot be told apart."""
 
 
 def sweep_named(found: dict[str, Any], name: str) -> list[Point]:
@@ -82,16 +94,23 @@ def _busy(point: Point, sender: str) -> str:
 
 def buffers_title(points: Sequence[Point]) -> str:
     """Say it in a picture's title."""
+    span = _span(points, "sendfile", "read+write", "CPU")
+    if span is None:
+        return "CPU time of the plain system calls"
+    return f"sendfile takes {span} times the CPU of read+write"
+
+
+def _span(points: Sequence[Point], one: str, other: str, metric: str) -> str | None:
+    """Give the smallest and the largest factor between two senders."""
     factors = []
     for point in points:
-        copy, direct = number(point, "read+write", "CPU"), number(point, "sendfile", "CPU")
-        if copy and direct is not None:
-            factors.append(direct / copy)
+        a, b = number(point, one, metric), number(point, other, metric)
+        if a is not None and b:
+            factors.append(a / b)
     if not factors:
-        return "CPU time of the plain system calls"
+        return None
     low, high = show_number(min(factors)), show_number(max(factors))
-    span = low if low == high else f"{low} to {high}"
-    return f"sendfile takes {span} times the CPU of read+write"
+    return low if low == high else f"{low} to {high}"
 
 
 # Linked SQEs beside single ones.
@@ -143,18 +162,11 @@ def _worth(
 
 def linked_title(points: Sequence[Point]) -> str:
     """Say it in a picture's title."""
-    parts = []
-    for single, chain, _ in _PAIRS:
-        factors = []
-        for point in points:
-            one, both = number(point, single, "throughput"), number(point, chain, "throughput")
-            if one and both is not None:
-                factors.append(both / one)
-        if factors:
-            low, high = show_number(min(factors)), show_number(max(factors))
-            name = "SPLICEs" if "splice" in chain else "READ and SEND"
-            parts.append(f"{name} {low} to {high}x")
-    return f"Linked SQEs against single ones: {', '.join(parts)}" if parts else "Linked SQEs"
+    parts: list[str] = []
+    for single, chain, what in _PAIRS:
+        if span := _span(points, chain, single, "throughput"):
+            parts.append(f"{what} {span} times{'' if parts else ' as fast'}")
+    return f"Linking makes {', '.join(parts)}" if parts else "Linked SQEs"
 
 
 def _calls(point: Point, sender: str) -> str:
@@ -169,26 +181,33 @@ def _cpu(point: Point, sender: str) -> str:
 
 
 def throughput_title(points: Sequence[Point]) -> str:
-    """Say who is fastest with the largest file."""
+    """Say who is fastest with the largest file, of those that are drawn."""
     point = points[-1]
-    speeds = {name: number(point, name, "throughput") or 0.0 for name in point["senders"]}
+    speeds = {
+        name: speed for name in DRAWN if (speed := number(point, name, "throughput")) is not None
+    }
+    if not speeds:
+        return "Throughput over the size of the file"
     best = max(speeds, key=lambda name: speeds[name])
-    others = [name for name in (OURS, STDLIB) if name in speeds and name != best]
-    beside = ", ".join(f"{name} {show_number(speeds[name])}" for name in others)
+    others = [name for name in speeds if name != best]
+    same = [name for name in others if not differ(point, best, name, "throughput")]
     size = show_size(point["size"])
     told = f"{best} is fastest with {size} files, at {show_number(speeds[best])} GB/s"
-    return f"{told} ({beside})" if beside else told
+    if same:
+        told += f", within the spread of {_list(same) if len(same) < 3 else f'{len(same)} others'}"
+    beside = [f"{name} {show_number(speeds[name])}" for name in (OURS, STDLIB) if name in others]
+    return f"{told} ({', '.join(beside)})" if beside else told
 
 
 def cpu_title(points: Sequence[Point]) -> str:
-    """Say what a GB of the largest file takes."""
+    """Say what a GB in large files costs."""
     size = show_size(points[-1]["size"])
-    return _beside(points[-1], "CPU", "ms", f"CPU time for a GB of {size} files")
+    return _beside(points[-1], "CPU", "ms", f"of CPU time for a GB in {size} files")
 
 
 def time_title(points: Sequence[Point]) -> str:
     """Say how long the smallest file takes."""
-    return _beside(points[0], "time", "us", f"Time for one {show_size(points[0]['size'])} file")
+    return _beside(points[0], "time", "us", f"for one {show_size(points[0]['size'])} file")
 
 
 def lateness_title(point: Point) -> str:
@@ -203,12 +222,14 @@ def lateness_title(point: Point) -> str:
 
 
 def _beside(point: Point, metric: str, unit: str, what: str) -> str:
+    """Say what aiozc takes and what others do: "aiozc takes 5 us for one file, sendfile 4"."""
     told: list[str] = []
     for sender in (OURS, STDLIB, "sendfile", "read+write"):
         value = number(point, sender, metric)
         if value is not None and len(told) < 3:
-            told.append(f"{sender} {show_number(value)} {unit}")
-    return f"{what}: {', '.join(told)}" if told else what
+            verb, rest = ("", "") if told else (" takes", f" {unit} {what}")
+            told.append(f"{sender}{verb} {show_number(value)}{rest}")
+    return ", ".join(told) if told else f"The {metric} {what}"
 
 
 def sizes(points: Sequence[Point]) -> Iterator[str]:
@@ -239,17 +260,12 @@ def sizes(points: Sequence[Point]) -> Iterator[str]:
 def http(points: Sequence[Point]) -> Iterator[str]:
     """Set each server with aiozc against itself without."""
     lines = []
-    for point in points:
-        for ours in point["senders"]:
-            stock = ours.replace("+aiozc", "")
-            one, other = number(point, ours, "throughput"), number(point, stock, "throughput")
-            if stock == ours or one is None or not other:
-                continue
-            within = "" if differ(point, ours, stock, "throughput") else ", within the spread"
-            lines.append(
-                f"- {show_size(point['size'])}, {stock}: {show_number(one)} GB/s with aiozc, "
-                f"{show_number(other)} without ({show_number(one / other)}x{within})"
-            )
+    for point, stock, one, other, apart in _with_and_without(points):
+        within = "" if apart else ", within the spread"
+        lines.append(
+            f"- {show_size(point['size'])}, {stock}: {show_number(one)} GB/s with aiozc, "
+            f"{show_number(other)} without ({show_number(one / other)}x{within})"
+        )
     if lines:
         yield "With aiozc and without:"
         yield "\n".join(lines)
@@ -257,22 +273,28 @@ def http(points: Sequence[Point]) -> Iterator[str]:
 
 def http_title(points: Sequence[Point]) -> str:
     """Say what aiozc makes of the largest difference there is."""
-    best, told = 0.0, "Web servers under wrk"
+    pairs = list(_with_and_without(points))
+    if not pairs:
+        return "Web servers under wrk"
+    apart = [pair for pair in pairs if pair[4]]
+    if not apart:
+        return "Web servers under wrk: aiozc makes no difference beyond the spread"
+    point, stock, one, other, _ = max(apart, key=lambda pair: pair[2] / pair[3])
+    return (
+        f"With aiozc, {stock} sends {show_size(point['size'])} files at {show_number(one)} GB/s "
+        f"in place of {show_number(other)}"
+    )
+
+
+def _with_and_without(points: Sequence[Point]) -> Iterator[tuple[Point, str, float, float, bool]]:
+    """Give throughputs with aiozc and without, and whether they differ by more than the spread."""
     for point in points:
         for ours in point["senders"]:
             stock = ours.replace("+aiozc", "")
             one, other = number(point, ours, "throughput"), number(point, stock, "throughput")
-            if stock == ours or one is None or not other:
-                continue
-            if not best:
-                told = "Web servers under wrk: aiozc makes no difference beyond the spread"
-            if differ(point, ours, stock, "throughput") and one / other > best:
-                best = one / other
-                told = (
-                    f"With aiozc, {stock} sends {show_size(point['size'])} files at "
-                    f"{show_number(one)} GB/s in place of {show_number(other)}"
-                )
-    return told
+            if stock != ours and one is not None and other:
+                apart = differ(point, ours, stock, "throughput")
+                yield point, stock, one, other, apart
 
 
 def _list(words: Sequence[str]) -> str:

@@ -55,6 +55,13 @@ def show_median(samples: Samples, metric: str) -> str:
     return "" if found is None else show_number(found)
 
 
+def show_count(samples: Samples, metric: str) -> str:
+    """Write a median, or nothing; of short reads and writes also the mean of what they moved."""
+    shown = show_median(samples, metric)
+    mean = show_median(samples, f"mean {metric.removesuffix('s')}")
+    return f"{shown} of {mean}" if mean and shown != "0" else shown
+
+
 def show_with_spread(samples: Samples, metric: str) -> str:
     """Write a median and the spread about it in percent, or nothing."""
     found = median(samples, metric)

@@ -2,8 +2,10 @@
 
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import matplotlib as mpl
 
@@ -16,26 +18,15 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.console import Console
 
 from bench import findings
-from bench.console import Parser, run_command
+from bench.console import Parser
 from bench.errors import BadInputError
 from bench.findings import number, sweep_named
 from bench.found import Point, load
 from bench.report import show_number
 from bench.units import show_size
 
-_LINES: Final = (
-    "read+write",
-    "sendfile",
-    "splice",
-    "io_uring linked",
-    "sock_sendfile",
-    "to_thread(sendfile)",
-    "streams",
-    "aiozc",
-    "aiozc readiness",
-)
-"""Who is drawn over the size of the file: more lines than these cannot be told apart."""
-_STYLES: Final = {
+_Line = str | tuple[int, tuple[float, ...]]
+_STYLES: Final[dict[str, tuple[str, _Line]]] = {
     "read+write": ("o", ":"),
     "mmap+write": ("X", ":"),
     "splice": ("s", ":"),
@@ -49,21 +40,50 @@ _STYLES: Final = {
     "to_thread(sendfile)": (">", "-."),
     "streams": ("h", "-."),
     "aiozc": ("*", "-"),
-    "aiozc readiness": ("x", "-"),
+    "aiozc readiness": ("x", (0, (7, 1.5))),
 }
 """A marker for each, and a line for each family: system calls, rings, asyncio, aiozc."""
-_LINE_STYLES: Final = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+_LINE_STYLES: Final[tuple[_Line, ...]] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 """What tells a few lines apart, be they of one family."""
 _LATENESS_FLOOR: Final = 0.01
 """Milliseconds; what is less late is drawn here."""
 
 
-def main(arguments: Sequence[str]) -> int:
+_METRICS: Final = {
+    "throughput": "throughput, GB/s",
+    "CPU": "CPU time of the process, ms/GB",
+    "time": "time for one file, us",
+}
+_SIZE: Final = ("size", "size of the file")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """Lines of a metric, one for each sender."""
+
+    title: Callable[[Sequence[Point]], str]
+    over: tuple[str, str]
+    """What changes from point to point, and how the axis calls it."""
+    metric: str
+    log: bool = False
+    label_first: bool = False
+    """Whether the lines are told apart better at the first point than at the last."""
+
+
+_OVER_SIZES: Final = {
+    "throughput": _Picture(findings.throughput_title, _SIZE, "throughput"),
+    "cpu": _Picture(findings.cpu_title, _SIZE, "CPU", log=True),
+    "time": _Picture(findings.time_title, _SIZE, "time", log=True, label_first=True),
+}
+_OVER_BUFFERS: Final = {
+    "buffers": _Picture(findings.buffers_title, ("buffer", "bytes that one call moves"), "CPU"),
+    "linked": _Picture(findings.linked_title, ("buffer", "bytes that one SQE moves"), "throughput"),
+}
+"""The pictures of the sweeps that have these names."""
+
+
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Draw what a file has; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     parser = Parser(
         prog="python -m bench plot",
         description="Draw what python -m bench send or http has written with --json.",
@@ -88,17 +108,15 @@ def draw(found: dict[str, Any], into: Path, kind: str = "svg") -> list[Path]:
     pictures: dict[str, Callable[[], Figure]] = {}
     sizes = sweep_named(found, "sizes") or _over_size(sweep_named(found, "own"))
     if sizes:
-        pictures["throughput"] = lambda: _throughput(sizes)
-        pictures["cpu"] = lambda: _cpu(sizes)
-        pictures["time"] = lambda: _time(sizes)
+        for name, picture in _OVER_SIZES.items():
+            pictures[name] = partial(_over, sizes, picture)
         if any(result["lateness"] for result in sizes[-1]["senders"].values()):
-            pictures["lateness"] = lambda: _lateness(sizes[-1])
-    if buffers := sweep_named(found, "buffers"):
-        pictures["buffers"] = lambda: _buffers(buffers)
-    if linked := sweep_named(found, "linked"):
-        pictures["linked"] = lambda: _linked(linked)
+            pictures["lateness"] = partial(_lateness, sizes[-1])
+    for name, picture in _OVER_BUFFERS.items():
+        if points := sweep_named(found, name):
+            pictures[name] = partial(_over, points, picture)
     if http := sweep_named(found, "http"):
-        pictures["http"] = lambda: _http(http)
+        pictures["http"] = partial(_http, http)
     paths = []
     for name, make in pictures.items():
         figure = make()
@@ -111,9 +129,10 @@ def draw(found: dict[str, Any], into: Path, kind: str = "svg") -> list[Path]:
 
 
 def _over_size(points: Sequence[Point]) -> list[Point]:
-    """Give the points of a sweep over anything that are over the size alone."""
+    """Give the points of a sweep over anything that are over the size alone, in its order."""
     rest = [(point["connections"], point["buffer"]) for point in points]
-    return [point for point, other in zip(points, rest, strict=True) if other == rest[0]]
+    alone = {p["size"]: p for p, other in zip(points, rest, strict=True) if other == rest[0]}
+    return [alone[size] for size in sorted(alone)]
 
 
 def _machine(found: dict[str, Any]) -> str:
@@ -125,59 +144,37 @@ def _machine(found: dict[str, Any]) -> str:
 # Lines over a size.
 
 
-def _throughput(points: Sequence[Point]) -> Figure:
-    figure, axes = _figure(findings.throughput_title(points))
-    _lines(axes, points, "size", "throughput", _LINES)
-    axes.set_ylabel("throughput, GB/s")
-    axes.set_xlabel("size of the file")
-    return figure
-
-
-def _cpu(points: Sequence[Point]) -> Figure:
-    figure, axes = _figure(findings.cpu_title(points))
-    axes.set_yscale("log")
-    _lines(axes, points, "size", "CPU", _LINES)
-    axes.set_ylabel("CPU time of the process, ms/GB")
-    axes.set_xlabel("size of the file")
-    return figure
-
-
-def _time(points: Sequence[Point]) -> Figure:
-    figure, axes = _figure(findings.time_title(points))
-    axes.set_yscale("log")
-    _lines(axes, points, "size", "time", _LINES, label_first=True)
-    axes.set_ylabel("time for one file, us")
-    axes.set_xlabel("size of the file")
-    return figure
-
-
-def _buffers(points: Sequence[Point]) -> Figure:
-    figure, axes = _figure(findings.buffers_title(points))
-    _lines(axes, points, "buffer", "CPU", list(points[0]["senders"]))
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("CPU time of the process, ms/GB")
-    axes.set_xlabel("bytes that one call moves")
-    return figure
-
-
-def _linked(points: Sequence[Point]) -> Figure:
-    figure, axes = _figure(findings.linked_title(points))
-    _lines(axes, points, "buffer", "throughput", list(points[0]["senders"]))
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("throughput, GB/s")
-    axes.set_xlabel("bytes that one SQE moves")
+def _over(points: Sequence[Point], picture: _Picture) -> Figure:
+    figure, axes = _figure(picture.title(points))
+    if picture.log:
+        axes.set_yscale("log")
+    over, label = picture.over
+    senders = findings.DRAWN if over == "size" else list(points[0]["senders"])
+    _lines(axes, points, over, picture.metric, senders, label_first=picture.label_first)
+    if not picture.log:
+        axes.set_ylim(bottom=0)
+    axes.set_ylabel(_METRICS[picture.metric])
+    axes.set_xlabel(label)
     return figure
 
 
 def _figure(title: str, height: float = 4.6) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(8, height))
     figure.subplots_adjust(left=0.1, right=0.76, top=0.9, bottom=0.14)
+    _title(figure, title)
+    _plain(axes, "y")
+    return figure, axes
+
+
+def _title(figure: Figure, title: str) -> None:
     figure.suptitle(textwrap.fill(title, 92), fontsize=10, fontweight="bold", x=0.02, ha="left")
+
+
+def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color="0.9")
+    axes.grid(axis=grid, color="0.9")
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _lines(
@@ -198,7 +195,6 @@ def _lines(
         drawn = [(p[over], y) for p in points if (y := number(p, sender, metric)) is not None]
         if not drawn:
             continue
-        line: str | tuple[int, tuple[int, ...]]
         marker, line = _STYLES.get(sender, (".", "-"))
         if len(senders) <= len(_LINE_STYLES):
             line = _LINE_STYLES[senders.index(sender)]
@@ -213,7 +209,8 @@ def _lines(
         )
         x, y = drawn[0 if label_first else -1]
         ends.append((x, y, f"{sender} {show_number(y)}", ours))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
     if label_first:
         axes.figure.subplots_adjust(left=0.24, right=0.87)
         axes.yaxis.tick_right()
@@ -297,35 +294,36 @@ def _lateness(point: Point) -> Figure:
 
 
 def _http(points: Sequence[Point]) -> Figure:
-    names = list(dict.fromkeys(name for point in points for name in point["senders"]))
-    height = 0.2 * len(points) * len(names) + 1.6
-    figure, axes = _figure(findings.http_title(points), height=height)
-    figure.subplots_adjust(left=0.24, right=0.97, top=1 - 0.5 / height, bottom=0.8 / height)
-    ticks, labels = [], []
-    row = 0.0
-    for point in points:
-        axes.text(
-            -0.3, row - 0.1, f"{show_size(point['size'])}", fontweight="bold", fontsize=9,
-            transform=axes.get_yaxis_transform(), va="center",
-        )  # fmt: skip
-        row += 1
-        for name in names:
-            speed = number(point, name, "throughput")
-            if speed is None:
-                continue
-            ours = "aiozc" in name
-            axes.barh(
-                row, speed, 0.8, color="0.25" if ours else "white", edgecolor="black",
-                hatch="" if ours else "////" if name == "nginx" else "",
-            )  # fmt: skip
-            axes.text(speed, row, f" {show_number(speed)}", va="center", fontsize=7)
-            ticks.append(row)
-            labels.append(name)
-            row += 1
-        row += 0.4
-    axes.set_yticks(ticks, labels, fontsize=8)
-    axes.set_ylim(row, -0.8)
-    axes.grid(visible=False, axis="y")
-    axes.grid(axis="x", color="0.9")
-    axes.set_xlabel("throughput, GB/s (with aiozc: filled)")
+    rows = [len(point["senders"]) for point in points]
+    height = 0.2 * sum(rows) + 0.5 * len(points) + 1.1
+    figure, panels = plt.subplots(
+        len(points), figsize=(8, height), height_ratios=[max(row, 1) for row in rows], squeeze=False
+    )
+    figure.subplots_adjust(
+        left=0.24, right=0.84, top=1 - 0.75 / height, bottom=0.7 / height, hspace=0.35
+    )
+    _title(figure, findings.http_title(points))
+    for axes, point in zip(panels[:, 0], points, strict=True):
+        _bars(axes, point)
+    panels[-1, 0].set_xlabel("throughput, GB/s (with aiozc: filled); each size on its own scale")
     return figure
+
+
+def _bars(axes: Axes, point: Point) -> None:
+    """Draw the throughput of each server with files of one size."""
+    axes.set_title(show_size(point["size"]), fontsize=9, fontweight="bold", loc="left")
+    names = list(point["senders"])
+    for row, name in enumerate(names):
+        speed, requests = number(point, name, "throughput"), number(point, name, "requests")
+        if speed is None or requests is None:
+            continue
+        axes.barh(
+            row, speed, 0.8, color="0.25" if "aiozc" in name else "white", edgecolor="black",
+            hatch="////" if name == "nginx" else "",
+        )  # fmt: skip
+        told = f" {show_number(speed)} GB/s, {show_number(requests)}/s"
+        axes.text(speed, row, told, va="center", fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="x", labelsize=7)
+    _plain(axes, "x")

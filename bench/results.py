@@ -7,14 +7,22 @@ from typing import Any, Final
 from rich.console import Console
 
 from bench import findings
-from bench.console import Parser, run_command
+from bench.console import Parser
 from bench.errors import BadInputError
-from bench.found import Point, load, median, ratio_of, show_median, show_with_spread
+from bench.found import (
+    Point,
+    load,
+    median,
+    ratio_of,
+    show_count,
+    show_median,
+    show_with_spread,
+)
 from bench.http.metrics import METRICS as HTTP_METRICS
 from bench.measure import Metric
 from bench.plot import draw
 from bench.report import show_number
-from bench.send.metrics import metric_named
+from bench.send.metrics import SPLIT, metric_named, shortness_unknown
 from bench.units import show_size
 
 _HERE: Final = Path(__file__).parent
@@ -24,9 +32,7 @@ _COUNTS: Final = (
     "calls",
     "bytes per call",
     "short reads",
-    "mean short read",
     "short writes",
-    "mean short write",
     "user CPU",
     "system CPU",
     "voluntary",
@@ -47,12 +53,8 @@ _CAPTIONS: Final = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Write RESULTS.md; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     parser = Parser(
         prog="python -m bench results",
         description="Write RESULTS.md and its pictures from what python -m bench send and http "
@@ -89,7 +91,9 @@ def _parts(founds: dict[str, dict[str, Any]], drawn: set[str]) -> Iterator[str]:
     )
     yield "## The machine, and how to repeat it"
     yield "\n".join(_machine(next(iter(founds.values()))["machine"]))
-    commands = [f"{found['command']}" for found in founds.values()]
+    needs = "`bench-http`, nginx and `wrk`" if "http" in founds else "`bench`"
+    yield f"In a checkout, installed with the extra {needs}:"
+    commands = [found["command"] for found in founds.values()]
     names = " ".join(_written(command) for command in commands)
     yield "\n".join(["```sh", *commands, f"python -m bench results {names}", "```"])
     if (send := founds.get("send")) is not None:
@@ -105,7 +109,7 @@ def _written(command: str) -> str:
 
 def _machine(machine: dict[str, Any]) -> Iterator[str]:
     yield f"- {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB of memory"
-    yield f"- Linux {machine['kernel']} on {machine['architecture']}, over loopback"
+    yield f"- Linux {machine['kernel']} on {machine['architecture']}"
     yield (
         f"- {machine['python']}, uvloop {machine['uvloop']}, aiozc {machine['aiozc']}, "
         f"liburing {machine['liburing']}"
@@ -119,16 +123,18 @@ def _send(found: dict[str, Any], drawn: set[str]) -> Iterator[str]:
     linked = findings.sweep_named(found, "linked")
     own = findings.sweep_named(found, "own")
     yield "## Senders"
-    where = "in a process of its own" if found["receiver"] == "own" else "elsewhere"
+    where = "over loopback" if found["receiver"] == "own" else "elsewhere"
     yield (
         f"Each sender in a process of its own, to a receiver {where}; {found['rounds']} rounds, "
         f"files {'cold' if found['cold'] else 'in the page cache'}. Each sender's bytes were "
         "checked by hash at the receiver before, and counted in every turn. Ratios are to "
         f"`{found['baseline']}`. CPU is that of the sender's process, io_uring's workers included; "
-        "loop CPU that of the loop's thread. A sender that does not wait while "
-        "the send buffer has room gives a timer no chance before its end: one sample, as late as "
-        "the turn is long."
+        f"loop CPU that of the loop's thread. {SPLIT} A sender that does not wait while the send "
+        "buffer has room gives a timer no chance before its end: one sample, as late as the turn "
+        "is long."
     )
+    if unknown := shortness_unknown(found["sweeps"]):
+        yield unknown
     if found["unchecked"]:
         yield f"The receiver told no hash for {', '.join(found['unchecked'])}."
     for name, reason in found["missing"].items():
@@ -191,7 +197,7 @@ def _picture(name: str, drawn: set[str]) -> Iterator[str]:
 def _title(point: Point) -> str:
     times = f"{point['times']} files of " if point["times"] > 1 else "One file of "
     over = f", {point['connections']} connections" if point["connections"] > 1 else ""
-    return f"{times}{show_size(point['size'])}{over}"
+    return f"{times}{show_size(point['size'])}{over}, buffer {show_size(point['buffer'])}"
 
 
 def _table(point: Point, baseline: str, metrics: Sequence[Metric]) -> str:
@@ -216,7 +222,7 @@ def _counts(point: Point) -> str:
     """Lay out what was counted, folded away: medians of a whole turn."""
     rows = [["", *(f"{name} {metric_named(name).unit}".strip() for name in _COUNTS)]]
     for name, result in point["senders"].items():
-        rows.append([name, *(show_median(result["samples"], count) for count in _COUNTS)])
+        rows.append([name, *(show_count(result["samples"], count) for count in _COUNTS)])
     table = _markdown(rows)
     return f"<details><summary>Counts of a turn</summary>\n\n{table}\n\n</details>"
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from bench.console import Parser, run_command, size
+from bench.console import Parser, size
 from bench.errors import BadInputError
 from bench.processes import Helper, allow_many_descriptors, begin_helper, tell
 
@@ -54,12 +54,8 @@ class SinkProcess(Helper):
             raise
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Serve until Ctrl-C; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     parser = Parser(
         prog="python -m bench sink",
         description="Receive what python -m bench send sends, here or from another machine, "

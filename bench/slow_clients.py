@@ -88,7 +88,7 @@ def serve_slow_clients(sender: Sender, plan: SlowPlan) -> Served:
             process.stdin.flush()
             line = process.stdout.readline()
             if line:
-                counts = receiver.counts()
+                counts = _counts_of(receiver, plan.clients)
             _, complaint = process.communicate(timeout=_GRACE)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             counts, complaint = [], "it does not end"

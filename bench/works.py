@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from bench.commands import COMMANDS, DEFAULT
 from bench.console import (
     Parser,
     check_places,
     console_for_tables,
     make_progress,
     positive,
-    run_command,
 )
 from bench.errors import BenchError, describe
 
@@ -32,21 +32,17 @@ if TYPE_CHECKING:
     from bench.report import WorkResult
     from bench.senders import Sender
 
-COMMANDS = {
+WORKS = {
     "sendfile": ("small", "stream", "cold", "slow-clients"),
     "relay": ("stream", "idle", "direct"),
     "recvfile": ("tmpfs", "disk"),
     "zc": ("again", "once", "pipelined"),
 }
-"""What can be compared, and the works of each."""
+"""What is compared by each of these commands."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the works that were asked for; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str] | None, notes: Console) -> int:
     options = _parse(arguments)
     try:
         backend = _check_senders()
@@ -56,23 +52,22 @@ def _main(arguments: Sequence[str] | None, notes: Console) -> int:
     return _run(options, works, backend, notes)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m bench",
-        description="Compare aiozc, on asyncio and on uvloop, with what there was before it: "
-        "in one run, the contenders taking turns.",
-        epilog="Further commands, each with a --help of its own: send, sink, http, plot, compare, "
-        "results.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Compare aiozc, on asyncio and on uvloop, with what there was before it:\n"
+        "in one run, the contenders taking turns.\n\ncommands:\n"
+        + "\n".join(f"  {name:10}{command.purpose}" for name, command in COMMANDS.items()),
+        epilog=f"The options are those of {', '.join(WORKS)};\n"
+        "each other command has a --help of its own.",
     )
     parser.add_argument(
         "command",
         nargs="?",
+        metavar="COMMAND",
         choices=COMMANDS,
-        default="sendfile",
-        help="sendfile (the default): loop_sendfile beside loop.sock_sendfile; relay: a proxy by "
-        "relay beside asyncio's streams and HAProxy; recvfile: an upload by loop_recvfile beside "
-        "sock_recv_into with file.write in a thread, and blocking sockets; zc: sendfile_zc beside "
-        "sock_sendall, loop_sendfile and MSG_ZEROCOPY with its error queue",
+        default=DEFAULT,
     )
     parser.add_argument(
         "--quick",
@@ -84,7 +79,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="WORK",
         action="append",
         help="do this work alone, or these: "
-        + "; ".join(f"{', '.join(names)} ({command})" for command, names in COMMANDS.items()),
+        + "; ".join(f"{', '.join(names)} ({command})" for command, names in WORKS.items()),
     )
     parser.add_argument("--rounds", metavar="N", type=positive, help="rounds for each case")
     parser.add_argument(
@@ -105,7 +100,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "50 for the work 'stream', 0 for the others",
     )
     options = parser.parse_args(arguments)
-    works = COMMANDS[options.command]
+    if options.command not in WORKS:
+        parser.error(f"{options.command} comes first: python -m bench {options.command} ...")
+    works = WORKS[options.command]
     for only in options.only or ():
         if only not in works:
             parser.error(f"--only: {options.command} has no work {only!r}, but {', '.join(works)}")

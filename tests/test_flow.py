@@ -248,6 +248,24 @@ async def test_the_statistics_count_what_went_by_chains(
     assert after.in_flight == before.in_flight == 0
 
 
+async def test_the_statistics_count_what_a_full_socket_did_not_take_and_what_it_took(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    content = pattern(4 * MIB)
+    sock, receiver = connect(limit=1000, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    before = aiozc.get_reactor().statistics()
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(content)))
+    await receiver.wait_arrived(1000)
+    receiver.allow(None)
+    await sending
+    after = aiozc.get_reactor().statistics()
+    short = after.short_writes - before.short_writes
+    assert short > 0
+    assert 0 < after.short_write_bytes - before.short_write_bytes <= min(short * MIB, len(content))
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
+
+
 @pytest.mark.parametrize("size", [1, 4096, 100_000])
 async def test_a_small_cached_file_needs_no_turn_of_the_loop(
     size: int, connect: Connect, make_file: MakeFile

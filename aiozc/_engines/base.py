@@ -25,7 +25,9 @@ class Counters:
     transfers: int = 0
     bytes: int = 0
     short_reads: int = 0
+    short_read_bytes: int = 0
     short_writes: int = 0
+    short_write_bytes: int = 0
     chains: int = 0
     submissions: int = 0
     completions: int = 0

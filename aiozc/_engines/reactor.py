@@ -65,8 +65,9 @@ class Statistics:
 
     `transfers` started, those that ended at once included and those that went the fallback
     way not, and `bytes` that their targets took; `short_reads` and `short_writes`: steps
-    that moved less than they asked for; `chains` begun; `submissions`, system calls that it
-    took (by readiness: splices in the loop's thread, and what was handed to another);
+    that moved less than they asked for, and what they moved, in bytes; `chains` begun;
+    `submissions`, system calls that it took (by readiness: splices in the loop's thread, and
+    what was handed to another);
     `completions`: CQEs (by readiness: the ends of those, and ticks); `wakeups`, how often
     the loop found the reactor's descriptor readable; `polls` among the chains' steps;
     `in_flight`, transfers that are not at their end now; `pipes` open now, idle ones included;
@@ -77,7 +78,9 @@ class Statistics:
     transfers: int
     bytes: int
     short_reads: int
+    short_read_bytes: int
     short_writes: int
+    short_write_bytes: int
     chains: int
     submissions: int
     completions: int
@@ -342,8 +345,10 @@ class Reactor:
             if isinstance(step, Splice) and 0 <= result < step.length:
                 if step.source is End.SOURCE:
                     self.counters.short_reads += 1
+                    self.counters.short_read_bytes += result
                 else:
                     self.counters.short_writes += 1
+                    self.counters.short_write_bytes += result
 
     def _stop(self, run: Run) -> None:
         """Have a chain end, and ask again until it has."""

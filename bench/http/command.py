@@ -22,7 +22,6 @@ from bench.console import (
     console_for_tables,
     make_progress,
     positive,
-    run_command,
     sizes,
 )
 from bench.errors import BadInputError, BenchError
@@ -41,12 +40,8 @@ _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the servers that are installed; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     options = _parse(arguments)
     if program("wrk") is None:
         raise BenchError("wrk is not installed (Debian package wrk)")
@@ -76,7 +71,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Let wrk ask web servers for files: nginx, aiohttp, uvicorn and granian with "
         "Starlette, those that are installed, stock and with aiozc, taking turns.",
     )
-    parser.add_argument("--quick", action="store_true", help="less of all: under 30 seconds")
+    parser.add_argument("--quick", action="store_true", help="less of all: about a minute")
     parser.add_argument("--servers", metavar="NAME,NAME", help="let these alone take turns")
     parser.add_argument("--size", metavar="SIZES", type=sizes, help="as 4K,1M")
     parser.add_argument("--connections", metavar="N", type=positive, default=16)
@@ -86,7 +81,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dir", metavar="DIR", type=Path, help="make files below DIR")
     options = parser.parse_args(arguments)
     options.size = options.size or (_QUICK_SIZES if options.quick else _SIZES)
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.rounds = options.rounds or (2 if options.quick else 3)
     options.seconds = options.seconds or (1 if options.quick else 3)
     names = [server.name for server in SERVERS]
     options.servers = names if options.servers is None else options.servers.split(",")

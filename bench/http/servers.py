@@ -139,12 +139,13 @@ SERVERS: Final = (
         ["uvicorn", "starlette", "httptools", "uvloop", OUR_PROTOCOL],
         _uvicorn("--loop", "uvloop", "--http", f"{OUR_PROTOCOL}:HttpToolsProtocol"),
     ),
-    Server("file_server.py", ["httptools", "uvloop"], _file_server),
+    Server("file_server.py+aiozc", ["httptools", "uvloop"], _file_server),
     Server("granian", ["granian", "starlette"], _granian),
 )
 BASELINE: Final = "nginx"
 NOT_APPLICABLE: Final = {
     "nginx+aiozc": "nginx is no Python program",
+    "file_server.py": "it sends by aiozc alone",
     "granian+aiozc": "granian writes to its sockets in Rust, out of reach of the event loop",
 }
 

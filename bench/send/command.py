@@ -25,16 +25,15 @@ from bench.console import (
     make_progress,
     numbers,
     positive,
-    run_command,
     size,
     sizes,
 )
 from bench.errors import BadInputError, BenchError
-from bench.found import ratio_of, show_median
+from bench.found import ratio_of, show_count
 from bench.processes import allow_many_descriptors
 from bench.report import describe_machine, show_number
 from bench.scratch import scratch_directory
-from bench.send.metrics import metric_named
+from bench.send.metrics import SPLIT, metric_named, shortness_unknown
 from bench.send.plan import BUFFER, Sweep, own, standard
 from bench.send.run import Found, Run, Settings, workers_for
 from bench.send.table import BASELINE, SENDERS
@@ -66,12 +65,8 @@ _NARROW: Final = ("time", "throughput", "CPU", "loop CPU", "lateness p99", "late
 _WIDE: Final = 170
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the senders that were asked for; give the exit status."""
-    return run_command(lambda notes: _main(arguments, notes))
-
-
-def _main(arguments: Sequence[str], notes: Console) -> int:
     options = _parse(arguments)
     baseline, sweeps = _plan(options)
     with ExitStack() as stack:
@@ -167,13 +162,15 @@ def _resolve(host: str, port: int) -> tuple[str, int]:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInputError(f"there is no host {host!r}: {reason}") from None
-    address = str(found[0][4][0]), port
-    try:
-        socket.create_connection(address, timeout=5).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInputError(f"{host}:{port} takes no connections: {reason}") from None
-    return address
+    reason = ""
+    for *_, address in found:  # of one name the sink may listen on any
+        try:
+            socket.create_connection((str(address[0]), port), timeout=5).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            return str(address[0]), port
+    raise BadInputError(f"{host}:{port} takes no connections: {reason}")
 
 
 def _file(name: str) -> Path:
@@ -294,20 +291,12 @@ def make_table(title: str, point: dict[str, Any], baseline: str, *, wide: bool) 
     for sender, found in point["senders"].items():
         row = [escape(sender)]
         for name in columns:
-            row.append(_cell(found["samples"], name))
+            row.append(show_count(found["samples"], name))
             if name == "throughput":
                 ratio = ratio_of(point, sender, baseline, metric_named(name))
                 row.append("" if ratio is None else show_number(ratio) + "x")
         table.add_row(*row)
     return table
-
-
-def _cell(samples: dict[str, list[float | None]], name: str) -> str:
-    shown = show_median(samples, name)
-    if name in ("short reads", "short writes") and shown not in ("", "0"):
-        mean = show_median(samples, f"mean {name[:-1]}")
-        shown += f" of {mean}" if mean else ""
-    return shown
 
 
 def _tell(
@@ -321,8 +310,9 @@ def _tell(
     out.print(
         "Medians over the rounds; a ratio is the median of the rounds' ratios of throughput to "
         f"{settings.baseline}. GB is 10^9 bytes. CPU: the process, io_uring's workers included; "
-        "loop: the loop's thread. Late: ms that a 1 ms timer was late. Voluntary and involuntary "
-        "are context switches, of a turn as are calls and faults.",
+        f"loop: the loop's thread. {SPLIT} Short reads and writes: how many, of how many bytes in "
+        "the mean. Late: ms that a 1 ms timer was late. Voluntary and involuntary are context "
+        "switches, of a turn as are calls and faults.",
         markup=False,
         highlight=False,
     )
@@ -330,6 +320,8 @@ def _tell(
         out.print(
             f"{name}: not measured, for it cannot run here: {reason}", markup=False, highlight=False
         )
+    if unknown := shortness_unknown(found.sweeps):
+        out.print(unknown, markup=False, highlight=False)
     if found.unchecked:
         out.print(
             f"The receiver told no hash for {', '.join(found.unchecked)}.",

@@ -32,17 +32,14 @@ def read_write(lane: Lane) -> SendFile:
     memory = memoryview(bytearray(lane.buffer))
     counts = lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            got = os.preadv(descriptor, (memory[:asked],), offset)
-            counts.calls += 1
-            counts.read(asked, _some(got))
-            _send_all(lane, memory[:got])
-            offset += got
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        got = os.preadv(descriptor, (memory[:asked],), offset)
+        counts.calls += 1
+        counts.read(asked, _some(got))
+        _send_all(lane, memory[:got])
+        return got
 
-    return send
+    return _by_pieces(lane, move)
 
 
 def mmap_write(lane: Lane) -> SendFile:
@@ -64,16 +61,13 @@ def send_file(lane: Lane) -> SendFile:
     """Have the kernel move it by sendfile(2), a buffer's worth with each call."""
     out, counts = lane.sock.fileno(), lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            got = os.sendfile(out, descriptor, offset, asked)
-            counts.calls += 1
-            counts.wrote(asked, _some(got))
-            offset += got
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        got = os.sendfile(out, descriptor, offset, asked)
+        counts.calls += 1
+        counts.wrote(asked, _some(got))
+        return got
 
-    return send
+    return _by_pieces(lane, move)
 
 
 def splice_twice(lane: Lane) -> SendFile:
@@ -81,21 +75,19 @@ def splice_twice(lane: Lane) -> SendFile:
     read_end, write_end = _pipe(lane)
     out, counts = lane.sock.fileno(), lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            held = os.splice(descriptor, write_end, asked, offset_src=offset)
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        held = os.splice(descriptor, write_end, asked, offset_src=offset)
+        counts.calls += 1
+        counts.read(asked, _some(held))
+        left = held
+        while left:
+            moved = os.splice(read_end, out, left)
             counts.calls += 1
-            counts.read(asked, _some(held))
-            offset += held
-            while held:
-                moved = os.splice(read_end, out, held)
-                counts.calls += 1
-                counts.wrote(held, moved)
-                held -= moved
+            counts.wrote(left, moved)
+            left -= moved
+        return held
 
-    return send
+    return _by_pieces(lane, move)
 
 
 def uring(lane: Lane) -> SendFile:
@@ -103,16 +95,13 @@ def uring(lane: Lane) -> SendFile:
     queue, memory = _Queue(lane), _Memory(lane.buffer)
     out, counts = lane.sock.fileno(), lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            got = queue.run(_prep_read(descriptor, offset, memory.address, asked))[0]
-            counts.read(asked, _some(got))
-            _send_by(queue, out, memory.address, got, counts)
-            offset += got
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        got = queue.run(_prep_read(descriptor, offset, memory.address, asked))[0]
+        counts.read(asked, _some(got))
+        _send_by(queue, out, memory.address, got, counts)
+        return got
 
-    return send
+    return _by_pieces(lane, move)
 
 
 def uring_linked(lane: Lane) -> SendFile:
@@ -120,21 +109,18 @@ def uring_linked(lane: Lane) -> SendFile:
     queue, memory = _Queue(lane), _Memory(lane.buffer)
     out, counts = lane.sock.fileno(), lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            read = _prep_read(descriptor, offset, memory.address, asked, abi.SqeFlag.IO_LINK)
-            got, sent = queue.run(read, _prep_send(out, memory.address, asked))
-            counts.read(asked, _some(got))
-            if got == asked:
-                counts.wrote(asked, _done(sent))
-            else:  # a short READ cancels what is linked to it
-                sent = 0
-            _send_by(queue, out, memory.address + sent, got - sent, counts)
-            offset += got
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        read = _prep_read(descriptor, offset, memory.address, asked, abi.SqeFlag.IO_LINK)
+        got, sent = queue.run(read, _prep_send(out, memory.address, asked))
+        counts.read(asked, _some(got))
+        if got == asked:
+            counts.wrote(asked, _done(sent))
+        else:  # a short READ cancels what is linked to it
+            sent = 0
+        _send_by(queue, out, memory.address + sent, got - sent, counts)
+        return got
 
-    return send
+    return _by_pieces(lane, move)
 
 
 def uring_splice(lane: Lane) -> SendFile:
@@ -142,16 +128,13 @@ def uring_splice(lane: Lane) -> SendFile:
     queue, (read_end, write_end) = _Queue(lane), _pipe(lane)
     out, counts = lane.sock.fileno(), lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            held = queue.run(_prep_splice(descriptor, offset, write_end, asked))[0]
-            counts.read(asked, _some(held))
-            _splice_by(queue, read_end, out, held, counts)
-            offset += held
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        held = queue.run(_prep_splice(descriptor, offset, write_end, asked))[0]
+        counts.read(asked, _some(held))
+        _splice_by(queue, read_end, out, held, counts)
+        return held
 
-    return send
+    return _by_pieces(lane, move)
 
 
 def uring_splice_linked(lane: Lane) -> SendFile:
@@ -159,24 +142,35 @@ def uring_splice_linked(lane: Lane) -> SendFile:
     queue, (read_end, write_end) = _Queue(lane), _pipe(lane)
     out, counts = lane.sock.fileno(), lane.counts
 
-    def send(file: IO[bytes], size: int) -> None:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            fill = _prep_splice(descriptor, offset, write_end, asked, abi.SqeFlag.IO_LINK)
-            held, moved = queue.run(fill, _prep_splice(read_end, abi.NO_OFFSET, out, asked))
-            counts.read(asked, _some(held))
-            if held == asked:
-                counts.wrote(asked, _done(moved))
-            else:  # a short SPLICE cancels what is linked to it
-                moved = 0
-            _splice_by(queue, read_end, out, held - moved, counts)
-            offset += held
+    def move(descriptor: int, offset: int, asked: int) -> int:
+        fill = _prep_splice(descriptor, offset, write_end, asked, abi.SqeFlag.IO_LINK)
+        held, moved = queue.run(fill, _prep_splice(read_end, abi.NO_OFFSET, out, asked))
+        counts.read(asked, _some(held))
+        if held == asked:
+            counts.wrote(asked, _done(moved))
+        else:  # a short SPLICE cancels what is linked to it
+            moved = 0
+        _splice_by(queue, read_end, out, held - moved, counts)
+        return held
 
-    return send
+    return _by_pieces(lane, move)
 
 
 # What they share.
+
+
+def _by_pieces(lane: Lane, move: Callable[[int, int, int], int]) -> SendFile:
+    """Send files a buffer's worth at a time, by what moves a piece and gives its length.
+
+    ``move(descriptor, offset, asked)`` may move less than it is asked for, but not nothing.
+    """
+
+    def send(file: IO[bytes], size: int) -> None:
+        descriptor, offset = file.fileno(), 0
+        while offset < size:
+            offset += move(descriptor, offset, min(lane.buffer, size - offset))
+
+    return send
 
 
 def _some(count: int) -> int:

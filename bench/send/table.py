@@ -27,8 +27,8 @@ class Sender:
     """The backend of aiozc, where it is aiozc that sends."""
     buffered: bool = True
     """Whether the size of a buffer is anything to it."""
-    counted: bool = True
-    """Whether it can be told how often it calls the kernel: uvloop's transport calls by itself."""
+    shortness: bool = True
+    """Whether it can be told which calls were short: uvloop's transport makes its own."""
 
 
 def _aiozc(name: str, loop: Loop, backend: Backend) -> Sender:
@@ -49,7 +49,7 @@ SENDERS: Final[tuple[Sender, ...]] = (
     Sender("sock_sendall", awaited=awaited.sock_sendall),
     Sender("to_thread(sendfile)", awaited=awaited.to_thread, buffered=False),
     Sender("streams", awaited=awaited.streams),
-    Sender("uvloop transport", awaited=awaited.streams, loop="uvloop", counted=False),
+    Sender("uvloop transport", awaited=awaited.streams, loop="uvloop", shortness=False),
     _aiozc("aiozc", "asyncio", "io_uring"),
     _aiozc("aiozc readiness", "asyncio", "readiness"),
     _aiozc("aiozc uvloop", "uvloop", "io_uring"),

@@ -37,6 +37,8 @@ TIME_LIMIT: Final = 120.0
 """Seconds after which a turn is given up."""
 _GRACE: Final = 0.5
 """Seconds to wait for the answer of a sink that may give none."""
+_IO: Final = Path("/proc/self/io")
+"""What a process reads and writes; not there where the kernel keeps no such account."""
 _PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 
 
@@ -107,7 +109,8 @@ def serve(sender: Sender, control: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if sender.backend is not None:
         os.environ["AIOZC_BACKEND"] = sender.backend
-    with begin_helper(control) as channel:
+    # A parent that goes while it is being told something is the end, and no error.
+    with suppress(BrokenPipeError), begin_helper(control) as channel:
         tell(channel, missing=_try(sender))
         for line in channel.makefile("rb"):
             order = json.loads(line)
@@ -202,7 +205,7 @@ def _send_plainly(make: Plain, order: Order, routes: Sequence[_Route]) -> Done:
     return Done(
         checked,
         usage.sample(order, ended, awaited=False)
-        | _count(order, [route.counts for route in routes]),
+        | _count(order, [route.counts for route in routes], shortness=True),
     )
 
 
@@ -240,29 +243,39 @@ async def _send_awaited(
         usage.stop()
         checked, ended = _hear_answers(order, routes)
     if order.observe:
-        counted = _count(order, counts) if sender.counted else {}
+        told = sender.shortness or _IO.exists()
+        counted = _count(order, counts, shortness=sender.shortness) if told else {}
         return Done(checked, counted | _lateness(lateness), lateness)
     return Done(checked, usage.sample(order, ended, awaited=True))
 
 
 @contextmanager
 def _counted_calls(sender: Sender) -> Iterator[Counts]:
-    """Count the calls of `os` that move bytes and, where aiozc sends, what its reactor counts.
-
-    That tells how many steps were short, and not by how much.
-    """
+    """Count calls: those of `os` that move bytes, a ring's, and what a loop writes by itself."""
     counts = Counts()
-    before = aiozc.get_reactor().statistics() if sender.backend is not None else None
-    originals = {name: getattr(os, name) for name in ("sendfile", "splice", "preadv", "write")}
+    with _counted_in_python(counts):
+        if sender.backend is not None:
+            with _counted_by_reactor(counts, ring=sender.backend == "io_uring"):
+                yield counts
+        elif sender.shortness or not _IO.exists():
+            yield counts
+        else:
+            before = _writes()
+            yield counts
+            counts.calls += _writes() - before
+
+
+@contextmanager
+def _counted_in_python(counts: Counts) -> Iterator[None]:
+    originals = {name: getattr(os, name) for name in _MOVERS}
 
     def counting(name: str) -> Callable[..., int]:
-        original = originals[name]
+        original, tell = originals[name], _MOVERS[name]
 
         def call(*arguments: Any, **more: Any) -> int:
             counts.calls += 1
             moved: int = original(*arguments, **more)
-            if name == "sendfile" and before is None:
-                counts.wrote(arguments[3], moved)
+            tell(counts, arguments, moved)
             return moved
 
         return call
@@ -270,15 +283,39 @@ def _counted_calls(sender: Sender) -> Iterator[Counts]:
     for name in originals:
         setattr(os, name, counting(name))
     try:
-        yield counts
+        yield
     finally:
         for name, original in originals.items():
             setattr(os, name, original)
-        if before is not None:
-            after = aiozc.get_reactor().statistics()
-            counts.calls += after.submissions - before.submissions
-            counts.short_reads += after.short_reads - before.short_reads
-            counts.short_writes += after.short_writes - before.short_writes
+
+
+_MOVERS: Final[dict[str, Callable[[Counts, Any, int], None]]] = {
+    "sendfile": lambda counts, asked, moved: counts.wrote(asked[3], moved),
+    "write": lambda counts, asked, moved: counts.wrote(len(asked[1]), moved),
+    "pwritev": lambda counts, asked, moved: counts.wrote(len(asked[1][0]), moved),
+    "preadv": lambda counts, asked, moved: counts.read(len(asked[1][0]), moved),
+    "splice": lambda *_: None,  # the reactor's steps, which it counts
+}
+"""The calls by which asyncio and aiozc move bytes, and how to tell that one was short."""
+
+
+@contextmanager
+def _counted_by_reactor(counts: Counts, *, ring: bool) -> Iterator[None]:
+    """Take what aiozc's reactor counts; where it has no ring, its calls are those of `os`."""
+    before = aiozc.get_reactor().statistics()
+    yield
+    after = aiozc.get_reactor().statistics()
+    if ring:
+        counts.calls += after.submissions - before.submissions
+    for name in ("short_reads", "short_read_bytes", "short_writes", "short_write_bytes"):
+        more = getattr(after, name) - getattr(before, name)
+        setattr(counts, name, getattr(counts, name) + more)
+
+
+def _writes() -> int:
+    """Give how often this process has called write(2) or writev(2), by the kernel's own count."""
+    lines = _IO.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("syscw"))
 
 
 class _Usage:
@@ -328,17 +365,15 @@ def _peak_memory() -> int:
     return int(peak.split()[1]) * 1024
 
 
-def _count(order: Order, counts: Sequence[Counts]) -> dict[str, float]:
+def _count(order: Order, counts: Sequence[Counts], *, shortness: bool) -> dict[str, float]:
     total = Counts()
     for each in counts:
         total.add(each)
-    found: dict[str, float] = {
-        "calls": total.calls,
-        "short reads": total.short_reads,
-        "short writes": total.short_writes,
-    }
+    found: dict[str, float] = {"calls": total.calls}
     if total.calls:
         found["bytes per call"] = order.count * order.size / total.calls
+    if shortness:
+        found |= {"short reads": total.short_reads, "short writes": total.short_writes}
     if total.short_read_bytes:
         found["mean short read"] = total.short_read_bytes / total.short_reads
     if total.short_write_bytes:

@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 
 from bench.cases import Case, Work
+from bench.commands import COMMANDS
 from bench.measure import AtLeast, AtMost, Metric
 from bench.processes import importing_bench
 from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
 from bench.senders import BASELINE, Sender
-from bench.works import COMMANDS
+from bench.works import WORKS
 
 CASE: Case[Sender] = Case(
     "a case",
@@ -71,8 +72,8 @@ def run_bench_with_less(
 ) -> subprocess.CompletedProcess[str]:
     """Run it with streams of so many bytes."""
     work = f"bench.{command}_works"
-    program = f"import sys, bench.works, {work}; {work}.QUICK = {size}; "
-    return run_python("-c", program + "sys.exit(bench.works.main())", command, *arguments)
+    program = f"import sys; from bench.__main__ import main; import {work}; {work}.QUICK = {size};"
+    return run_python("-c", program + "sys.exit(main(sys.argv[1:]))", command, *arguments)
 
 
 def rows_of(result: WorkResult) -> list[str]:
@@ -147,10 +148,30 @@ def test_numbers_have_about_three_digits(value: float, shown: str) -> None:
     assert show_number(value) == shown
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WORKS)
 def test_the_command_line_names_every_work(command: str) -> None:
     works = import_module(f"bench.{command}_works").WORKS
-    assert tuple(work.name for work in works) == COMMANDS[command]
+    assert tuple(work.name for work in works) == WORKS[command]
+
+
+def test_the_help_and_the_refusal_of_what_is_no_command_name_every_command() -> None:
+    told, refused = run_bench("--help"), run_bench("nonsense")
+
+    for name, command in COMMANDS.items():
+        assert f"\n  {name} " in told.stdout
+        assert command.purpose in told.stdout
+        assert f"'{name}'" in refused.stderr
+
+
+def test_a_command_whose_module_cannot_be_imported_says_so_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('no pictures today')\n")
+    env = importing_bench()
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
+
+    done = run_bench("plot", "file", env=env)
+
+    assert done.returncode == 1
+    assert done.stderr == "bench: plot cannot run here: ImportError: no pictures today\n"
 
 
 def test_the_smallest_work_prints_its_table_writes_json_and_leaves_no_file(tmp_path: Path) -> None:
@@ -219,6 +240,7 @@ def test_another_command_prints_its_table_writes_json_and_leaves_no_file(
     "arguments",
     [
         ["no-such-command"],
+        ["--quick", "send"],
         ["--only", "no-such-work"],
         ["relay", "--only", "small"],
         ["recvfile", "--awake", "1"],

@@ -10,8 +10,8 @@ import pytest
 from bench import findings
 from bench.__main__ import main
 from bench.compare import changes
-from bench.found import median, ratio_of, show_with_spread, spread
-from bench.send.metrics import metric_named
+from bench.found import median, ratio_of, show_count, show_with_spread, spread
+from bench.send.metrics import metric_named, shortness_unknown
 from bench.units import parse_size, show_size
 from tests.bench.test_command import run_bench
 
@@ -161,6 +161,73 @@ def test_findings_say_otherwise_where_the_figures_do() -> None:
     )
 
 
+def test_titles_say_who_is_ahead_and_whether_by_more_than_the_spread() -> None:
+    run, web = a_run(), a_web_run()["sweeps"][0]["points"]
+    sizes = findings.sweep_named(run, "sizes")
+    last = sizes[-1]["senders"]
+    last["nobody draws this one"] = samples([1, 1, 1], [1, 1, 1])
+
+    assert findings.throughput_title(sizes) == (
+        "aiozc is fastest with 1 MiB files, at 9.09 GB/s (sock_sendfile 1.67)"
+    )
+    last["splice"] = samples([10, 12, 14], [90, 100, 110])
+    assert "at 9.09 GB/s, within the spread of splice (" in findings.throughput_title(sizes)
+    assert findings.time_title(sizes) == (
+        "aiozc takes 11 us for one 4 KiB file, sock_sendfile 60, read+write 50"
+    )
+    assert findings.linked_title(findings.sweep_named(run, "linked")) == (
+        "Linking makes a READ and a SEND 2.50 times as fast"
+    )
+    assert findings.http_title(web) == (
+        "With aiozc, uvicorn sends 1 MiB files at 3 GB/s in place of 1"
+    )
+    web[0]["senders"]["uvicorn"]["samples"]["throughput"] = [1, 5]
+    assert findings.http_title(web).endswith("aiozc makes no difference beyond the spread")
+
+
+def test_short_calls_are_told_with_the_mean_of_what_they_moved_where_there_were_some() -> None:
+    found: dict[str, list[float | None]] = {
+        "short writes": [2, 4, 3],
+        "mean short write": [None, 1600.0, 1800.0],
+        "calls": [9],
+    }
+
+    assert show_count(found, "short writes") == "3 of 1700"
+    assert show_count({**found, "short writes": [0, 4, 0]}, "short writes") == "0"
+    assert show_count(found, "calls") == "9"
+    assert show_count(found, "short reads") == ""
+
+
+def test_whose_short_calls_nobody_knows_is_said() -> None:
+    told = {"samples": {"calls": [5], "short writes": [0]}}
+    points = [{"senders": {"a": told, "b": {"samples": {"calls": [5]}}, "c": {"samples": {}}}}]
+
+    found = shortness_unknown([{"points": points}])
+
+    assert found is not None
+    assert found.startswith("Which calls of b were short is not known")
+    assert shortness_unknown([{"points": [{"senders": {"a": told}}]}]) is None
+
+
+def test_a_run_over_many_things_is_drawn_over_the_size_alone(tmp_path: Path) -> None:
+    run = a_run()
+    one = run["sweeps"][0]["points"]
+    others = [{**point, "times": 7} for point in one] + [{**one[0], "connections": 16}]
+    run["sweeps"] = [{"name": "own", "title": "own", "points": [*others, *reversed(one)]}]
+
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(run))
+
+    done = run_bench("plot", str(file), "--into", str(tmp_path))
+
+    assert done.returncode == 0
+    drawn = {path.stem: path.read_text() for path in tmp_path.glob("*.svg")}
+    assert drawn.keys() == {"throughput", "cpu", "time", "lateness"}
+    for size in ("4 KiB", "1 MiB"):
+        assert drawn["time"].count(f"<!-- {size} -->") == 1
+    assert "for one 4 KiB file" in drawn["time"]
+
+
 def test_results_and_pictures_are_written_from_the_files_of_runs(tmp_path: Path) -> None:
     send, http = tmp_path / "send.json", tmp_path / "http.json"
     send.write_text(json.dumps(a_run()))
@@ -171,6 +238,7 @@ def test_results_and_pictures_are_written_from_the_files_of_runs(tmp_path: Path)
     assert done.returncode == 0
     text = (tmp_path / "RESULTS.md").read_text()
     for part in (
+        "installed with the extra `bench-http`",
         "python -m bench send --json send.json",
         "| aiozc | 11 ±9 % |",
         "`sendfile_zc` was not measured: no io_uring.",

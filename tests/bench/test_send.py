@@ -13,20 +13,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from bench.__main__ import main
 from bench.errors import BenchError
 from bench.processes import importing_bench
 from bench.scratch import make_file
-from bench.send.command import main as send_command
 from bench.send.lanes import CountingSocket, Lane
 from bench.send.plain import read_write, splice_twice
 from bench.send.plan import Point, Sweep
 from bench.send.run import Run, Settings
-from bench.send.table import SENDERS
-from bench.send.worker import Order, Worker
+from bench.send.table import SENDERS, sender_named
+from bench.send.worker import Order, Worker, take_turn
 from bench.sink import MARK, SinkProcess
 from tests.bench.test_command import run_bench
 
@@ -126,6 +127,34 @@ def test_a_loops_own_calls_are_counted_with_what_the_socket_did_not_take() -> No
         assert 0 < lane.counts.short_write_bytes < len(data)
 
 
+@pytest.mark.parametrize("name", ["aiozc readiness", "sock_sendfile"])
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+def test_each_call_that_an_awaited_sender_makes_is_counted_once(
+    name: str, size: int, sink: SinkProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def watch(mover: str) -> None:
+        original = getattr(os, mover)
+
+        def call(*arguments: Any, **more: Any) -> int:
+            made.append(mover)
+            moved: int = original(*arguments, **more)
+            return moved
+
+        monkeypatch.setattr(os, mover, call)
+
+    for mover in ("sendfile", "splice", "preadv", "pwritev", "pread", "pwrite", "readv", "writev"):
+        watch(mover)
+    monkeypatch.setenv("AIOZC_BACKEND", "readiness")
+    file = str(make_file(tmp_path / "file", size))
+    order = Order(sink.address, [[file]], size, 4096, file, times=5, observe=True)
+    sample = take_turn(sender_named(name), order).sample
+
+    assert sample["calls"] == len(made) > 0
+    assert sample["bytes per call"] == 5 * size / len(made)
+
+
 # Senders
 
 
@@ -155,7 +184,8 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
         assert samples["time"][0] > 0
         assert samples["CPU"][0] > 0
         assert samples["memory"][0] > 1
-        assert ("calls" in samples) is sender.counted
+        assert samples["calls"][0] > 0
+        assert ("short writes" in samples) is sender.shortness
         assert bool(found["senders"][sender.name]["lateness"]) is (sender.awaited is not None)
     assert found["senders"]["read+write"]["samples"]["calls"] == [2 * 6 * 18]
 
@@ -241,6 +271,25 @@ def test_a_worker_that_is_busy_ends_with_its_parent(tmp_path: Path) -> None:
     os.close(process)
 
 
+def test_a_worker_whose_parent_goes_before_it_is_ready_ends_without_a_word() -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        theirs,
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.send.worker", "read+write", str(theirs.fileno())],
+            env=importing_bench(),
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as worker,
+    ):
+        ours.close()
+        theirs.close()
+        _, err = worker.communicate(timeout=60)
+
+    assert (worker.returncode, err) == (0, "")
+
+
 # The command
 
 
@@ -289,6 +338,24 @@ def test_a_sink_of_another_kind_will_do_and_is_said_to_tell_no_hash(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("keeps_signals")
+def test_a_name_with_several_addresses_is_the_one_that_takes_connections(
+    sink: SinkProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def several(host: str, *arguments: Any, **more: Any) -> Any:
+        hosts = ["127.0.0.2", "127.0.0.1"] if host == "a-name" else [host]
+        return [found for name in hosts for found in resolve(name, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", several)
+    status = main(
+        ["send", f"a-name:{sink.address[1]}", __file__, "--senders", "read+write", "--rounds", "1"]
+    )
+
+    assert (status, capsys.readouterr().err) == (0, "")
+
+
+@pytest.mark.usefixtures("keeps_signals")
 def test_bad_input_is_one_sentence_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,7 +378,7 @@ def test_bad_input_is_one_sentence_and_status_2(
         ("--json", str(tmp_path)): "--json: ",
     }
     for arguments, told in cases.items():
-        status = send_command(arguments)
+        status = main(["send", *arguments])
         err = capsys.readouterr().err
         assert status == 2
         assert err.startswith("bench: ")

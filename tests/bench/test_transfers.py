@@ -164,6 +164,22 @@ def test_slow_clients_are_served_by_a_process_that_is_watched(tmp_path: Path) ->
     assert 0 < served.least <= served.most
 
 
+def test_slow_clients_are_counted_when_the_receiver_has_accepted_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_file(tmp_path / "file", 32 * 1024 * 1024)
+    counts, looks = Receiver.counts, []
+
+    def without_the_last(receiver: Receiver) -> list[int]:
+        looks.append(found := counts(receiver))
+        return found if len(looks) > 2 else found[:-1]
+
+    monkeypatch.setattr(Receiver, "counts", without_the_last)
+
+    assert serve_slow_clients(BASELINE, SlowPlan(str(file), 32 * 1024 * 1024, 3, 0.3)).most > 0
+    assert len(looks) == 3
+
+
 def test_a_transfer_to_slow_clients_that_ends_too_early_is_reported(tmp_path: Path) -> None:
     file = make_file(tmp_path / "file", 1000)
 
