@@ -20,6 +20,9 @@ COMMANDS: Final = {
     "send": Command("bench.send.command", "every way to send a file, side by side"),
     "sink": Command("bench.sink", "the receiver of send, for another machine"),
     "http": Command("bench.http.command", "web servers, stock and with aiozc, under wrk"),
+    "flood": Command(
+        "bench.http.flood", "a small request beside slow readers and a flood of others"
+    ),
     "plot": Command("bench.plot", "pictures of a run of send or http"),
     "compare": Command("bench.compare", "what changed between two runs by more than the spread"),
     "results": Command("bench.results", "RESULTS.md and its pictures, from runs"),

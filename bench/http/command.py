@@ -1,10 +1,8 @@
 """The command line of ``python -m bench http``, and its run: servers take turns under wrk."""
 
 import argparse
-import hashlib
 import json
 import shlex
-import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,14 +22,15 @@ from bench.console import (
     positive,
     sizes,
 )
-from bench.errors import BadInputError, BenchError
+from bench.errors import BenchError
 from bench.found import by_metric, ratio_of, show_median
 from bench.http.metrics import METRICS
-from bench.http.servers import BASELINE, NOT_APPLICABLE, SERVERS, Running, Site, free_port, program
-from bench.http.wrk import drive, write_script
+from bench.http.servers import BASELINE, NOT_APPLICABLE, SERVERS, Running, server_names
+from bench.http.started import start, url_of
+from bench.http.wrk import check_installed, drive, write_script
 from bench.measure import Sample, take_turns
 from bench.report import describe_machine, show_number
-from bench.scratch import make_file, scratch_directory, warm
+from bench.scratch import scratch_directory
 from bench.units import KIB, MIB, show_size
 
 _SIZES: Final = (4 * KIB, 64 * KIB, MIB, 100 * MIB)
@@ -43,8 +42,7 @@ _LARGE: Final = 16 * MIB
 def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the servers that are installed; give the exit status."""
     options = _parse(arguments)
-    if program("wrk") is None:
-        raise BenchError("wrk is not installed (Debian package wrk)")
+    check_installed()
     missing = {server.name: server.missing() for server in SERVERS}
     found: dict[str, Any] = {
         "kind": "http",
@@ -72,7 +70,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "Starlette, those that are installed, stock and with aiozc, taking turns.",
     )
     parser.add_argument("--quick", action="store_true", help="less of all: about a minute")
-    parser.add_argument("--servers", metavar="NAME,NAME", help="let these alone take turns")
+    names = [server.name for server in SERVERS]
+    parser.add_argument(
+        "--servers",
+        metavar="NAME,NAME",
+        type=server_names,
+        default=names,
+        help="let these alone take turns",
+    )
     parser.add_argument("--size", metavar="SIZES", type=sizes, help="as 4K,1M")
     parser.add_argument("--connections", metavar="N", type=positive, default=16)
     parser.add_argument("--seconds", metavar="N", type=positive, help="for each turn of wrk")
@@ -83,11 +88,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.size = options.size or (_QUICK_SIZES if options.quick else _SIZES)
     options.rounds = options.rounds or (2 if options.quick else 3)
     options.seconds = options.seconds or (1 if options.quick else 3)
-    names = [server.name for server in SERVERS]
-    options.servers = names if options.servers is None else options.servers.split(",")
-    for name in options.servers:
-        if name not in names:
-            raise BadInputError(f"there is no server {name!r}; there are {', '.join(names)}")
     check_places(options)
     return options
 
@@ -101,37 +101,13 @@ class _Run:
         self._options, self._scratch, self._found, self._stack = options, scratch, found, stack
         self._running: dict[str, Running] = {}
         self._script = write_script(scratch)
-        self._directory = scratch / "files"
-        self._directory.mkdir()
 
     def begin(self) -> None:
         """Make the files, start the servers, and check what each sends."""
-        files = {}
-        for size in self._options.size:
-            file = make_file(self._directory / f"{size}.bin", size)
-            warm(file)
-            files[size] = _hash(file)
-        servers = [
-            server
-            for server in SERVERS
-            if server.name in self._options.servers and server.name not in self._found["missing"]
-        ]
-        started = []
-        for server in servers:
-            scratch = self._scratch / server.name.replace(" ", "-")
-            scratch.mkdir()
-            site = Site(self._directory, scratch, free_port())
-            started.append(self._stack.enter_context(Running(server, site)))
-        for running in started:
-            try:
-                running.wait_ready()
-                for size, expected in files.items():
-                    if _hash_of_answer(_url(running, size)) != expected:
-                        raise BenchError(f"{running.name} does not send the file of {size} bytes")
-            except (BenchError, OSError) as error:
-                self._found["failed"][running.name] = str(error)
-            else:
-                self._running[running.name] = running
+        names = [name for name in self._options.servers if name not in self._found["missing"]]
+        self._running = start(
+            names, self._options.size, self._scratch, self._stack, self._found["failed"]
+        )
 
     def measure(self, notes: Console) -> None:
         """Let wrk drive one after another, round by round, for each size."""
@@ -177,7 +153,7 @@ class _Run:
         try:
             running.check()
             before = running.cpu()
-            driven = drive(_url(running, size), self._script, connections, self._options.seconds)
+            driven = drive(url_of(running, size), self._script, connections, self._options.seconds)
             cpu = running.cpu() - before
         except BenchError as error:
             self._found["failed"][name] = f"{name}: {error}"
@@ -191,23 +167,6 @@ class _Run:
         if driven.requests:
             sample |= {"latency p50": driven.p50 * 1e3, "latency p99": driven.p99 * 1e3}
         return sample
-
-
-def _url(running: Running, size: int) -> str:
-    return f"http://127.0.0.1:{running.port}/{size}.bin"
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_of_answer(url: str) -> str:
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        while piece := answer.read(MIB):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _table(point: dict[str, Any]) -> Table:

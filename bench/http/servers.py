@@ -1,5 +1,6 @@
 """The servers: how each is started on a directory and a port, and what it needs."""
 
+import argparse
 import ctypes
 import importlib.util
 import os
@@ -148,6 +149,16 @@ NOT_APPLICABLE: Final = {
     "file_server.py": "it sends by aiozc alone",
     "granian+aiozc": "granian writes to its sockets in Rust, out of reach of the event loop",
 }
+
+
+def server_names(text: str) -> list[str]:
+    """Read names of servers, with commas between them: a type of arguments."""
+    names = [server.name for server in SERVERS]
+    for name in text.split(","):
+        if name not in names:
+            message = f"there is no server {name!r}; there are {', '.join(names)}"
+            raise argparse.ArgumentTypeError(message)
+    return text.split(",")
 
 
 class Running:

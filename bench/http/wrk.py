@@ -33,6 +33,12 @@ class Driven:
     p99: float
 
 
+def check_installed() -> None:
+    """Raise BenchError where there is no wrk."""
+    if program("wrk") is None:
+        raise BenchError("wrk is not installed (Debian package wrk)")
+
+
 def write_script(directory: Path) -> Path:
     """Write the script that prints figures."""
     path = directory / "figures.lua"

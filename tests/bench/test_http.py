@@ -3,13 +3,16 @@
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.errors import BenchError
+from bench.http.flood import SlowReaders
 from bench.http.servers import Running, Server, Site, free_port
 from bench.processes import importing_bench
 
@@ -69,25 +72,32 @@ def test_what_is_not_installed_is_named() -> None:
     assert Server("s", ["/sh", "json"], command).missing() is None
 
 
-@pytest.mark.parametrize("errors", [0, 3])
-def test_a_run_checks_drives_and_lists_servers(errors: int, tmp_path: Path) -> None:
+def bench(tmp_path: Path, *arguments: str, errors: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run a command, with a wrk that asks once and makes figures up."""
     wrk = tmp_path / "wrk"
     wrk.write_text(WRK.format(python=sys.executable, errors=errors))
     wrk.chmod(0o755)
-    found = tmp_path / "found.json"
     env = importing_bench()
     env["PATH"] = f"{tmp_path}{os.pathsep}{env['PATH']}"
-
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench", "http", "--servers", "aiohttp,aiohttp+aiozc"),
-            *("--size", "4K", "--rounds", "2", "--json", str(found), "--dir", str(tmp_path)),
-        ],
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
         env=env,
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
+    )
+
+
+@pytest.mark.parametrize("errors", [0, 3])
+def test_a_run_checks_drives_and_lists_servers(errors: int, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+
+    done = bench(
+        tmp_path,
+        *("http", "--servers", "aiohttp,aiohttp+aiozc"),
+        *("--size", "4K", "--rounds", "2", "--json", str(found), "--dir", str(tmp_path)),
+        errors=errors,
     )
 
     written = json.loads(found.read_text())
@@ -105,3 +115,25 @@ def test_a_run_checks_drives_and_lists_servers(errors: int, tmp_path: Path) -> N
             assert server["samples"]["requests"] == [5, 5]
             assert server["samples"]["latency p99"] == [2.5, 2.5]
             assert all(cpu > 0 for cpu in server["samples"]["CPU"])
+
+
+def test_a_flood_shows_what_a_small_request_waits_beside_it(tmp_path: Path) -> None:
+    done = bench(tmp_path, "flood", "--servers", "aiohttp+aiozc", "--slow", "5", "--rounds", "2")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    row = next(line for line in done.stdout.splitlines() if "aiohttp+aiozc" in line)
+    assert row.split()[1:] == ["1.50", "±0", "%", "2.50", "±0", "%", "5", "±0", "%"]
+
+
+def test_slow_readers_that_are_given_up_are_no_success() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with SlowReaders(listener.getsockname()[1], 3) as slow:
+            served = [listener.accept()[0] for _ in range(3)]
+            slow.check()
+            for one in served[1:]:
+                one.close()
+            while slow.count > 1:
+                time.sleep(0.01)
+            with pytest.raises(BenchError, match="2 slow readers were given up"):
+                slow.check()
+        served[0].close()
