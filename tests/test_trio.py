@@ -141,6 +141,12 @@ def memory_file() -> BinaryIO:
     return open(os.memfd_create("upload"), "w+b")
 
 
+def make_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Make a pipe."""
+    reader, writer = os.pipe()
+    return open(reader, "rb", 0), open(writer, "wb", 0)
+
+
 def stream_of(sock: socket.socket) -> trio.SocketStream:
     """Return a stream that owns the socket."""
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -257,6 +263,34 @@ def test_the_fallback_keeps_its_promises(connect: Connect) -> None:
         assert await aiozc.loop_sendfile(sock, file, place) == LARGE - place
         sock.close()
         assert_same(await told(receiver.ended()), CONTENT)
+
+    trio.run(main)
+
+
+@alone
+def test_the_fallback_goes_on_while_all_of_trios_threads_and_many_reads_wait(
+    connect: Connect,
+) -> None:
+    """Its own too: no deadline could end a transfer that waited for one."""
+
+    async def main() -> None:
+        limiter = trio.to_thread.current_default_thread_limiter()
+        pipes = [make_pipe() for _ in range(50)]
+        async with trio.open_nursery() as nursery:
+            for _ in range(int(limiter.total_tokens)):
+                nursery.start_soon(limiter.acquire_on_behalf_of, object())
+            for reader, _ in pipes:
+                nursery.start_soon(aiozc.loop_sendfile, connect()[0], reader)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not limiter.available_tokens
+            sock, receiver = connect()
+            assert await aiozc.loop_sendfile(sock, io.BytesIO(CONTENT)) == LARGE
+            for _, writer in pipes:
+                writer.close()
+        for reader, _ in pipes:
+            reader.close()
+        sock.close()
+        assert_same(receiver.ended().result(), CONTENT)
 
     trio.run(main)
 
