@@ -335,7 +335,7 @@ def test_a_run_that_ends_with_transfers_in_flight_leaves_nothing(
 
             async def send(sock: socket.socket = sock) -> None:
                 try:
-                    await aiozc.loop_sendfile(sock, make_file(CONTENT))
+                    await aiozc.loop_sendfile(sock, make_file(CONTENT, again=True))
                 except BaseException as error:
                     outcomes.append(type(error))
                     raise
