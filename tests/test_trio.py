@@ -1,6 +1,7 @@
 """The transfers on trio: what is trio's own. What holds on every loop: `test_ways_on_trio.py`."""
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
@@ -15,6 +16,7 @@ import trio
 import trio.testing
 
 import aiozc
+from aiozc._engines.hosts import running_loop
 
 from .conftest import Connect, MakeFile
 from .support import (
@@ -390,6 +392,13 @@ def test_a_fork_in_a_run_takes_nothing_from_it(connect: Connect, make_file: Make
         assert_same(await told(receiver.ended()), bytes(filler), CONTENT)
 
     trio.run(main)
+
+
+def test_a_loop_that_asyncio_was_taught_to_find_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trio-asyncio does, whoever is imported first."""
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        monkeypatch.setattr(asyncio.events, "_get_running_loop", lambda: loop)
+        assert running_loop() is loop
 
 
 def test_outside_of_a_run_there_is_no_loop(make_file: MakeFile) -> None:

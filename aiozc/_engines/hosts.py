@@ -9,13 +9,14 @@ must be waited for in any case (a chain's end, a thread) is waited for by `TrioF
 what must be done after a cancellation stands in a `shielded` block.
 
 Which of the two it is: trio's guest mode runs its tasks in callbacks of asyncio's loop, and
-trio-asyncio runs asyncio's tasks within one of trio's. In both the innermost task tells.
+trio-asyncio, which replaces functions of asyncio, runs its tasks within one of trio's. In both the
+innermost task tells.
 """
 
 import asyncio
 import contextlib
 import sys
-from asyncio.events import _get_running_loop
+from asyncio import events
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
@@ -39,12 +40,12 @@ _modules = sys.modules
 
 def plain_loop() -> asyncio.AbstractEventLoop | None:
     """Return the running loop if that can be told at once: asyncio's, where trio is not there."""
-    return None if "trio" in _modules else _get_running_loop()
+    return None if "trio" in _modules else events._get_running_loop()
 
 
 def running_loop() -> Loop:
     """Return what runs this coroutine. Raises RuntimeError where nothing does."""
-    loop = _get_running_loop()
+    loop = events._get_running_loop()
     if loop is not None and ("trio" not in _modules or asyncio.current_task(loop) is not None):
         return loop
     # Another thread may be importing it just now.

@@ -5,8 +5,10 @@ Facts about trio that this relies on (0.30 to 0.35, read in its source and teste
 - A system task is cancelled when the main task has ended, and with it all that were started in
   the run's own nursery: the last of a reader is that its callback is dropped. That is what ends
   a reactor, as closing the loop does on asyncio.
-- Cancelling the scope of a task that waits for a descriptor takes that out of trio's epoll
-  instance before `cancel()` returns: then the number may be closed.
+- Cancelling the scope of a task that waits for a descriptor has trio's epoll instance look for
+  nothing there before `cancel()` returns: then the number may be closed. It stays registered (as
+  it does when a wait is over) for as long as its open file lives, and may tell of a hang-up once:
+  who waits for the number then, whatever it has become, looks again.
 - A wait is asked once to abort. One that answers `Abort.FAILED` goes on, and may have ended
   before the answer is given.
 - A function that aborts a wait starts no task: one of a scope that is being cancelled changes the
@@ -27,9 +29,10 @@ from trio.lowlevel import Abort, RunVar
 T = TypeVar("T")
 
 THREADS = 40
-"""Threads of one run at the most: as many as trio's own, and none of these.
+"""Threads that one run's transfers use at a time: as many as trio allows all others together.
 
-A transfer that is cancelled has to wait for one; the program's may all wait for what comes after.
+They are not counted among those: all of a program's may wait for what a transfer is to bring, and
+a transfer that is cancelled waits for a thread all the same, to know where it is.
 """
 
 _logger = logging.getLogger("aiozc")
@@ -205,7 +208,7 @@ class TrioLoop:
         return result
 
     async def in_thread_that_may_be_left(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function in a thread, which a cancellation leaves behind."""
+        """Run a function in a thread, which a cancellation leaves behind: one of its own."""
         alone = trio.CapacityLimiter(1)
         return await trio.to_thread.run_sync(
             function, *arguments, abandon_on_cancel=True, limiter=alone

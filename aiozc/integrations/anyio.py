@@ -2,8 +2,8 @@
 
 What a stream of the asyncio backend holds in user space keeps its place: what it has not sent
 yet leaves before the file, and what it has read ahead arrives before what is in the socket.
-anyio shows neither, nor the transport that reads ahead. So this looks into the stream, in
-`_Early` alone; what it has no such things is a stream that holds nothing.
+anyio shows neither, nor the transport that reads ahead, nor its guards against two at once. So
+this looks into the stream: one that has no such things holds nothing.
 
 A stream that is encrypted is none of these (`anyio.streams.tls.TLSStream` is no SocketStream):
 its raw socket would send what is to be secret as it is.
