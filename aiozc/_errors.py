@@ -33,10 +33,10 @@ def error_from(number: int, doing: str) -> OSError:
 
 @contextlib.contextmanager
 def nothing_moved(none: Any) -> Iterator[None]:
-    """Say so in the OSErrors of what is done before a transfer; `none` is what 0 is there."""
+    """Say so in what is raised before a transfer; `none` is what 0 is there."""
     try:
         yield
-    except OSError as error:
+    except BaseException as error:
         tell(error, none, none)
         raise
 

@@ -379,6 +379,35 @@ async def test_cancelled_in_the_fallback_every_byte_is_accounted_for(
         assert_same(await source.rest(), CONTENT[transferred + lost : fed])
 
 
+class Telling(io.BytesIO):
+    """A target that tells when it is asked for its position: before a transfer, and after it."""
+
+    def __init__(self, at_end: Callable[[], object]) -> None:
+        super().__init__()
+        self._asked = 0
+        self._at_end = at_end
+
+    def tell(self) -> int:
+        """Return the position."""
+        self._asked += 1
+        if self._asked == 2:
+            self._at_end()
+        return super().tell()
+
+
+async def test_cancelled_at_the_very_end_of_the_fallback_it_tells_what_was_written(
+    kind: str, ends: Ends
+) -> None:
+    loop = asyncio.get_running_loop()
+    target = Telling(lambda: loop.call_soon_threadsafe(task.cancel))
+    source = ends.source(kind, CONTENT)
+    task = asyncio.create_task(aiozc.loop_recvfile(source.end, target))
+    error: Any = await outcome_of(task)
+    assert isinstance(error, asyncio.CancelledError)
+    assert (error.transferred, error.lost) == (len(CONTENT), 0)  # type: ignore[attr-defined]
+    assert_same(target.getvalue(), CONTENT)
+
+
 @pytest.mark.parametrize("target", ["memory", "compressed", "plain", "pipe"])
 async def test_without_a_fallback_it_is_refused_and_nothing_is_lost(
     target: str, kind: str, ends: Ends, tmp_path: Path

@@ -33,6 +33,7 @@ from .support import (
     pattern,
     run_on,
     socket_pair,
+    turns,
 )
 from .ways import Ends, FileSource, StreamTarget, Told, content_of
 
@@ -159,6 +160,18 @@ async def test_what_a_writer_has_not_written_yet_is_written_before(kind: str, en
             expected[start:] = CONTENT[:SMALL]
             expected[after : after + 5] = b"after"
             assert_same(content_of(target), bytes(expected))
+
+
+async def test_cancelled_while_that_is_written_it_tells_that_nothing_was_moved(ends: Ends) -> None:
+    for move in (aiozc.splice_pipe, aiozc.loop_recvfile):
+        source, target = ends.source("tcp", CONTENT[:SMALL]), ends.file(b"", "wb")
+        target.write(b"0123456789")
+        task = asyncio.create_task(move(source.end, target))
+        await turns(1)
+        task.cancel()
+        error: Any = await outcome_of(task)
+        assert isinstance(error, asyncio.CancelledError)
+        assert error.transferred == error.lost == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,14 +1,14 @@
-"""The transfers on trio: what holds on every loop, and what is trio's own."""
+"""The transfers on trio: what is trio's own. What holds on every loop: `test_ways_on_trio.py`."""
 
 import asyncio
+import contextlib
 import errno
-import inspect
 import io
 import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import pytest
@@ -16,8 +16,8 @@ import trio
 import trio.testing
 
 import aiozc
+from aiozc._engines.hosts import running_loop
 
-from . import on_trio, support, test_ways, ways
 from .conftest import Connect, MakeFile
 from .support import (
     KIB,
@@ -32,97 +32,9 @@ from .support import (
     pattern,
     socket_pair,
 )
-from .ways import STUCK, Ends, Way
 
-Body = Callable[..., Awaitable[None]]
-CHOSEN = [
-    Way("loop_sendfile", "file", "tcp"),
-    Way("loop_recvfile", "unix", "file"),
-    Way("relay", "tcp", "unix"),
-    Way("splice_pipe", "pipe", "tcp"),
-    Way("splice_pipe", "file", "pipe"),
-]
 LARGE = 32 * MIB
 CONTENT = pattern(LARGE)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """Run the asynchronous tests on trio alone: it is in guest mode there."""
-    return "trio"
-
-
-@pytest.fixture(autouse=True)
-def bodies_on_trio(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the bodies written for asyncio's loops use trio."""
-    if "ends" in request.fixturenames:
-        for module in (support, ways, test_ways):
-            monkeypatch.setattr(module, "asyncio", on_trio)
-
-
-# What holds on every loop
-
-
-def of_bodies(*bodies: Body) -> pytest.MarkDecorator:
-    """Run the test with each body, as it is for one way."""
-    of_one_way = [inspect.unwrap(body) for body in bodies]
-    return pytest.mark.parametrize("body", of_one_way, ids=lambda body: body.__name__[5:])
-
-
-@pytest.mark.anyio
-@of_bodies(
-    test_ways.test_content_of_any_size_arrives_whole,
-    test_ways.test_transfers_follow_each_other,
-    test_ways.test_cancelled_and_resumed_again_and_again_all_arrives_but_what_was_told_lost,
-    test_ways.test_many_transfers_at_once_all_arrive_by_a_small_ring,
-)
-async def test_each_way_moves_what_it_says_that_it_moved(body: Body, ends: Ends) -> None:
-    for way in CHOSEN:
-        if not (body.__name__.endswith("each_other") and way.function == "relay"):
-            await body(way=way, ends=ends)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("again", [None, 1], ids=["once", "twice"])
-async def test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for(
-    again: int | None, ends: Ends
-) -> None:
-    name = "test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for"
-    body = inspect.unwrap(getattr(test_ways, name))
-    for way in CHOSEN:
-        await body(again=again, way=way, ends=ends)
-
-
-@pytest.mark.anyio
-@of_bodies(
-    test_ways.test_a_stalled_transfer_stops_neither_its_loop_nor_another_transfer,
-    test_ways.test_cancelled_when_it_has_stalled_every_byte_is_accounted_for,
-    test_ways.test_cancelled_as_it_goes_on_every_byte_is_accounted_for,
-    test_ways.test_closing_the_reactor_ends_it_and_every_byte_is_accounted_for,
-)
-async def test_each_way_that_stalls_can_go_on_or_be_ended(body: Body, ends: Ends) -> None:
-    for way, stalled in STUCK:
-        if way in CHOSEN:
-            await body(way=way, stalled=stalled, ends=ends)
-
-
-@pytest.mark.anyio
-async def test_a_source_that_resets_ends_it_with_a_connection_error(ends: Ends) -> None:
-    name = "test_a_source_that_resets_ends_it_with_a_connection_error_after_what_came_before"
-    body = inspect.unwrap(getattr(test_ways, name))
-    for way, stalled in STUCK:
-        if way in CHOSEN and way.source in ("tcp", "unix"):
-            await body(way=way, stalled=stalled, ends=ends)
-
-
-@pytest.mark.anyio
-async def test_ends_that_are_closed_and_numbers_taken_by_others_harm_nobody(ends: Ends) -> None:
-    for closed in ("source", "target"):
-        await test_ways.test_an_end_closed_in_mid_transfer_ends_it_with_ebadf(closed, ends)
-    await test_ways.test_a_timeout_ends_it_and_every_byte_is_accounted_for(ends)
-
-
-# trio's own
 
 
 @pytest.fixture
@@ -139,6 +51,12 @@ alone = pytest.mark.usefixtures("left_nothing")
 def memory_file() -> BinaryIO:
     """Make a file to receive into."""
     return open(os.memfd_create("upload"), "w+b")
+
+
+def make_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Make a pipe."""
+    reader, writer = os.pipe()
+    return open(reader, "rb", 0), open(writer, "wb", 0)
 
 
 def stream_of(sock: socket.socket) -> trio.SocketStream:
@@ -262,6 +180,34 @@ def test_the_fallback_keeps_its_promises(connect: Connect) -> None:
 
 
 @alone
+def test_the_fallback_goes_on_while_all_of_trios_threads_and_many_reads_wait(
+    connect: Connect,
+) -> None:
+    """Its own too: no deadline could end a transfer that waited for one."""
+
+    async def main() -> None:
+        limiter = trio.to_thread.current_default_thread_limiter()
+        pipes = [make_pipe() for _ in range(50)]
+        async with trio.open_nursery() as nursery:
+            for _ in range(int(limiter.total_tokens)):
+                nursery.start_soon(limiter.acquire_on_behalf_of, object())
+            for reader, _ in pipes:
+                nursery.start_soon(aiozc.loop_sendfile, connect()[0], reader)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not limiter.available_tokens
+            sock, receiver = connect()
+            assert await aiozc.loop_sendfile(sock, io.BytesIO(CONTENT)) == LARGE
+            for _, writer in pipes:
+                writer.close()
+        for reader, _ in pipes:
+            reader.close()
+        sock.close()
+        assert_same(receiver.ended().result(), CONTENT)
+
+    trio.run(main)
+
+
+@alone
 def test_many_small_files_let_other_tasks_run(connect: Connect, make_file: MakeFile) -> None:
     async def main() -> None:
         sock, receiver = connect()
@@ -301,7 +247,7 @@ def test_a_run_that_ends_with_transfers_in_flight_leaves_nothing(
 
             async def send(sock: socket.socket = sock) -> None:
                 try:
-                    await aiozc.loop_sendfile(sock, make_file(CONTENT))
+                    await aiozc.loop_sendfile(sock, make_file(CONTENT, again=True))
                 except BaseException as error:
                     outcomes.append(type(error))
                     raise
@@ -446,6 +392,13 @@ def test_a_fork_in_a_run_takes_nothing_from_it(connect: Connect, make_file: Make
         assert_same(await told(receiver.ended()), bytes(filler), CONTENT)
 
     trio.run(main)
+
+
+def test_a_loop_that_asyncio_was_taught_to_find_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trio-asyncio does, whoever is imported first."""
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        monkeypatch.setattr(asyncio.events, "_get_running_loop", lambda: loop)
+        assert running_loop() is loop
 
 
 def test_outside_of_a_run_there_is_no_loop(make_file: MakeFile) -> None:

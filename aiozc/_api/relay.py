@@ -1,15 +1,20 @@
 """`relay`."""
 
+import socket
 import ssl
-from typing import Any
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
 
 from aiozc._api.arguments import check_stream, socket_of, timeout_of
 from aiozc._engines import drive
 from aiozc._engines.hosts import arrive, run_all, uninterrupted
 from aiozc._engines.reactor import Reactor, get_reactor
-from aiozc._engines.records import Role, Stream, identity
+from aiozc._engines.records import Role, Stream, identity, inlet
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.splice import Splicing
+
+Piece: TypeAlias = AbstractContextManager[socket.socket]
 
 
 @uninterrupted
@@ -36,6 +41,14 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
             the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing more of it is under way.
     """
+    return await relay_behind(a, b, (), ())
+
+
+@uninterrupted
+async def relay_behind(
+    a: Any, b: Any, to_b: Iterable[Piece], to_a: Iterable[Piece]
+) -> tuple[int, int]:
+    """Relay, each way behind what can be read from sockets that are opened one after the other."""
     await arrive((0, 0))
     a, b = socket_of(a), socket_of(b)
     with nothing_moved((0, 0)):
@@ -50,8 +63,8 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
         second.duplicate()
         await run_all(
             (
-                _one_way(reactor, there, first, second),
-                _one_way(reactor, back, second, first),
+                _one_way(reactor, there, to_b, first, second),
+                _one_way(reactor, back, to_a, second, first),
             )
         )
     except BaseException as error:
@@ -84,8 +97,20 @@ def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
     return first, second
 
 
-async def _one_way(reactor: Reactor, transfer: Splicing, source: Stream, target: Stream) -> None:
+async def _one_way(
+    reactor: Reactor,
+    transfer: Splicing,
+    before: Iterable[Piece],
+    source: Stream,
+    target: Stream,
+) -> None:
     try:
+        for piece in before:
+            with piece as sock:
+                await drive.move(reactor, transfer, inlet(sock), target)
+            if transfer.error:
+                break
+            transfer.go_on()
         await drive.move(reactor, transfer, source, target)
     except (BrokenPipeError, ConnectionResetError):
         # Seen by a look at a side that stands still.

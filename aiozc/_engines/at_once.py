@@ -24,7 +24,7 @@ import os
 import select
 from collections import deque
 
-from aiozc._engines.hosts import Future, Loop, running_loop
+from aiozc._engines.hosts import Future, Loop
 from aiozc._engines.records import Record
 from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
@@ -96,12 +96,6 @@ class AtOnce:
         self._waiting.append((length, turn))
         self._renew_later(loop)
         return turn
-
-    async def wait_to_spend(self, length: int) -> None:
-        """Take `length` bytes from the budget of the turn that has them, first come first."""
-        loop = running_loop()
-        if not self.may_spend(loop, length):
-            await self.turn_to_spend(loop, length)
 
     def _renew_later(self, loop: Loop) -> None:
         if not self._renewing:

@@ -46,8 +46,8 @@ async def move(reactor: Reactor, transfer: Transfer, source: Original, target: O
             await _run(reactor, record, transfer)
         except GeneratorExit:
             raise
-        except BaseException:
-            with shielded():
+        except BaseException as error:
+            with shielded(error):
                 await _save(reactor, record, transfer)
             raise
 

@@ -12,24 +12,15 @@ OpenSSL has taken the whole record, and wants the same bytes again.
 
 import contextlib
 import errno
-import functools
 import mmap
 import os
 import ssl
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-from aiozc._engines.hosts import (
-    Loop,
-    in_thread,
-    in_thread_that_may_be_left,
-    running_loop,
-    shielded,
-    wait_at_most,
-    wake,
-)
+from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left, shielded, wait_ready
 from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
 from aiozc._errors import tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
@@ -57,26 +48,16 @@ async def send_file(
     progress = _Progress(position)
     memory = _memory()
     target = outlet(sock)
-    seekable = False
-    try:
+    with _telling(progress), contextlib.closing(target):
         target.duplicate()
-        seekable = await seek_if_it_can(file, offset, position)
-        while count is None or progress.position < count:
-            rest = READ if count is None else count - progress.position
+        async with _Following(file, offset, progress) as seekable:
             read = in_thread if seekable else in_thread_that_may_be_left
-            got = await read(_read_into, file, memory[:rest])
-            if not got:
-                break
-            await _send_all(target, sock, memory[:got], progress)
-    except BaseException as error:
-        tell(error, progress.position, 0)
-        raise
-    finally:
-        target.close()
-        # A coroutine that is thrown away cannot wait any more.
-        if seekable and not isinstance(sys.exception(), GeneratorExit):
-            with shielded():
-                await in_thread(seek, file, offset + progress.position)
+            while count is None or progress.position < count:
+                rest = READ if count is None else count - progress.position
+                got = await read(_read_into, file, memory[:rest])
+                if not got:
+                    break
+                await _send_all(target, sock, memory[:got], progress)
     return progress.position
 
 
@@ -96,37 +77,60 @@ async def receive_file(
     """
     progress = _Progress(0)
     memory = _memory()
-    target = Original(file) if plain else None
-    source = inlet(sock)
-    seekable = False
-    try:
+    with _telling(progress), contextlib.ExitStack() as stack:
+        target = stack.enter_context(contextlib.closing(Original(file))) if plain else None
+        source = stack.enter_context(contextlib.closing(inlet(sock)))
         source.duplicate()
         if target is not None:
             target.duplicate()
-        seekable = await seek_if_it_can(file, offset, 0)
-        while count is None or progress.position < count:
-            rest = READ if count is None else count - progress.position
-            progress.in_hand = await _receive(source, sock, memory[:rest])
-            if not progress.in_hand:
-                break
-            got = memory[: progress.in_hand]
-            if target is not None:
-                target.check_open()
-                await in_thread(_write_at, target.copy, got, offset, progress)
-            else:
-                await in_thread(_write_all, file, got, progress)
+        async with _Following(file, offset, progress):
+            while count is None or progress.position < count:
+                rest = READ if count is None else count - progress.position
+                progress.in_hand = await _receive(source, sock, memory[:rest])
+                if not progress.in_hand:
+                    break
+                got = memory[: progress.in_hand]
+                if target is not None:
+                    target.check_open()
+                    await in_thread(_write_at, target.copy, got, offset, progress)
+                else:
+                    await in_thread(_write_all, file, got, progress)
+    return progress.position
+
+
+@contextlib.contextmanager
+def _telling(progress: _Progress) -> Iterator[None]:
+    """Say in what is raised, at the very end too, how far it came."""
+    try:
+        yield
     except BaseException as error:
         tell(error, progress.position, progress.in_hand)
         raise
-    finally:
-        source.close()
-        if target is not None:
-            target.close()
-        failing = sys.exception()
-        if seekable and not isinstance(failing, GeneratorExit):
-            with shielded(), contextlib.suppress(*(() if failing is None else (OSError,))):
-                await in_thread(seek, file, offset + progress.position)
-    return progress.position
+
+
+class _Following:
+    """The position of a file that has one: it is where a transfer starts, and where it ended."""
+
+    def __init__(self, file: Any, offset: int, progress: _Progress) -> None:
+        self._file = file
+        self._offset = offset
+        self._progress = progress
+        self._seekable = False
+
+    async def __aenter__(self) -> bool:
+        self._seekable = await seek_if_it_can(self._file, self._offset, self._progress.position)
+        return self._seekable
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A coroutine that is thrown away cannot wait any more.
+        if self._seekable and not isinstance(error, GeneratorExit):
+            with shielded(error), contextlib.suppress(*(() if error is None else (OSError,))):
+                await in_thread(seek, self._file, self._offset + self._progress.position)
 
 
 def _memory() -> memoryview:
@@ -191,44 +195,27 @@ def _read_into(file: Any, memory: memoryview) -> int:
 
 
 async def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> int:
-    loop = running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while True:
         source.check_open()
         try:
             return tls.recv_into(memory) if tls is not None else receive_nowait(source.copy, memory)
         except (BlockingIOError, ssl.SSLWantReadError):
-            await wait(loop, loop.add_reader, loop.remove_reader, source.copy)
+            await wait_ready(source.copy, TICK, writing=False)
         except ssl.SSLWantWriteError:
-            await wait(loop, loop.add_writer, loop.remove_writer, source.copy)
+            await wait_ready(source.copy, TICK, writing=True)
 
 
 async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: _Progress) -> None:
-    loop = running_loop()
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
         target.check_open()
         try:
             sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(target.copy, data)
         except ssl.SSLWantReadError:
-            await wait(loop, loop.add_reader, loop.remove_reader, target.copy)
+            await wait_ready(target.copy, TICK, writing=False)
         except (BlockingIOError, ssl.SSLWantWriteError):
-            await wait(loop, loop.add_writer, loop.remove_writer, target.copy)
+            await wait_ready(target.copy, TICK, writing=True)
         else:
             progress.position += sent
             data = data[sent:]
-
-
-async def wait(
-    loop: Loop,
-    add: Callable[..., None],
-    remove: Callable[[int], bool],
-    fd: int,
-) -> None:
-    """Wait until `fd` is ready, or for a tick: closing the caller's number wakes nobody."""
-    ready = loop.create_future()
-    add(fd, functools.partial(wake, ready))
-    try:
-        await wait_at_most(loop, ready, TICK)
-    finally:
-        remove(fd)

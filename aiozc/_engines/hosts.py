@@ -9,18 +9,19 @@ must be waited for in any case (a chain's end, a thread) is waited for by `TrioF
 what must be done after a cancellation stands in a `shielded` block.
 
 Which of the two it is: trio's guest mode runs its tasks in callbacks of asyncio's loop, and
-trio-asyncio runs asyncio's tasks within one of trio's. In both the innermost task tells.
+trio-asyncio, which replaces functions of asyncio, runs its tasks within one of trio's. In both the
+innermost task tells.
 """
 
 import asyncio
 import contextlib
 import sys
-from asyncio.events import _get_running_loop
+from asyncio import events
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
-from aiozc._errors import tell
+from aiozc._errors import nothing_moved
 
 if TYPE_CHECKING:
     import trio
@@ -39,12 +40,12 @@ _modules = sys.modules
 
 def plain_loop() -> asyncio.AbstractEventLoop | None:
     """Return the running loop if that can be told at once: asyncio's, where trio is not there."""
-    return None if "trio" in _modules else _get_running_loop()
+    return None if "trio" in _modules else events._get_running_loop()
 
 
 def running_loop() -> Loop:
     """Return what runs this coroutine. Raises RuntimeError where nothing does."""
-    loop = _get_running_loop()
+    loop = events._get_running_loop()
     if loop is not None and ("trio" not in _modules or asyncio.current_task(loop) is not None):
         return loop
     # Another thread may be importing it just now.
@@ -66,11 +67,8 @@ async def arrive(nothing: Any = 0) -> Loop:
     """
     loop = running_loop()
     if not isinstance(loop, asyncio.AbstractEventLoop):
-        try:
+        with nothing_moved(nothing):
             await loop.checkpoint_if_cancelled()
-        except BaseException as error:
-            tell(error, nothing, nothing)
-            raise
     return loop
 
 
@@ -83,15 +81,15 @@ def uninterrupted(function: F) -> F:
     return function
 
 
-def shielded() -> AbstractContextManager[object]:
-    """Return a block in which a cancellation that is being raised already is not felt again.
+def shielded(error: BaseException | None) -> AbstractContextManager[object]:
+    """Return a block in which a cancellation is not felt again, if it is what is being raised.
 
     On asyncio too: anyio's scopes cancel in every turn, until their task has left them.
     """
     loop = running_loop()
     if not isinstance(loop, asyncio.AbstractEventLoop):
         return loop.shield()
-    if isinstance(sys.exception(), asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError):
         return contextlib.suppress(asyncio.CancelledError)
     return contextlib.nullcontext()
 
@@ -109,6 +107,23 @@ def wake(future: Future) -> None:
     """Let who waits for a future go on."""
     if not future.done():
         future.set_result(None)
+
+
+async def wait_ready(fd: int, seconds: float, *, writing: bool) -> None:
+    """Wait until a descriptor is ready, or for so many seconds. It is nobody else's."""
+    loop = running_loop()
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        await loop.wait_ready(fd, seconds, writing=writing)
+        return
+    add, remove = loop.add_reader, loop.remove_reader
+    if writing:
+        add, remove = loop.add_writer, loop.remove_writer
+    ready = loop.create_future()
+    add(fd, wake, ready)
+    try:
+        await wait_at_most(loop, ready, seconds)
+    finally:
+        remove(fd)
 
 
 async def sleep(seconds: float) -> None:

@@ -5,8 +5,10 @@ Facts about trio that this relies on (0.30 to 0.35, read in its source and teste
 - A system task is cancelled when the main task has ended, and with it all that were started in
   the run's own nursery: the last of a reader is that its callback is dropped. That is what ends
   a reactor, as closing the loop does on asyncio.
-- Cancelling the scope of a task that waits for a descriptor takes that out of trio's epoll
-  instance before `cancel()` returns: then the number may be closed.
+- Cancelling the scope of a task that waits for a descriptor has trio's epoll instance look for
+  nothing there before `cancel()` returns: then the number may be closed. It stays registered (as
+  it does when a wait is over) for as long as its open file lives, and may tell of a hang-up once:
+  who waits for the number then, whatever it has become, looks again.
 - A wait is asked once to abort. One that answers `Abort.FAILED` goes on, and may have ended
   before the answer is given.
 - A function that aborts a wait starts no task: one of a scope that is being cancelled changes the
@@ -25,6 +27,13 @@ import trio
 from trio.lowlevel import Abort, RunVar
 
 T = TypeVar("T")
+
+THREADS = 40
+"""Threads that one run's transfers use at a time: as many as trio allows all others together.
+
+They are not counted among those: all of a program's may wait for what a transfer is to bring, and
+a transfer that is cancelled waits for a thread all the same, to know where it is.
+"""
 
 _logger = logging.getLogger("aiozc")
 _current: "RunVar[TrioLoop | None]" = RunVar("aiozc's loop", None)
@@ -118,7 +127,8 @@ class TrioLoop:
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        self._watched: dict[tuple[int, bool], tuple[trio.CancelScope, _Callback]] = {}
+        self._watched: dict[int, tuple[trio.CancelScope, _Callback]] = {}
+        self._threads = trio.CapacityLimiter(THREADS)
 
     def is_closed(self) -> bool:
         """Return whether the run is over, or not what runs here (in a forked child, a thread)."""
@@ -147,49 +157,40 @@ class TrioLoop:
 
     def add_reader(self, fd: int, callback: _Callback) -> None:
         """Have it called again and again while the descriptor is readable."""
-        self._watch(fd, callback, writing=False)
+        scope = trio.CancelScope()
+        self._watched[fd] = scope, callback
+        trio.lowlevel.spawn_system_task(self._serve, fd, scope)
 
     def remove_reader(self, fd: int) -> bool:
         """End that. The descriptor may be closed then."""
-        return self._leave(fd, writing=False)
-
-    def add_writer(self, fd: int, callback: _Callback) -> None:
-        """Have it called again and again while the descriptor is writable."""
-        self._watch(fd, callback, writing=True)
-
-    def remove_writer(self, fd: int) -> bool:
-        """End that. The descriptor may be closed then."""
-        return self._leave(fd, writing=True)
-
-    def _watch(self, fd: int, callback: _Callback, *, writing: bool) -> None:
-        scope = trio.CancelScope()
-        self._watched[fd, writing] = scope, callback
-        trio.lowlevel.spawn_system_task(self._serve, fd, writing, scope)
-
-    def _leave(self, fd: int, *, writing: bool) -> bool:
-        scope, callback = self._watched.get((fd, writing), (None, None))
+        scope, callback = self._watched.get(fd, (None, None))
         if scope is None:
             return False
         scope.cancel()
         # The last who has the callback may be what closes the descriptor.
-        del self._watched[fd, writing], callback
+        del self._watched[fd], callback
         return True
 
-    async def _serve(self, fd: int, writing: bool, scope: trio.CancelScope) -> None:
-        wait = trio.lowlevel.wait_writable if writing else trio.lowlevel.wait_readable
+    async def _serve(self, fd: int, scope: trio.CancelScope) -> None:
         try:
             with scope:
                 # Looked at first: the descriptor may be closed by now.
                 while not scope.cancel_called:
-                    await wait(fd)
+                    await trio.lowlevel.wait_readable(fd)
                     # What was ready already is not cancelled any more.
                     if not scope.cancel_called:
-                        _call(self._watched[fd, writing][1])
+                        _call(self._watched[fd][1])
         except (OSError, trio.ClosedResourceError):
             _logger.exception("waiting for descriptor %d, which was closed", fd)
         finally:
-            if self._watched.get((fd, writing), (None,))[0] is scope:
-                del self._watched[fd, writing]
+            if self._watched.get(fd, (None,))[0] is scope:
+                del self._watched[fd]
+
+    async def wait_ready(self, fd: int, seconds: float, *, writing: bool) -> None:
+        """Wait until a descriptor is ready, or for so many seconds."""
+        wait = trio.lowlevel.wait_writable if writing else trio.lowlevel.wait_readable
+        with trio.move_on_after(seconds):
+            await wait(fd)
 
     async def checkpoint_if_cancelled(self) -> None:
         """Raise Cancelled in a scope that is cancelled."""
@@ -202,13 +203,16 @@ class TrioLoop:
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function in a thread to its end, and then raise a cancellation if there is one."""
         with self.shield():
-            result = await trio.to_thread.run_sync(function, *arguments)
+            result = await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
         await trio.lowlevel.checkpoint_if_cancelled()
         return result
 
     async def in_thread_that_may_be_left(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function in a thread, which a cancellation leaves behind."""
-        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+        """Run a function in a thread, which a cancellation leaves behind: one of its own."""
+        alone = trio.CapacityLimiter(1)
+        return await trio.to_thread.run_sync(
+            function, *arguments, abandon_on_cancel=True, limiter=alone
+        )
 
     async def run_all(self, ways: Collection[Coroutine[Any, Any, None]]) -> None:
         """Run all to their ends, as `hosts.run_all` says: what is raised is in no group."""

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from aiozc._engines.base import TICK
 from aiozc._engines.direct import IN_HAND, run_direct
-from aiozc._engines.fallback import wait
-from aiozc._engines.hosts import in_thread, running_loop
+from aiozc._engines.hosts import in_thread, running_loop, wait_ready
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
@@ -96,9 +95,7 @@ async def _lend(
 ) -> None:
     # What the socket has room for is sent, and looked up page by page, in the loop's thread.
     length = min(sum(step.length for step in sends), SEND_BUFFER)
-    if not reactor.at_once.may_spend(running_loop(), length):
-        await reactor.at_once.wait_to_spend(length)
-        record.check_open()
+    await _take_turn(reactor, record, length)
     parts.check_lengths(sends)
     try:
         chain = parts.locate(reactor.at_once, sends)
@@ -113,6 +110,14 @@ async def _lend(
         raise cancelled
     if transfer.error in (0, errno.EFAULT):
         parts.check_lengths(sends)
+
+
+async def _take_turn(reactor: Reactor, record: Record, length: int) -> None:
+    """Take `length` bytes from the budget of the loop's turn, or of the first that has them."""
+    loop = running_loop()
+    if not reactor.at_once.may_spend(loop, length):
+        await reactor.at_once.turn_to_spend(loop, length)
+        record.check_open()
 
 
 async def _lend_direct(
@@ -179,7 +184,7 @@ async def _copy(
     reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, step: SendCopied
 ) -> None:
     """Do a SendCopied. What the socket took counts, whatever ends it."""
-    await reactor.at_once.wait_to_spend(step.length)
+    await _take_turn(reactor, record, step.length)
     memory = await _memory_of(parts, step)
     sent = 0
     try:
@@ -211,9 +216,8 @@ async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:
 
 async def _send_some(record: Record, memory: memoryview) -> int:
     """Send what there is room for, or wait for room, for a while; return the bytes sent."""
-    loop = running_loop()
     try:
         return send_nowait(record.target.copy, memory)
     except BlockingIOError:
-        await wait(loop, loop.add_writer, loop.remove_writer, record.target.copy)
+        await wait_ready(record.target.copy, TICK, writing=True)
         return 0

@@ -162,6 +162,11 @@ class Splicing:
         """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
         return COST if self._state in (State.SWIFT, State.MARKED) else 0
 
+    def go_on(self) -> None:
+        """Go on from another stream, where the one before has ended and all of it has arrived."""
+        self._ended = False
+        self._state = self._moving
+
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (8 or more) at the most."""
         if self._state is State.WAITING:

@@ -2,17 +2,15 @@
 
 What a stream of the asyncio backend holds in user space keeps its place: what it has not sent
 yet leaves before the file, and what it has read ahead arrives before what is in the socket.
-anyio shows neither, nor the transport that reads ahead. So this looks into the stream, in
-`_Early` alone; what it has no such things is a stream that holds nothing.
+anyio shows neither, nor the transport that reads ahead, nor its guards against two at once. So
+this looks into the stream: one that has no such things holds nothing.
 
 A stream that is encrypted is none of these (`anyio.streams.tls.TLSStream` is no SocketStream):
 its raw socket would send what is to be secret as it is.
 """
 
 import contextlib
-import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -21,13 +19,12 @@ import anyio
 from anyio import BrokenResourceError, ClosedResourceError
 from anyio.abc import SocketAttribute, SocketStream
 
-from aiozc import loop_recvfile, loop_sendfile, splice_pipe
-from aiozc import relay as relay_sockets
-from aiozc._errors import tell
+from aiozc import loop_recvfile, loop_sendfile
+from aiozc._api.relay import relay_behind
+from aiozc._errors import nothing_moved, tell, tells_of_lost_connection
 
 PIECE = 64 * 1024
 """Bytes that were read ahead and go on at once, at the most."""
-_RESET = struct.pack("ii", 1, 0)
 
 
 async def send_file(
@@ -101,72 +98,28 @@ async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
     Raises, beside what `aiozc.relay` does: what `send_file` does.
     """
     socks = _socket_of(a), _socket_of(b)
-    await a.send(b"")
-    await b.send(b"")
     with contextlib.ExitStack() as stack:
-        early = []
         for stream in (a, b):
-            stack.enter_context(_guarding(stream, "_send_guard"))
-            stack.enter_context(_guarding(stream, "_receive_guard"))
             stack.enter_context(_in_words_of_anyio(stream))
-            early.append(_Early(stream))
-        if not any(early):
-            return await relay_sockets(*socks)
-        return await _relay_both(socks, early)
-
-
-async def _relay_both(
-    socks: tuple[socket.socket, socket.socket], early: "list[_Early]"
-) -> tuple[int, int]:
-    """Relay two sockets of which something was read ahead: each way goes at its own pace."""
-    moved, lost = [0, 0], [0, 0]
-    errors: list[BaseException] = []
-
-    async def move(way: int) -> None:
-        source, target = socks[way], socks[1 - way]
-        try:
-            while early[way]:
-                with early[way].as_socket(None) as piece:
-                    moved[way] += await splice_pipe(piece, target)
-            moved[way] += await splice_pipe(source, target)
-            with _duplicate(target) as sock:
-                sock.shutdown(socket.SHUT_WR)
-        except BaseException as error:
-            errors.append(error)
-            moved[way] += getattr(error, "transferred", 0)
-            lost[way] += getattr(error, "lost", 0)
-            if isinstance(error, Exception):
-                ways.cancel_scope.cancel()
-            else:
-                raise
-
-    try:
-        async with anyio.create_task_group() as ways:
-            for way in (0, 1):
-                ways.start_soon(move, way)
-    except BaseException as error:
-        tell(error, tuple(moved), tuple(lost))
-        raise
-    if errors:
-        for sock in socks:
-            with _duplicate(sock) as same:
-                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        tell(errors[0], tuple(moved), tuple(lost))
-        raise errors[0]
-    return moved[0], moved[1]
+        with nothing_moved((0, 0)):
+            await a.send(b"")
+            await b.send(b"")
+            for stream in (a, b):
+                stack.enter_context(_guarding(stream, "_send_guard"))
+                stack.enter_context(_guarding(stream, "_receive_guard"))
+        return await relay_behind(*socks, _Early(a).pieces(), _Early(b).pieces())
 
 
 def _socket_of(stream: SocketStream) -> socket.socket:
     if not isinstance(stream, SocketStream):
         raise TypeError(f"{stream!r} is no anyio.abc.SocketStream: only plain sockets will do")
-    return stream.extra(SocketAttribute.raw_socket)
-
-
-@contextlib.contextmanager
-def _duplicate(sock: socket.socket) -> Iterator[socket.socket]:
-    """Give a socket object of any transport's socket; nothing happens where it has ended."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
-        yield same
+    try:
+        return stream.extra(SocketAttribute.raw_socket)
+    except AttributeError:
+        # A transport of uvloop that was closed has none any more.
+        closed = socket.socket()
+        closed.close()
+        return closed
 
 
 def _file_of(file: Any) -> Any:
@@ -191,6 +144,11 @@ class _Early:
 
     def __bool__(self) -> bool:
         return bool(self._chunks)
+
+    def pieces(self) -> Iterator[contextlib.AbstractContextManager[socket.socket]]:
+        """Give all of it as sockets, one after the other."""
+        while self._chunks:
+            yield self.as_socket(None)
 
     @contextlib.contextmanager
     def as_socket(self, most: int | None) -> Iterator[socket.socket]:
@@ -235,9 +193,9 @@ def _in_words_of_anyio(stream: SocketStream) -> Iterator[None]:
 def _cause_in_words_of_anyio(stream: SocketStream, error: OSError) -> Exception | None:
     # The asyncio backend's streams and trio's say that they are closed; UNIX ones that they are
     # closing.
-    if getattr(stream, "_closed", False) or getattr(stream, "_closing", False):
-        return ClosedResourceError()
+    closed = getattr(stream, "_closed", False) or getattr(stream, "_closing", False)
     transport = getattr(stream, "_transport", None)
-    if isinstance(error, ConnectionError) or (transport is not None and transport.is_closing()):
-        return BrokenResourceError()
-    return None
+    closing = closed or (transport is not None and transport.is_closing())
+    if not tells_of_lost_connection(error, closing=closing):
+        return None
+    return ClosedResourceError() if closed else BrokenResourceError()

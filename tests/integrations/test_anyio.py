@@ -248,6 +248,31 @@ async def test_a_relay_whose_peer_resets_ends_as_broken_and_tells_what_it_moved(
     await told(at_a.ended())
 
 
+@kinds
+async def test_a_relay_hears_of_a_reset_while_it_stands_still_and_passes_it_on(
+    kind: str, connected: Connected
+) -> None:
+    a, at_a = await connected.stream()
+    b, at_b = await connected.stream(kind, limit=0)
+    at_a.send(pattern(32 * MIB))
+    assert len(await a.receive(1)) == 1  # more of it is read ahead
+
+    async def reset() -> None:
+        before, seen = -1, 0
+        while seen < 10:
+            seen = seen + 1 if before == at_a.sent else 0
+            before = at_a.sent
+            await anyio.sleep(0.001)
+        at_a.reset()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(reset)
+        with pytest.raises(BrokenResourceError):
+            await relay(a, b)
+    at_b.allow(None)
+    await told(at_b.ended())
+
+
 async def test_a_peer_that_resets_is_a_broken_resource(
     connected: Connected, make_file: MakeFile
 ) -> None:
@@ -284,6 +309,39 @@ async def test_a_stream_closed_meanwhile_is_a_closed_resource(
             with pytest.raises(ClosedResourceError):
                 await (receive_file(stream, target) if receiving else send_file(stream, file))
         peer.close()
+
+
+@kinds
+async def test_a_stream_closed_before_is_a_closed_resource(
+    kind: str, connected: Connected, make_file: MakeFile
+) -> None:
+    stream, _ = await connected.stream(kind)
+    other, _ = await connected.stream(kind)
+    await stream.aclose()
+    with memory_file() as target:
+        for use in (
+            lambda: send_file(stream, make_file(b"x")),
+            lambda: receive_file(stream, target),
+            lambda: relay(stream, other),
+            lambda: relay(other, stream),
+        ):
+            with pytest.raises(ClosedResourceError):
+                await use()
+
+
+@kinds
+async def test_a_relay_in_a_scope_cancelled_before_tells_that_nothing_was_moved(
+    kind: str, connected: Connected
+) -> None:
+    (a, at_a), (b, _) = await connected.stream(kind), await connected.stream(kind)
+    at_a.send(b"some")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(anyio.get_cancelled_exc_class()) as caught:
+            await relay(a, b)
+        assert caught.value.transferred == caught.value.lost == (0, 0)  # type: ignore[attr-defined]
+        raise caught.value
+    assert await a.receive() == b"some"
 
 
 @kinds

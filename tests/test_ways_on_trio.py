@@ -1,0 +1,21 @@
+"""The transfers' own tests, on trio."""
+
+import pytest
+
+from . import on_trio, support, test_ways, ways
+from .test_ways import *  # noqa: F403
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run them on trio alone."""
+    return "trio"
+
+
+@pytest.fixture(autouse=True)
+def bodies_on_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the bodies written for asyncio's loops use trio."""
+    for module in (support, ways, test_ways):
+        monkeypatch.setattr(module, "asyncio", on_trio)
