@@ -17,7 +17,9 @@ _opener = CachedOpener(FLAGS)
 async def open_regular(path: str) -> tuple[int, int]:
     """Open a regular file for reading; return its descriptor, the caller's to close, and its size.
 
-    What is in the kernel's caches is opened at once, everything else in a worker thread.
+    What is in the kernel's caches is opened at once, everything else in a worker thread. A file
+    system that another process or machine serves (FUSE, NFS) may be asked for such a file even so,
+    by open(2) as by the fstat(2) and the close(2) of every transfer.
 
     Raises:
         OSError: what open(2) answers; EISDIR and EINVAL for what is no regular file.
