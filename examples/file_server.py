@@ -247,7 +247,8 @@ class Connection(asyncio.Protocol):
             lines += "Connection: close\r\n"
         date = http_date(int(time.time()))
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: {date}\r\n{lines}\r\n"
-        self.transport.write(head.encode("latin-1") + data)
+        if not self.transport.is_closing():
+            self.transport.write(head.encode("latin-1") + data)
 
 
 async def main(folder: str, host: str, port: int) -> None:

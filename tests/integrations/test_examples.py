@@ -293,6 +293,22 @@ def test_clients_that_go_away_leave_it_serving(url: str, client: httpx.Client) -
     assert_same(client.get(f"{url}/large").content, pattern(SIZES["large"]))
 
 
+def test_clients_that_go_away_before_the_answer_are_no_fault(folder: Path) -> None:
+    """What they asked for has to be looked for first, in a thread."""
+    command = [sys.executable, str(EXAMPLES / "file_server.py"), str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        for number in range(30):
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                for name in ("nobody", "large", "sub", f"nobody-{number}"):
+                    sock.sendall(f"GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert talk(f"http://127.0.0.1:{port}", b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
+        process.send_signal(signal.SIGINT)
+        assert (process.communicate()[1], process.returncode) == (b"", 0)
+
+
 def test_it_stops_while_clients_are_connected(folder: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "file_server.py"), str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
