@@ -25,7 +25,7 @@ async def open_regular(path: str) -> tuple[int, int]:
         OSError: what open(2) answers; EISDIR and EINVAL for what is no regular file.
         ValueError: a path with a null byte.
     """
-    fd = await _open(os.fsencode(path))
+    fd = await _open(path)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -37,11 +37,11 @@ async def open_regular(path: str) -> tuple[int, int]:
     return fd, status.st_size
 
 
-async def _open(path: bytes) -> int:
+async def _open(path: str) -> int:
     # Whatever speaks against the short way (a cold path, no such file, a kernel or a seccomp
     # filter without openat2) is told by the other in open(2)'s own words.
     with contextlib.suppress(OSError):
-        return _opener.open(path)
+        return _opener.open(os.fsencode(path))
     opened: list[int] = []
     try:
         await in_thread(lambda: opened.append(os.open(path, FLAGS)))

@@ -273,7 +273,7 @@ async def test_a_file_that_cannot_be_opened_ends_the_connection_after_the_header
         head_is_there.set()
         assert await client.rest() == b""
     [error] = errors
-    assert "No such file" in error
+    assert error.endswith(f"No such file or directory: {str(folder / 'nobody')!r}")
 
 
 async def test_an_application_may_answer_otherwise_where_there_is_no_file(
