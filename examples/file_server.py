@@ -9,7 +9,7 @@ one):
 
 GET and HEAD, conditional requests, ranges (of several in one request the whole file is sent, as
 RFC 9110 allows), keep-alive and pipelining. Folders are refused, symbolic links below DIR are not
-followed, and what is no regular file is not there.
+followed, and what is no regular file is not there. A request with a body is its connection's last.
 
 It waits for no disk: what has not been opened lately is opened in a thread, what is small and
 cached goes with its header, and everything else by `loop.sendfile`, which is aiozc's. Logs, and
@@ -23,11 +23,11 @@ import email.utils
 import functools
 import mimetypes
 import os
+import re
 import stat
 import time
 import urllib.parse
 from http import HTTPStatus
-from typing import Any, NamedTuple
 
 import httptools
 import uvloop
@@ -35,36 +35,18 @@ import uvloop
 import aiozc
 
 SMALL = 16 * 1024  # bytes of a file that is read and written with its header
-LONGEST = 64 * 1024  # bytes of a request
+LONGEST = 64 * 1024  # bytes of a request's header
 KNOWN = 10_000  # files that are remembered as opened
+LINGER = 2  # seconds for the client to read the last answer in
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+RANGE = re.compile(rb"bytes=\s*(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 Names = tuple[bytes, ...]  # folders and a file, each below the one before
+Headers = dict[bytes, bytes]
+Bytes = bytes | bytearray
 
+guess_type = functools.lru_cache(1000)(mimetypes.guess_type)
 http_date = functools.lru_cache(1000)(functools.partial(email.utils.formatdate, usegmt=True))
-
-
-class Request(NamedTuple):
-    method: str
-    url: bytes
-    headers: dict[bytes, bytes]
-    keep_alive: bool
-
-
-class Answer(NamedTuple):
-    """A status, lines of the header, and the part of the file that is sent."""
-
-    status: HTTPStatus
-    lines: str = ""
-    first: int = 0
-    end: int = 0
-
-
-@functools.lru_cache(1000)
-def type_of(name: bytes) -> str:
-    """Return the content type for a file's name."""
-    kind, encoding = mimetypes.guess_type(os.fsdecode(name))
-    return kind if kind and not encoding else "application/octet-stream"
 
 
 def names_in(url: bytes) -> Names:
@@ -76,35 +58,32 @@ def names_in(url: bytes) -> Names:
     return names
 
 
-def open_below(folder: int, names: Names) -> tuple[int, os.stat_result]:
+def open_below(folder: int, names: Names) -> int:
     """Open a file name by name, so that no link on the way leads out of the folder."""
-    with contextlib.ExitStack() as stack:
-        for name in names[:-1]:
-            folder = os.open(name, FLAGS | os.O_DIRECTORY, dir_fd=folder)
-            stack.callback(os.close, folder)
-        fd = os.open(names[-1], FLAGS, dir_fd=folder)
-    return fd, os.fstat(fd)
+    if len(names) == 1:
+        return os.open(names[0], FLAGS, dir_fd=folder)
+    inner = os.open(names[0], FLAGS | os.O_DIRECTORY, dir_fd=folder)
+    try:
+        return open_below(inner, names[1:])
+    finally:
+        os.close(inner)
 
 
 def range_in(field: bytes, size: int) -> tuple[int, int] | None:
     """Return a range's first byte and the one behind its last; None for what is no single range."""
-    unit, _, text = field.partition(b"=")
-    first, dash, last = text.strip().partition(b"-")
-    if unit.lower() != b"bytes" or not (dash and (first + last).isdigit()) or len(text) > 40:
-        return None
+    match = RANGE.fullmatch(field)
+    first, last = match.groups() if match else (b"", b"")
     if not first:
-        return max(0, size - int(last)), size
+        return (max(0, size - int(last)), size) if last else None
     if last and int(last) < int(first):
         return None
     return int(first), min(size, int(last) + 1) if last else size
 
 
-def is_known(headers: dict[bytes, bytes], tag: bytes, changed: float) -> bool:
+def is_known(headers: Headers, tag: bytes, changed: float) -> bool:
     """Return whether the client has the file as it is (RFC 9110, 13.2.2)."""
     if tags := headers.get(b"if-none-match"):
-        return tags == b"*" or tag in [
-            each.strip().removeprefix(b"W/") for each in tags.split(b",")
-        ]
+        return tags == b"*" or tag in tags  # with its quotes it is no part of another
     if since := headers.get(b"if-modified-since"):
         with contextlib.suppress(ValueError, OverflowError):  # where it is no date
             date = email.utils.parsedate_to_datetime(since.decode("latin-1"))
@@ -112,59 +91,54 @@ def is_known(headers: dict[bytes, bytes], tag: bytes, changed: float) -> bool:
     return False
 
 
-def answer_with(file: os.stat_result, name: bytes, request: Request) -> Answer:
-    """Return the answer to a request for what was found by that name."""
-    if not stat.S_ISREG(file.st_mode):
-        folder = stat.S_ISDIR(file.st_mode)
-        return Answer(HTTPStatus.FORBIDDEN if folder else HTTPStatus.NOT_FOUND)
-    headers, size = request.headers, file.st_size
-    tag, changed = f'"{file.st_mtime_ns:x}-{size:x}"', http_date(int(file.st_mtime))
-    lines = f"ETag: {tag}\r\nLast-Modified: {changed}\r\nAccept-Ranges: bytes\r\n"
-    if is_known(headers, tag.encode(), file.st_mtime):
-        return Answer(HTTPStatus.NOT_MODIFIED, lines)
-    status, first, end = HTTPStatus.OK, 0, size
-    as_known = headers.get(b"if-range", tag.encode()).decode("latin-1") in (tag, changed)
-    if as_known and request.method == "GET":
-        part = range_in(headers.get(b"range", b""), size)
-        if part is not None and part[0] >= part[1]:
-            lines = f"Content-Range: bytes */{size}\r\n"
-            return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, lines)
-        if part is not None:
-            status, (first, end) = HTTPStatus.PARTIAL_CONTENT, part
-            lines += f"Content-Range: bytes {first}-{end - 1}/{size}\r\n"
-    lines += f"Content-Type: {type_of(name)}\r\nContent-Length: {end - first}\r\n"
-    return Answer(status, lines, first, first if request.method == "HEAD" else end)
-
-
 class Connection(asyncio.Protocol):
     """One client: its requests are answered in their order, one after the other."""
 
+    transport: asyncio.Transport
+
     def __init__(self, folder: int, known: dict[Names, None]) -> None:
         self.folder, self.known = folder, known
-        self.loop: Any = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.parser = httptools.HttpRequestParser(self)
-        self.transport: Any = None
-        self.requests: list[Request] = []
-        self.task: asyncio.Task[None] | None = None
-        self.url, self.headers, self.fed, self.paused = b"", dict[bytes, bytes](), 0, False
+        self.url, self.headers, self.fed = b"", Headers(), 0
+        self.requests: list[tuple[bytes, bytes, Headers]] = []
+        self.task: asyncio.Task[None] | None = None  # answers them
+        self.ended = False  # nothing that comes is a request any more
+        self.writable = asyncio.Event()
+        self.writable.set()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        del self.parser  # it refers to this object
+        self.writable.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        return self.task is not None  # then the connection stays, for the answers
 
     def data_received(self, data: bytes) -> None:
+        if self.ended:
+            return
         self.fed += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # what comes behind it is no HTTP any more
-            self.requests[-1] = self.requests[-1]._replace(keep_alive=False)
-        except httptools.HttpParserError:
-            self.requests.append(Request("", b"", {}, False))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not self.ended:
+                self.requests.append((b"", b"", {}))  # no method that there is
+                self.ended = True
         if self.fed > LONGEST:
             self.transport.abort()
-        self.proceed()
+        elif self.task:
+            self.transport.pause_reading()
+        elif self.requests:
+            self.task = self.loop.create_task(self.answer_all())
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -172,102 +146,109 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower()] = value
 
-    def on_message_complete(self) -> None:
-        method, keep_alive = self.parser.get_method().decode(), self.parser.should_keep_alive()
-        self.requests.append(Request(method, self.url, self.headers, keep_alive))
+    def on_headers_complete(self) -> None:
+        if self.ended:
+            return
+        parser, headers = self.parser, self.headers
+        self.requests.append((parser.get_method(), self.url, headers))
+        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        keeps_alive = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+        self.ended = has_body or parser.should_upgrade() or not keeps_alive
         self.url, self.headers, self.fed = b"", {}, 0
 
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-        self.proceed()
-
-    def proceed(self) -> None:
-        """Answer what has been asked, up to an answer that has to wait for something."""
-        while self.requests and not (self.task or self.paused or self.transport.is_closing()):
-            self.answer(self.requests.pop(0))
+    async def answer_all(self) -> None:
+        """Answer what has been asked, and end the connection behind the last request."""
+        while self.requests and not self.transport.is_closing():
+            await self.answer(*self.requests.pop(0))
+            await self.writable.wait()
+        self.task = None
         if not self.transport.is_closing():
-            waiting = self.task or self.paused
-            (self.transport.pause_reading if waiting else self.transport.resume_reading)()
+            self.transport.resume_reading()
+            if self.ended:  # closed with something unread, it would take the answer back
+                self.transport.write_eof()
+                self.loop.call_later(LINGER, self.transport.close)
 
-    def answer(self, request: Request) -> None:
-        """Answer a request, or begin to."""
-        if request.method not in ("GET", "HEAD"):
-            status = HTTPStatus.METHOD_NOT_ALLOWED if request.method else HTTPStatus.BAD_REQUEST
-            self.begin(request._replace(keep_alive=False), Answer(status))
+    async def answer(self, method: bytes, url: bytes, headers: Headers) -> None:
+        """Answer a request."""
+        if not method:
+            self.begin(method, HTTPStatus.BAD_REQUEST)
+            return
+        if method not in (b"GET", b"HEAD"):
+            self.begin(method, HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
             return
         try:
-            names = names_in(request.url)
+            names = names_in(url)
             if names in self.known:
-                self.give(request, names[-1], *open_below(self.folder, names))
+                fd = open_below(self.folder, names)
             else:
-                self.task = self.loop.create_task(self.look_for(request, names))
-        except (OSError, httptools.HttpParserInvalidURLError) as error:
-            self.refuse(request, error)
+                fd = await asyncio.to_thread(open_below, self.folder, names)
+                self.known[names] = None
+                if len(self.known) > KNOWN:
+                    del self.known[next(iter(self.known))]
+        except PermissionError:
+            self.begin(method, HTTPStatus.FORBIDDEN)
+        except (OSError, httptools.HttpParserInvalidURLError):
+            self.begin(method, HTTPStatus.NOT_FOUND)
+        else:
+            try:
+                await self.give(method, headers, os.fsdecode(names[-1]), fd)
+            finally:
+                os.close(fd)
 
-    async def look_for(self, request: Request, names: Names) -> None:
-        """Open in a thread what may have to be looked for on the disk, and answer."""
-        try:
-            fd, file = await asyncio.to_thread(open_below, self.folder, names)
-            self.known[names] = None
-            if len(self.known) > KNOWN:
-                del self.known[next(iter(self.known))]
-            self.task = None
-            self.give(request, names[-1], fd, file)
-        except OSError as error:
-            self.task = None
-            self.refuse(request, error)
-        self.proceed()
-
-    def give(self, request: Request, name: bytes, fd: int, file: os.stat_result) -> None:
-        """Answer with what was opened, and have it closed in the end."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, fd)
-            answer = answer_with(file, name, request)
-            count = answer.end - answer.first
-            if count <= SMALL:
-                data = bytearray(count)
-                with contextlib.suppress(BlockingIOError):
-                    if not count or os.preadv(fd, [data], answer.first, os.RWF_NOWAIT) == count:
-                        self.begin(request, answer, data)
-                        return
-            stack.pop_all()
-        self.begin(request._replace(keep_alive=True), answer)
-        self.task = self.loop.create_task(self.send(fd, answer.first, count, request.keep_alive))
-
-    async def send(self, fd: int, first: int, count: int, keep_alive: bool) -> None:
-        """Send what is not small, or not cached."""
+    async def give(self, method: bytes, headers: Headers, name: str, fd: int) -> None:
+        """Answer with what was found by that name."""
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            is_folder = stat.S_ISDIR(found.st_mode)
+            self.begin(method, HTTPStatus.FORBIDDEN if is_folder else HTTPStatus.NOT_FOUND)
+            return
+        size, changed = found.st_size, http_date(int(found.st_mtime))
+        tag = f'"{found.st_mtime_ns:x}-{size:x}"'
+        lines = f"ETag: {tag}\r\nLast-Modified: {changed}\r\nAccept-Ranges: bytes\r\n"
+        if is_known(headers, tag.encode(), found.st_mtime):
+            self.begin(method, HTTPStatus.NOT_MODIFIED, lines)
+            return
+        status, part = HTTPStatus.OK, None
+        as_known = headers.get(b"if-range", tag.encode()).decode("latin-1") in (tag, changed)
+        if as_known and method == b"GET":
+            part = range_in(headers.get(b"range", b""), size)
+        first, end = part or (0, size)
+        if part and first >= end:
+            lines = f"Content-Range: bytes */{size}\r\n"
+            self.begin(method, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, lines)
+            return
+        if part:
+            status = HTTPStatus.PARTIAL_CONTENT
+            lines += f"Content-Range: bytes {first}-{end - 1}/{size}\r\n"
+        kind, encoding = guess_type(name)
+        kind = "application/octet-stream" if encoding or not kind else kind
+        lines += f"Content-Type: {kind}\r\nContent-Length: {end - first}\r\n"
+        count = 0 if method == b"HEAD" else end - first
+        if count <= SMALL:
+            data = bytearray(count)
+            with contextlib.suppress(OSError):  # where it is not cached
+                if os.preadv(fd, [data], first, os.RWF_NOWAIT) == count:
+                    self.begin(method, status, lines, data)
+                    return
+        self.begin(method, status, lines)
         sent = 0
-        with contextlib.suppress(OSError, RuntimeError), os.fdopen(fd, "rb") as file:
+        with contextlib.suppress(OSError, RuntimeError), os.fdopen(fd, "rb", closefd=False) as file:
             sent = await self.loop.sendfile(self.transport, file, first, count)
-        self.task = None
         if sent < count:
             self.transport.abort()  # nobody must take a part for the whole
-        elif not keep_alive:
-            self.transport.close()
-        self.proceed()
 
-    def refuse(self, request: Request, error: Exception) -> None:
-        """Say that there is no such file, or that it may not be read."""
-        forbidden = isinstance(error, PermissionError)
-        self.begin(request, Answer(HTTPStatus.FORBIDDEN if forbidden else HTTPStatus.NOT_FOUND))
-
-    def begin(self, request: Request, answer: Answer, data: bytes | bytearray = b"") -> None:
-        """Write the header and what is given of the content."""
-        status, lines = answer.status, answer.lines
+    def begin(self, method: bytes, status: HTTPStatus, lines: str = "", data: Bytes = b"") -> None:
+        """Write the header, and what is given of the content."""
         if status >= HTTPStatus.BAD_REQUEST:
             text = f"{status.value} {status.phrase}\n".encode()
-            data = b"" if request.method == "HEAD" else text
+            data = b"" if method == b"HEAD" else text
             lines += f"Content-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
-        if not request.keep_alive:
+        if self.ended and not self.requests:
             lines += "Connection: close\r\n"
         date = http_date(int(time.time()))
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: {date}\r\n{lines}\r\n"
-        self.transport.write(head.encode("latin-1") + data)
-        if not request.keep_alive:
-            self.transport.close()
+        if not self.transport.is_closing():
+            self.transport.write(head.encode("latin-1") + data)
 
 
 async def main(folder: str, host: str, port: int) -> None:

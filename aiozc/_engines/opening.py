@@ -17,13 +17,15 @@ _opener = CachedOpener(FLAGS)
 async def open_regular(path: str) -> tuple[int, int]:
     """Open a regular file for reading; return its descriptor, the caller's to close, and its size.
 
-    What is in the kernel's caches is opened at once, everything else in a worker thread.
+    What is in the kernel's caches is opened at once, everything else in a worker thread. A file
+    system that another process or machine serves (FUSE, NFS) may be asked for such a file even so,
+    by open(2) as by the fstat(2) and the close(2) of every transfer.
 
     Raises:
         OSError: what open(2) answers; EISDIR and EINVAL for what is no regular file.
         ValueError: a path with a null byte.
     """
-    fd = await _open(os.fsencode(path))
+    fd = await _open(path)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -35,11 +37,11 @@ async def open_regular(path: str) -> tuple[int, int]:
     return fd, status.st_size
 
 
-async def _open(path: bytes) -> int:
+async def _open(path: str) -> int:
     # Whatever speaks against the short way (a cold path, no such file, a kernel or a seccomp
     # filter without openat2) is told by the other in open(2)'s own words.
     with contextlib.suppress(OSError):
-        return _opener.open(path)
+        return _opener.open(os.fsencode(path))
     opened: list[int] = []
     try:
         await in_thread(lambda: opened.append(os.open(path, FLAGS)))

@@ -164,6 +164,8 @@ def test_each_range_is_what_it_says(url: str, client: httpx.Client) -> None:
         response = client.get(f"{url}/small.txt", headers={"Range": wanted})
         assert response.status_code == 416
         assert response.headers["content-range"] == "bytes */4096"
+    nothing = client.get(f"{url}/empty", headers={"Range": "lines=1-2"})
+    assert (nothing.status_code, nothing.content) == (200, b"")
     others = ("lines=1-2", "bytes=2-1", "bytes=0-1,3-4", "bytes=a-", "bytes=" + "9" * 5000 + "-")
     for wanted in others:
         response = client.get(f"{url}/small.txt", headers={"Range": wanted})
@@ -235,7 +237,9 @@ def test_requests_in_one_packet_are_answered_in_order(url: str) -> None:
 
 
 def test_what_is_no_request_for_a_file_is_refused(url: str) -> None:
-    assert talk(url, b"POST /small.txt HTTP/1.1\r\nContent-Length: 0\r\n\r\n")[9:12] == b"405"
+    answer = talk(url, b"POST /small.txt HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+    assert answer[9:12] == b"405"
+    assert b"\r\nAllow: GET, HEAD\r\n" in answer
     assert talk(url, b"\0\0\0\0\r\n\r\n")[9:12] == b"400"
     answer = talk(url, b"GET /small.txt HTTP/1.0\r\n\r\n")
     assert answer.endswith(pattern(4 * KIB))
@@ -244,6 +248,38 @@ def test_what_is_no_request_for_a_file_is_refused(url: str) -> None:
     assert talk(url, upgrade).endswith(pattern(4 * KIB))
     with contextlib.suppress(ConnectionError):
         assert talk(url, b"GET /", b"a" * 100_000) == b""
+
+
+def test_nothing_behind_a_body_is_a_request(url: str) -> None:
+    """And who sends all of a body before it reads gets the answer too, not a reset."""
+    inner = b"GET /secret HTTP/1.1\r\n\r\n"
+    chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner)
+    for method, field, body in (
+        (b"POST", b"Content-Length: %d" % (100_000 * len(inner)), 100_000 * inner),
+        (b"POST", b"Expect: 100-continue\r\nContent-Length: 9", b""),
+        (b"GET", b"Content-Length: %d" % len(inner), 2 * inner),
+        (b"GET", b"Transfer-Encoding: chunked", chunk + inner),
+        (b"GET", b"Transfer-Encoding: identity", inner),
+        (b"GET", b"Content-Length: 1\r\nContent-Length: 2", inner),
+        (b"GET", b"Content-Length: 1\r\nTransfer-Encoding: chunked", inner),
+        (b"GET", b"Content-Length : 1", inner),
+    ):
+        answer = talk(url, method + b" /small.txt HTTP/1.1\r\n" + field + b"\r\n\r\n", body)
+        assert answer.count(b"HTTP/1.1 ") == 1, field
+        assert b"\r\nConnection: close\r\n" in answer
+        assert (b"\r\nAllow: GET, HEAD\r\n" in answer) == (answer[9:12] == b"405")
+        assert (method == b"POST") == (answer[9:12] == b"405")
+
+
+def test_a_client_that_has_ended_its_side_is_answered(url: str) -> None:
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 80)) as sock:
+        sock.sendall(b"GET /small.txt HTTP/1.1\r\n\r\nGET /large HTTP/1.1\r\n\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as file:
+            answer = file.read()
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert answer.endswith(pattern(SIZES["large"])[-MIB:])
 
 
 def test_clients_that_go_away_leave_it_serving(url: str, client: httpx.Client) -> None:
@@ -255,6 +291,22 @@ def test_clients_that_go_away_leave_it_serving(url: str, client: httpx.Client) -
             if number % 2:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert_same(client.get(f"{url}/large").content, pattern(SIZES["large"]))
+
+
+def test_clients_that_go_away_before_the_answer_are_no_fault(folder: Path) -> None:
+    """What they asked for has to be looked for first, in a thread."""
+    command = [sys.executable, str(EXAMPLES / "file_server.py"), str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        for number in range(30):
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                for name in ("nobody", "large", "sub", f"nobody-{number}"):
+                    sock.sendall(f"GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert talk(f"http://127.0.0.1:{port}", b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
+        process.send_signal(signal.SIGINT)
+        assert (process.communicate()[1], process.returncode) == (b"", 0)
 
 
 def test_it_stops_while_clients_are_connected(folder: Path) -> None:

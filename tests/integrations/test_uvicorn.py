@@ -273,7 +273,7 @@ async def test_a_file_that_cannot_be_opened_ends_the_connection_after_the_header
         head_is_there.set()
         assert await client.rest() == b""
     [error] = errors
-    assert "No such file" in error
+    assert error.endswith(f"No such file or directory: {str(folder / 'nobody')!r}")
 
 
 async def test_an_application_may_answer_otherwise_where_there_is_no_file(
@@ -620,14 +620,20 @@ async def test_two_files_at_once_are_refused(serve: Serve, large: Path) -> None:
     assert [type(error) for error in refused] == [RuntimeError, RuntimeError]
 
 
-async def test_what_other_tasks_send_does_not_come_into_a_file(serve: Serve, large: Path) -> None:
+@pytest.mark.parametrize("kind", ["on disk", "in memory"])
+async def test_what_other_tasks_send_does_not_come_into_a_file(
+    kind: str, serve: Serve, large: Path
+) -> None:
     """The coroutines are made at once; the file's goes first, into a socket that is soon full."""
     refused: list[BaseException | None] = []
+
+    def opened() -> io.BufferedIOBase:
+        return large.open("rb") if kind == "on disk" else io.BytesIO(large.read_bytes())
 
     async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
         await send(start())
         await send(body(b"first", more_body=True))
-        with large.open("rb") as file:
+        with opened() as file:
             messages = (zerocopysend(file, True), body(b"x", True), zerocopysend(file, True))
             refused.extend(await asyncio.gather(*map(send, messages), return_exceptions=True))
         await send(body(b"last"))
@@ -637,6 +643,20 @@ async def test_what_other_tasks_send_does_not_come_into_a_file(serve: Serve, lar
         for _ in range(2):
             assert_same((await client.get()).body, b"first", pattern(LARGE), b"last")
     assert [type(error) for error in refused] == [type(None), RuntimeError, RuntimeError] * 2
+
+
+async def test_a_start_that_nobody_waits_for_leaves_before_the_body(serve: Serve) -> None:
+    """The coroutines that send the body are made in another order than they run in."""
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        await send(start())
+        later, sooner = send(body(b"two")), send(body(b"one", more_body=True))
+        await sooner
+        await later
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        assert (await client.get()).body == b"onetwo"
 
 
 async def test_tasks_that_wait_for_the_start_may_send_at_once(serve: Serve) -> None:
