@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -292,7 +293,6 @@ def _counted_in_python(counts: Counts) -> Iterator[None]:
 _MOVERS: Final[dict[str, Callable[[Counts, Any, int], None]]] = {
     "sendfile": lambda counts, asked, moved: counts.wrote(asked[3], moved),
     "write": lambda counts, asked, moved: counts.wrote(len(asked[1]), moved),
-    "pwritev": lambda counts, asked, moved: counts.wrote(len(asked[1][0]), moved),
     "preadv": lambda counts, asked, moved: counts.read(len(asked[1][0]), moved),
     "splice": lambda *_: None,  # the reactor's steps, which it counts
 }
@@ -302,14 +302,33 @@ _MOVERS: Final[dict[str, Callable[[Counts, Any, int], None]]] = {
 @contextmanager
 def _counted_by_reactor(counts: Counts, *, ring: bool) -> Iterator[None]:
     """Take what aiozc's reactor counts; where it has no ring, its calls are those of `os`."""
-    before = aiozc.get_reactor().statistics()
-    yield
-    after = aiozc.get_reactor().statistics()
+    reactor = aiozc.get_reactor()
+    before = reactor.statistics()
+    with _counted_copies(counts, reactor.at_once):
+        yield
+    after = reactor.statistics()
     if ring:
         counts.calls += after.submissions - before.submissions
     for name in ("short_reads", "short_read_bytes", "short_writes", "short_write_bytes"):
         more = getattr(after, name) - getattr(before, name)
         setattr(counts, name, getattr(counts, name) + more)
+
+
+@contextmanager
+def _counted_copies(counts: Counts, at_once: Any) -> Iterator[None]:
+    """Count the calls of aiozc's copies of small files, which are not those of `os`."""
+    copy = at_once._copy
+
+    def counting(sock: int, file: int, offset: int, length: int) -> int:
+        moved: int = copy(sock, file, offset, length)
+        counts.calls += 1 if moved == -errno.ENODATA else 2  # preadv2(2), then send(2)
+        if moved > 0:
+            counts.wrote(length, moved)
+        return moved
+
+    at_once._copy = counting
+    yield
+    at_once._copy = copy
 
 
 def _writes() -> int:

@@ -18,6 +18,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from aiozc._engines import at_once
+from aiozc._kernel.copying import copier
 from bench.__main__ import main
 from bench.errors import BenchError
 from bench.processes import importing_bench
@@ -144,8 +146,18 @@ def test_each_call_that_an_awaited_sender_makes_is_counted_once(
 
         monkeypatch.setattr(os, mover, call)
 
+    def watched(size: int) -> Any:
+        read, copy = copier(size)
+
+        def call(*arguments: int) -> int:
+            made.extend(("preadv2", "send"))
+            return copy(*arguments)
+
+        return read, call
+
     for mover in ("sendfile", "splice", "preadv", "pwritev", "pread", "pwrite", "readv", "writev"):
         watch(mover)
+    monkeypatch.setattr(at_once, "copier", watched)
     monkeypatch.setenv("AIOZC_BACKEND", "readiness")
     file = str(make_file(tmp_path / "file", size))
     order = Order(sink.address, [[file]], size, 4096, file, times=5, observe=True)
