@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], notes: Console) -> int:
     """Run the works that were asked for; give the exit status."""
     options = _parse(arguments)
     try:
-        backend = _check_senders()
+        backend = check_senders()
         works = _load_works(options.command)
     except Exception as error:  # whatever it is, nothing can be measured
         raise BenchError(f"aiozc cannot run here: {describe(error)}") from error
@@ -119,7 +119,7 @@ def _microseconds(text: str) -> float:
     return number / 1e6
 
 
-def _check_senders() -> str:
+def check_senders() -> str:
     """Let every sender send a little; give aiozc's backend, or raise what keeps it from running."""
     # Only now: a missing library is to be told in one sentence.
     import aiozc
@@ -139,8 +139,7 @@ def _check_senders() -> str:
             if sent != 6 or theirs.recv(16) != b"little":
                 raise BenchError(f"{sender.name} does not send what it is given")
             if sender is not BASELINE:
-                aiozc.get_reactor()  # raises where there is no ring
-                backend = "io_uring"
+                backend = aiozc.get_reactor().backend
 
     for sender in SENDERS:
         run_on_loop(sender.loop_factory, partial(send_a_little, sender))

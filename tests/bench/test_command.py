@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import aiozc
 from bench.cases import Case, Work
 from bench.commands import COMMANDS
 from bench.measure import AtLeast, AtMost, Metric
 from bench.processes import importing_bench
 from bench.report import CaseResult, WorkResult, as_json, make_table, show_number
 from bench.senders import BASELINE, Sender
-from bench.works import WORKS
+from bench.works import WORKS, check_senders
 
 CASE: Case[Sender] = Case(
     "a case",
@@ -258,6 +259,14 @@ def test_bad_arguments_end_with_status_2(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("bench: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("backend", [aiozc.probe().backend, "readiness"])
+def test_what_is_said_of_the_backend_is_what_the_senders_go_by(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOZC_BACKEND", backend)
+    assert check_senders() == backend
 
 
 def test_one_sentence_says_why_aiozc_cannot_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import main
 from bench.errors import BenchError
 from bench.http.flood import SlowReaders
 from bench.http.servers import Running, Server, Site, free_port
@@ -70,6 +71,31 @@ def test_what_is_not_installed_is_named() -> None:
         "the module no_such.module is not installed"
     )
     assert Server("s", ["/sh", "json"], command).missing() is None
+
+
+@pytest.mark.usefixtures("keeps_signals")
+def test_a_server_that_sends_other_bytes_is_named_and_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = (
+        "import http.server, sys\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(bytes(4096))\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()"
+    )
+    liar = Server("liar", [], lambda s: [sys.executable, "-c", program, str(s.port)])
+    for module in ("command", "started"):
+        monkeypatch.setattr(f"bench.http.{module}.SERVERS", (liar,))
+    (tmp_path / "wrk").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    status = main(["http", "--size", "4K", "--rounds", "1", "--dir", str(tmp_path)])
+
+    assert status == 1
+    assert capsys.readouterr().err == "bench: liar does not send the file of 4096 bytes\n"
 
 
 def bench(tmp_path: Path, *arguments: str, errors: int = 0) -> "subprocess.CompletedProcess[str]":

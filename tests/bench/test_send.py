@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,13 @@ from aiozc._kernel.copying import copier
 from bench.__main__ import main
 from bench.errors import BenchError
 from bench.processes import importing_bench
-from bench.scratch import make_file
+from bench.scratch import cached_pages, make_file, warm
 from bench.send.lanes import CountingSocket, Lane
 from bench.send.plain import read_write, splice_twice
 from bench.send.plan import Point, Sweep
 from bench.send.run import Run, Settings
 from bench.send.table import SENDERS, sender_named
-from bench.send.worker import Order, Worker, take_turn
+from bench.send.worker import Done, Order, Worker, take_turn
 from bench.sink import MARK, SinkProcess
 from tests.bench.test_command import run_bench
 
@@ -83,9 +85,11 @@ def test_a_sink_that_discards_counts_and_hashes_all_the_same() -> None:
         assert answer_to(sink.address, MARK, data)["sha256"] == hashlib.sha256(data).hexdigest()
 
 
-def test_a_paced_sink_reads_each_connection_to_its_end() -> None:
+def test_a_paced_sink_reads_each_connection_to_its_end_and_takes_its_time() -> None:
     with SinkProcess(pace=10_000_000) as sink:
+        began = time.monotonic()
         assert answer_to(sink.address, bytes(1_000_000))["received"] == 1_000_000
+        assert time.monotonic() - began > 0.05  # 1 MB at 10 MB/s, less a step
 
 
 # Counting
@@ -233,6 +237,39 @@ def test_a_run_goes_on_without_a_sender_that_loses_bytes(sink: SinkProcess, tmp_
     assert list(run.found.failed) == ["splice"]
     assert "in place of" in run.found.failed["splice"]
     assert list(found["senders"]) == ["sendfile"]
+
+
+class Looker(Worker):
+    """Counts the cached pages of the files that it is to send, and reads them."""
+
+    def __init__(self) -> None:
+        self.missing = None
+        self.cached: list[list[int | None]] = []
+
+    def take_turn(self, order: Order) -> Done:
+        """Look, and leave the files cached."""
+        paths = [Path(path) for paths in order.files for path in paths]
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in paths]
+            self.cached.append([cached_pages(file.fileno()) for file in files])
+        for path in paths:
+            warm(path)
+        return Done(checked=True)
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_files_are_as_cold_or_as_cached_as_asked_before_each_turn(
+    cold: bool, sink: SinkProcess, tmp_path: Path
+) -> None:
+    looker = Looker()
+    settings = replace(settings_for(sink, tmp_path, rounds=2), cold=cold)
+    point = Point(100_000, 3)
+    sweep = Sweep("a-sweep", "", ["read+write"], [point])
+
+    Run(settings, {"read+write": looker}).measure(sweep, point, lambda: None)
+
+    files, pages = (3, 0) if cold else (1, -(-100_000 // os.sysconf("SC_PAGESIZE")))
+    assert looker.cached in ([[pages] * files] * 2, [[None] * files] * 2)
 
 
 def test_a_sender_that_cannot_run_here_is_missing_with_its_reason(
