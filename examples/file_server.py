@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import email.utils
+import errno
 import functools
 import mimetypes
 import os
@@ -158,9 +159,15 @@ class Connection(asyncio.Protocol):
 
     async def answer_all(self) -> None:
         """Answer what has been asked, and end the connection behind the last request."""
-        while self.requests and not self.transport.is_closing():
-            await self.answer(*self.requests.pop(0))
-            await self.writable.wait()
+        try:
+            while self.requests and not self.transport.is_closing():
+                await self.answer(*self.requests.pop(0))
+                await self.writable.wait()
+                if self.requests:  # others have their turn between two of one client
+                    await asyncio.sleep(0)
+        except BaseException:
+            self.transport.abort()
+            raise
         self.task = None
         if not self.transport.is_closing():
             self.transport.resume_reading()
@@ -187,8 +194,9 @@ class Connection(asyncio.Protocol):
                     del self.known[next(iter(self.known))]
         except PermissionError:
             self.begin(method, HTTPStatus.FORBIDDEN)
-        except (OSError, httptools.HttpParserInvalidURLError):
-            self.begin(method, HTTPStatus.NOT_FOUND)
+        except (OSError, httptools.HttpParserInvalidURLError) as error:
+            full = getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE)
+            self.begin(method, HTTPStatus.SERVICE_UNAVAILABLE if full else HTTPStatus.NOT_FOUND)
         else:
             try:
                 await self.give(method, headers, os.fsdecode(names[-1]), fd)

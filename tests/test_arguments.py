@@ -162,3 +162,15 @@ async def test_arguments_of_its_mirror_have_the_same_names(ends: Ends) -> None:
     assert received == 1
     assert file.tell() == 11
     assert await source.rest() == b"bc"
+
+
+async def test_no_offset_is_taken_for_a_smaller_one(things: Things) -> None:
+    """Also on the way of most transfers, which is there once another has gone."""
+    for _ in range(2):
+        await aiozc.loop_sendfile(things.stream, things.binary, 0, 10)
+    for offset in (1 << 63, (1 << 64) - 1, 1 << 64, (1 << 64) + 10):
+        with case(offset=offset), pytest.raises(ValueError, match="offset must be"):
+            await aiozc.loop_sendfile(things.stream, things.binary, offset, 10)
+    assert things.binary.tell() == 10
+    things.stream.close()
+    assert await things.receiver.wait_end() == pattern(5000)[:10] * 2

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import aiozc
+from aiozc._engines.at_once import CALL, TURN, AtOnce
 
 from .conftest import IDLE_PIPES, Connect, MakeFile, Send
 from .support import (
@@ -279,3 +280,10 @@ async def test_a_small_cached_file_needs_no_turn_of_the_loop(
     sock.close()
     assert_same(await receiver.wait_end(), content)
     await gone_round
+
+
+async def test_who_finds_too_little_left_of_a_turn_gets_the_next() -> None:
+    """Where those before took just less than what has the next one marked."""
+    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    lengths = [TURN, TURN // 2, TURN // 2 + 1]
+    await asyncio.gather(*(at_once.turn_to_spend(loop, length - CALL) for length in lengths))

@@ -96,7 +96,7 @@ def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
     """Return whether the arguments are right, and of types that cannot be misleading."""
     return (
         type(offset) is int
-        and offset >= 0
+        and 0 <= offset < 1 << 63
         and (count is None or (type(count) is int and count > 0))
         and (
             type(sock) is TransportSocket

@@ -120,7 +120,7 @@ class Flow:
 
     async def wait_resumed(self) -> None:
         """Wait until the transport is not paused; ConnectionError where it closes."""
-        while self._paused and not self._lost and not self._transport.is_closing():
+        while self._is_paused() and not self._lost and not self._transport.is_closing():
             self._waiter = self._loop.create_future()
             # Who sets another protocol keeps the resumption from us.
             tick = self._loop.call_later(TICK, self._wake)
@@ -131,6 +131,12 @@ class Flow:
                 tick.cancel()
         if self._lost or self._transport.is_closing():
             raise connection_lost(self._error)
+
+    def _is_paused(self) -> bool:
+        if self._paused and self._transport.get_protocol() is not self:
+            low, _ = self._transport.get_write_buffer_limits()
+            self._paused = self._transport.get_write_buffer_size() > low
+        return self._paused
 
     def leave(self) -> None:
         """Give the transport its protocol back."""

@@ -109,6 +109,7 @@ class AtOnce:
             length, turn = self._waiting[0]
             if not turn.done():
                 if not self.may_spend(loop, length):
+                    self._renew_later(loop)
                     return
                 turn.set_result(None)
             self._waiting.popleft()

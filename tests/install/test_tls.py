@@ -124,6 +124,24 @@ async def test_a_peer_that_does_not_read_is_waited_for_and_pauses_come_in_pairs(
     assert not sides.protocol.paused
 
 
+async def test_a_file_goes_on_where_another_protocol_is_set_meanwhile(
+    loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    """That one hears the resumption."""
+    sides.peer.transport.pause_reading()
+    content = pattern(12 * MIB)
+    task = asyncio.ensure_future(loop.sendfile(sides.transport, make_file(content)))
+    _, high = sides.transport.get_write_buffer_limits()
+    await until(lambda: sides.transport.get_write_buffer_size() > high)
+    another = asyncio.Protocol()
+    sides.transport.set_protocol(another)
+    sides.peer.transport.resume_reading()
+    assert await task == len(content)
+    assert sides.transport.get_protocol() is another
+    sides.transport.set_protocol(sides.protocol)
+    assert_same(await sides.finish(), content)
+
+
 @pytest.mark.parametrize("sides", [Recorder, Buffered], indirect=True)
 async def test_who_reads_on_meanwhile_hears_what_arrives(
     loop: Any, sides: Sides, make_file: MakeFile

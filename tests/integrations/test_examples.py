@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
-import functools
+import errno
+import gc
 import importlib.util
 import io
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -14,9 +16,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -325,26 +328,99 @@ def test_it_stops_while_clients_are_connected(folder: Path) -> None:
             assert process.wait() == 0
 
 
-def test_what_is_remembered_of_a_file_is_its_name_alone(folder: Path) -> None:
-    """Else a client could have 10,000 URLs of 64 KiB kept."""
+def file_server() -> Any:
+    """Import examples/file_server.py."""
     spec = importlib.util.spec_from_file_location("file_server", EXAMPLES / "file_server.py")
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
+    return example
+
+
+@contextlib.asynccontextmanager
+async def serving(make: Callable[[], Any]) -> AsyncIterator[str]:
+    """Serve by that protocol, here."""
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    async with server:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname())
+
+
+def test_what_is_remembered_of_a_file_is_its_name_alone(folder: Path) -> None:
+    """Else a client could have 10,000 URLs of 64 KiB kept."""
     known: dict[tuple[bytes, ...], None] = {}
 
     async def main(descriptor: int) -> None:
-        loop = asyncio.get_running_loop()
-        make = functools.partial(example.Connection, descriptor, known)
-        server = await loop.create_server(make, "127.0.0.1", 0)
-        url = "http://{}:{}".format(*server.sockets[0].getsockname())
-        for path in (b"/small.txt", b"//./small.txt", b"/%73mall.txt?query", b"/nobody"):
-            request = b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\n\r\n"
-            await asyncio.to_thread(talk, url, request)
-        server.close()
+        async with serving(lambda: file_server().Connection(descriptor, known)) as url:
+            for path in (b"/small.txt", b"//./small.txt", b"/%73mall.txt?query", b"/nobody"):
+                request = b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\n\r\n"
+                await asyncio.to_thread(talk, url, request)
 
     descriptor = os.open(folder, os.O_RDONLY)
     asyncio.run(main(descriptor))
     os.close(descriptor)
     assert list(known) == [(b"small.txt",)]
+
+
+def test_who_asks_for_much_at_once_leaves_others_their_turns() -> None:
+    loop_turns = 0
+    answered: list[int] = []
+
+    class Connection(file_server().Connection):  # type: ignore[misc]
+        def begin(self, *arguments: Any) -> None:
+            answered.append(loop_turns)
+            super().begin(*arguments)
+
+    async def main() -> None:
+        def count() -> None:
+            nonlocal loop_turns
+            loop_turns += 1
+            asyncio.get_running_loop().call_soon(count)
+
+        count()
+        async with serving(lambda: Connection(-1, {})) as url:
+            last = b"PUT / HTTP/1.1\r\nConnection: close\r\n\r\n"
+            await asyncio.to_thread(talk, url, 200 * b"PUT / HTTP/1.1\r\n\r\n", last)
+
+    asyncio.run(main())
+    assert len(set(answered)) == len(answered) == 201
+
+
+def test_an_answer_that_fails_ends_its_connection(folder: Path) -> None:
+    told: list[str] = []
+
+    class Connection(file_server().Connection):  # type: ignore[misc]
+        async def give(self, *_: object) -> None:
+            raise OSError(errno.EIO, "the disk is gone")
+
+    async def main(descriptor: int) -> None:
+        def note(_: object, context: dict[str, Any]) -> None:
+            told.append(str(context["exception"]))
+
+        asyncio.get_running_loop().set_exception_handler(note)
+        async with serving(lambda: Connection(descriptor, {})) as url:
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.to_thread(talk, url, b"GET /small.txt HTTP/1.1\r\n\r\n")
+                assert answer == b""
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    asyncio.run(main(descriptor))
+    os.close(descriptor)
+    gc.collect()
+    assert told == ["[Errno 5] the disk is gone"]
+
+
+def test_a_server_without_descriptors_does_not_say_that_a_file_is_not_there(folder: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "file_server.py"), str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            assert client.get("/small.txt").status_code == 200
+            limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            assert client.get("/small.txt").status_code == 503
+            assert client.get("/nobody").status_code == 503
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+            assert client.get("/small.txt").status_code == 200
+            process.kill()
