@@ -6,13 +6,14 @@ import os
 import resource
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import aiozc
 from aiozc._engines.uring import Uring
-from aiozc._kernel.ring import BrokenRingError, Ring, Sqe
+from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
 
 from .conftest import Connect, LoopFactory, MakeFile
 from .support import (
@@ -188,6 +189,37 @@ async def test_a_chain_that_the_kernel_cuts_ends_the_ring_and_the_next_transfer_
     assert await aiozc.loop_sendfile(sock, file) == len(CONTENT)
     sock.close()
     assert_same(await receiver.wait_end(), CONTENT)
+
+
+@pytest.mark.ring
+@pytest.mark.anyio
+async def test_a_splice_that_is_to_be_begun_anew_is(
+    far_end: FarEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's own numbers for that say that nothing moved, as EAGAIN does here."""
+    anew: list[int] = []
+    real = Ring.drain
+
+    def drain(ring: Ring) -> Iterator[Completion]:
+        for completion in real(ring):
+            if completion.result == -errno.EAGAIN:
+                anew.append(512 + len(anew) % 5)
+                completion = completion._replace(result=-anew[-1])
+            yield completion
+
+    content = pattern(64 * MIB)
+    near, far = socket_pair()
+    with (
+        near,
+        os.fdopen(os.memfd_create("upload"), "w+b") as upload,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(Ring, "drain", drain)
+        far_end.peer(far).send(content, end=True)
+        assert await aiozc.loop_recvfile(near, upload) == len(content)
+        assert anew
+        upload.seek(0)
+        assert_same(upload.read(), content)
 
 
 @pytest.mark.ring

@@ -19,6 +19,7 @@ ring's descriptor changed nothing; few and large steps did (loop CPU per GB with
 """
 
 import contextlib
+import errno
 import select
 import time
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,14 @@ LONGEST_CHAIN = 48
 """Steps: sixteen rounds of read, poll and send; more showed no gain."""
 RETRY = 5
 """Milliseconds between two requests to end everything."""
+INTERRUPTED = -512
+"""The kernel's own numbers for a call to be begun anew (ERESTARTSYS, linux/errno.h) begin here.
+
+A worker that was told to cancel what it does has a signal pending, and so has the splice that it
+does next, of whatever chain: splice(2)'s loop gives -ERESTARTSYS before it moves anything, and the
+CQE shows that as it is (seen on 6.18, where cold files took longer than two ticks). System calls
+make EINTR of it.
+"""
 
 # user_data: the chain's number, and the step's index in its lowest bits.
 _INDEX_BITS = 12
@@ -130,6 +139,8 @@ class Uring:
             run = self._host.runs.get(user_data >> _INDEX_BITS)
             if run is None:
                 continue
+            if result <= INTERRUPTED:
+                result = -errno.EINTR
             if flags & _MORE and result > 0 and run.record.loan is not None:
                 step = run.chain[user_data & _INDEX_MASK]
                 self._host.loans.lend(user_data, run.record.loan, step)
