@@ -7,6 +7,7 @@ import gc
 import inspect
 import itertools
 import os
+import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ LOOPS: dict[str, LoopFactory] = {
 IDLE_PIPES = 4  # what a reactor at rest may keep
 LENDS = aiozc.probe().backend == "io_uring"
 """Whether `sendfile_zc` sends without a copy; where not it copies, and promises the same."""
+
+# A shell's background jobs ignore it, and what the tests start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(
