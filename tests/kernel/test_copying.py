@@ -26,17 +26,22 @@ def test_a_cached_range_arrives_from_any_offset(tmp_path: Path) -> None:
 
 
 def test_what_is_not_cached_is_not_read(tmp_path: Path) -> None:
+    """Asking starts the reading of what is near: so each is asked for another place."""
     read, copy = copier(SIZE)
+    far_place = 16 << 20
     near, far = socket.socketpair()
     with near, far, (tmp_path / "file").open("w+b", buffering=0) as file:
-        file.write(os.urandom(2 * SIZE))
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert read(file.fileno(), 0, 1) == -errno.ENODATA
-        assert copy(near.fileno(), file.fileno(), 0, SIZE) == -errno.ENODATA
-        os.pread(file.fileno(), 2 * SIZE, 0)
-        assert read(file.fileno(), 2 * SIZE - 1, 1) == 1
-        assert copy(near.fileno(), file.fileno(), 0, SIZE) == SIZE
+        fd = file.fileno()
+        for offset in (0, far_place):
+            os.pwrite(fd, os.urandom(SIZE), offset)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert read(fd, 0, 1) == -errno.ENODATA
+        assert copy(near.fileno(), fd, far_place, SIZE) == -errno.ENODATA
+        os.pread(fd, SIZE, 0)
+        os.pread(fd, SIZE, far_place)
+        assert read(fd, SIZE - 1, 1) == 1
+        assert copy(near.fileno(), fd, far_place, SIZE) == SIZE
 
 
 def test_a_full_socket_takes_what_it_has_room_for_and_then_nothing(tmp_path: Path) -> None:
