@@ -230,9 +230,11 @@ async def test_a_stream_takes_files_before_and_after_it_starts_tls(
         plain = await reader.readexactly(3 + size)
         writer.write(b"ready")
         await writer.start_tls(for_server)
-        received.set_result(plain + await reader.read())
+        secret = await reader.read()
         writer.close()
         await writer.wait_closed()
+        # Last: who waits for it ends the loop.
+        received.set_result(plain + secret)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     address = server.sockets[0].getsockname()
