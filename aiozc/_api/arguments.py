@@ -82,7 +82,7 @@ def timeout_of(sock: Any) -> float | None:
 def check_access(side: Any, fd: int, *, writing: bool) -> None:
     """Raise the OSError that a transfer would end with, before any byte has left its source.
 
-    EBADF for what is not open that way, EINVAL for a file opened with O_APPEND (splice(2)).
+    EBADF for what is not open that way, EINVAL for a file opened with O_APPEND (splice(2); K14).
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_ACCMODE == (os.O_RDONLY if writing else os.O_WRONLY):

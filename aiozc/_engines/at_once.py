@@ -2,7 +2,7 @@
 
 This is the shorter way through the rooms that the design allows for a path measured to be
 hot. Per transfer, in us, medians over loopback TCP: `os.sendfile` alone 2.0 (4 KiB), 11 (64
-KiB), 27 (256 KiB); a chain on the ring and back 40 to 65; `loop.sock_sendfile` 27 to 90.
+KiB), 27 (256 KiB); a chain on the ring and back 40 to 65 (K1); `loop.sock_sendfile` 27 to 90.
 
 Three ways to touch no disk, both asked of the kernel and not guessed:
 

@@ -44,7 +44,7 @@ class Run:
         self.number = number
         self.record = record
         self.chain = chain
-        # What every step gives that is complete: on a ring nothing else tells so (fact 3).
+        # What every step gives that is complete: on a ring nothing else tells so (K3).
         self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
         self.ended = False
         self.stopping = False
@@ -139,7 +139,7 @@ class Backend(Protocol):
     def interrupt(self, run: Run) -> None:
         """Have a chain's wait for a peer end with ECANCELED, and all of it if it is `stopping`.
 
-        It may miss (fact 13): who wants the chain to end asks again until it has.
+        It may miss (K13): who wants the chain to end asks again until it has.
         """
 
     def tick_later(self) -> None:

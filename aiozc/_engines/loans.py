@@ -1,6 +1,6 @@
 """Memory that the kernel may still read, until it says that it does not.
 
-Facts, all seen on 6.18 over loopback TCP unless said otherwise:
+Facts (K8 in short), all seen on 6.18 over loopback TCP unless said otherwise:
 
 - SEND_ZC posts its result with IORING_CQE_F_MORE, and a second CQE with IORING_CQE_F_NOTIF when
   nobody refers to the pages any more: when the peer has acknowledged them all, and its kernel,

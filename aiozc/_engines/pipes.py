@@ -3,9 +3,9 @@
 A pipe has one owner at a time: a transfer's record, or the pool. Facts:
 
 - An unprivileged user's pipes together may hold `pipe-user-pages-soft` pages (64 MiB by
-  default); then F_SETPIPE_SZ answers EPERM, and new pipes get two pages, later one (fact
-  7). A pool therefore lends what its `BUDGET` says and then small ones, and takes what it gets.
-- A pipe that was left with bytes in it corrupts the next transfer (fact 12): only a pipe
+  default); then F_SETPIPE_SZ answers EPERM, and new pipes get two pages, later one
+  (K7). A pool therefore lends what its `BUDGET` says and then small ones, and takes what it gets.
+- A pipe that was left with bytes in it corrupts the next transfer (K12): only a pipe
   known to be empty is kept, every other one is closed.
 - A pipe whose reader has stalled keeps what is in it, which is nowhere else: it is made as
   small as that, and is no large one any more.

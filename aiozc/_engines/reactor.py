@@ -9,7 +9,7 @@ coroutine that is cancelled has its chain stopped, and returns when that has end
 that is thrown away (its loop was closed, or it was collected) leaves its record behind; the
 reactor closes it when the chain ends.
 
-Cancelling. A backend may miss a chain that it is to interrupt (fact 13), so the request is
+Cancelling. A backend may miss a chain that it is to interrupt (K13), so the request is
 repeated until the chain has ended.
 
 The tick. Closing a number wakes nobody who waits on a duplicate of it: every `TICK` seconds,

@@ -1,6 +1,6 @@
 """The record of a transfer: it owns all that the kernel may still touch.
 
-Every number in an SQE is looked up when its link runs, not when it is submitted (fact 4,
+Every number in an SQE is looked up when its link runs, not when it is submitted (K4,
 seen here: bytes went to the stranger who had taken the number). So a record has duplicates
 of its own. A duplicate keeps a connection alive that the caller has closed; the caller's
 object is therefore looked at before each chain, and in each tick of the reactor.

@@ -1,9 +1,9 @@
 """Chains run by io_uring: linked SQEs submitted, CQEs drained.
 
 Cancelling goes by the record's own duplicates of what can be waited for
-(`IORING_ASYNC_CANCEL_FD`). Such a request can arrive between two steps and find nothing (fact
-13), and a step that may be short is hard-linked, so that the chain goes on when it alone is
-cancelled: the reactor asks again until the chain has ended. Duplicates are one file to the
+(`IORING_ASYNC_CANCEL_FD`). Such a request can arrive between two steps and find nothing (K13),
+and a step that may be short is hard-linked, so that the chain goes on when it alone is cancelled:
+the reactor asks again until the chain has ended. Duplicates are one file to the
 kernel: a chain that uses the socket the other way is interrupted too, and goes on from what is
 known to have moved.
 
@@ -11,9 +11,9 @@ The tick is a timeout on the ring and no timer of the loop: with one, every wait
 starts and cancels a timer of the kernel, and io-wq ends that wait for each splice (see below):
 7 us more each, 0.025 s of loop CPU per GB in place of 0.010.
 
-Waking. The ring's descriptor is watched by the loop as readable (fact 10). io-wq frees each
+Waking. The ring's descriptor is watched by the loop as readable (K10). io-wq frees each
 operation by task work in the thread that submitted it, so the loop's thread is woken in the
-kernel once for each splice, 2 us, without returning to Python. An eventfd in place of the
+kernel once for each splice (K18), 2 us, without returning to Python. An eventfd in place of the
 ring's descriptor changed nothing; few and large steps did (loop CPU per GB with 64 KiB steps
 0.10 s, 256 KiB 0.041, 512 KiB 0.021, 1 MiB 0.013).
 """
@@ -62,7 +62,7 @@ LONGEST_CHAIN = 48
 RETRY = 5
 """Milliseconds between two requests to end everything."""
 INTERRUPTED = -512
-"""The kernel's own numbers for a call to be begun anew (ERESTARTSYS, linux/errno.h) begin here.
+"""The kernel's numbers for a call to be begun anew (ERESTARTSYS, linux/errno.h) begin here (K19).
 
 A worker that was told to cancel what it does has a signal pending, and so has the splice that it
 does next, of whatever chain: splice(2)'s loop gives -ERESTARTSYS before it moves anything, and the
@@ -103,7 +103,7 @@ class Uring:
         return self._ring.fd
 
     def start(self, run: Run) -> None:
-        """Submit a chain, and take in what was ready at once: no trip round the loop for it."""
+        """Submit a chain, and take in what was ready at once (K6): no trip round the loop."""
         self._submit(tuple(_sqes(run.number, run.record, run.chain)))
         self.drain()
 

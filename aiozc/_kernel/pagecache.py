@@ -1,6 +1,6 @@
 """Asking whether a file's pages are cached, without reading them.
 
-cachestat(2), Linux 6.5, costs 0.8 us for 4 KiB to 256 KiB here (fact 16). Since Linux 6.14
+cachestat(2), Linux 6.5, costs 0.8 us for 4 KiB to 256 KiB here (K16). Since Linux 6.14
 (and in stable kernels before) it answers EPERM for a file that the caller neither owns nor
 may write: then nothing is known, and `None` says so.
 """

@@ -3,16 +3,16 @@
 It knows no event loop and owns no buffer: what an SQE names is the caller's, until the
 CQE that ends it has been drained.
 
-Facts that the code below relies on (numbers as in the project's design notes):
+Facts that the code below relies on (K5 and so on: docs/kernel.md):
 
-- A chain must be submitted by one `io_uring_enter` (fact 5). `IORING_SETUP_SUBMIT_ALL`
+- A chain must be submitted by one `io_uring_enter` (K5). `IORING_SETUP_SUBMIT_ALL`
   makes the kernel take the SQEs behind one that it refuses; the room is looked at before
   the first SQE of a chain is written. `io_uring_submit` itself moves the tail, so that an
   SQE is never seen half written.
-- Entries beyond the CQ wait in the kernel until somebody enters with GETEVENTS (fact 9);
+- Entries beyond the CQ wait in the kernel until somebody enters with GETEVENTS (K9);
   `io_uring_peek_batch_cqe` does so when the CQ is empty and the flag is up.
 - The layouts of `struct io_uring` that liburing 2.2 and later share are read here directly
-  (fact 11); what the library filled in is compared with what the kernel told, so that a
+  (K11); what the library filled in is compared with what the kernel told, so that a
   library of another layout is refused rather than used.
 """
 
@@ -145,7 +145,7 @@ def prep_cancel_all(user_data: int) -> Sqe:
 class Ring:
     """An io_uring instance. `entries` is rounded up to a power of two by the kernel.
 
-    `max_workers` bounds the kernel threads that the ring may use (fact 15), for regular
+    `max_workers` bounds the kernel threads that the ring may use (K15), for regular
     files and for all else, each. Raises RingUnavailableError where no ring can be had.
     """
 
@@ -305,7 +305,7 @@ _live: "weakref.WeakSet[Ring]" = weakref.WeakSet()
 
 
 def _close_inherited() -> None:
-    # Fact 11: the child shares the parent's rings and must not use them.
+    # K11: the child shares the parent's rings and must not use them.
     for ring in list(_live):
         ring.close()
 

@@ -5,11 +5,11 @@ The rules:
 1. `position` is the number of bytes that the socket took. `taken` is the number that left
    the file; what is between them lies in the pipe. Only what the socket took counts, so
    bytes in a pipe may be thrown away with it and read again: none is sent twice.
-2. A chain reads on where `taken` stands and is cut by a short read (fact 2: a short splice
+2. A chain reads on where `taken` stands and is cut by a short read (K2: a short splice
    severs a soft link), so every later read has the offset that it was made for.
 3. Sending may be short: the socket takes what it has room for. What stays in the pipe is
    sent first, in the next chain, before anything else is read.
-4. Chunks end on page boundaries: a pipe's slot holds part of one page (facts 7 and 12), so
+4. Chunks end on page boundaries: a pipe's slot holds part of one page (K7), so
    that a chunk from an unaligned offset to a boundary never needs a slot more than it has.
 5. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what
    is known to have moved. It waits for room where the socket had none.
@@ -18,8 +18,8 @@ The rules:
    once, until the peer takes more in a row than a send buffer's free part.
 7. A poll before each send costs the loop's thread a wake-up in the kernel, so it stands only
    in the chain after one whose socket was full.
-8. A poll can come true for nothing: on a ring each poll hears of a peer that has ended its own
-   stream, as `nc` does, and an error queue makes polls true as well. After two in a row that no
+8. A poll can come true for nothing (K20): on a ring each poll hears of a peer that has ended its
+   own stream, as `nc` does, and an error queue makes polls true as well. After two in a row that no
    byte followed comes a pause, of a millisecond first, twice as long while nothing moves.
 
 States and what leads on:

@@ -21,8 +21,8 @@ The rules:
    until half of a chain's reads find nothing. (On 2 CPUs that its source and sink share, in
    GB/s and ms of loop CPU per GB: at once 3.0 to 3.7 and 107 to 131, chains 2.5 to 4.9 and
    43 to 52, steps of 1 MiB; chains of 64 KiB steps 1.2 and 230.)
-7. splice(2) stops at the mark of TCP's urgent data: it says 0 or EAGAIN there, and a poll says
-   that there is something to read. So the end of a socket is believed when recv(2) says so
+7. splice(2) stops at the mark of TCP's urgent data (K21): it says 0 or EAGAIN there, and a poll
+   says that there is something to read. So the end of a socket is believed when recv(2) says so
    too, and a poll that came true for nothing is followed by a byte of recv(2); where that has
    none either (an error queue makes polls true as well), by a pause. A TCP socket with a
    small send buffer says that it can be written to when a splice has no room: pauses start
@@ -211,7 +211,7 @@ class Splicing:
         start = None
         if self._source_offset is not None:
             start = self._source_offset + taken
-            # A pipe's slot holds part of one page (facts 7 and 12).
+            # A pipe's slot holds part of one page (K7).
             size -= start % mmap.PAGESIZE
         if self.count is not None:
             size = min(size, self.count - taken)

@@ -144,7 +144,7 @@ Chain = Sequence[Step]
 LoanStep = SendZero | SendCopied | AwaitRoom
 
 UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
-"""Errors that say that this was not the moment, and nothing else."""
+"""Errors that say that this was not the moment, and nothing else (but see K17)."""
 
 
 class Transfer(Protocol):
