@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import queue
+import resource
 import selectors
 import socket
 import ssl
@@ -566,6 +567,17 @@ def holdings(*, quick: bool = False) -> Holdings:
     maps = Path("/proc/self/maps").read_bytes()
     mappings, rings = maps.count(b"\n"), maps.count(b"[io_uring]")
     return Holdings(descriptors, threads, quick, count_ring_workers(), mappings, rings)
+
+
+@contextlib.contextmanager
+def open_files(number: int) -> Iterator[None]:
+    """Let this process have that many open files for a while, or as many as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def check_nothing_left(before: Holdings) -> None:
