@@ -240,9 +240,11 @@ async def test_an_error_of_the_source_comes_through_and_the_position_is_right(
 ) -> None:
     source: Any = Broken(CONTENT)
     sock, receiver = connect()
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         await aiozc.loop_sendfile(sock, source, 10)
     sent = sum(range(0, 2001, 100))
+    error: Any = caught.value
+    assert (error.transferred, error.lost) == (sent, 0)
     assert source.tell() == 10 + sent
     sock.close()
     assert_same(await receiver.wait_end(), CONTENT[10 : 10 + sent])

@@ -3,20 +3,34 @@
 import asyncio
 import io
 import itertools
+import logging
 import os
+import select
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 import aiozc
 
 from .conftest import Connect, MakeFile, Send
-from .support import KIB, MIB, FarEnd, assert_same, case, fill, pattern, turns, write_out
+from .support import (
+    KIB,
+    MIB,
+    FarEnd,
+    assert_same,
+    case,
+    fill,
+    outcome_of,
+    pattern,
+    turns,
+    until,
+    write_out,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -232,9 +246,13 @@ async def test_anything_with_the_descriptor_of_a_stream_socket_will_do(
 
 
 async def test_a_blocking_socket_does_not_block_the_loop(
-    family: int, connect: Connect, make_file: MakeFile
+    family: int, connect: Connect, make_file: MakeFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Outside of debug mode it passes the checks, as the loop's own method lets it."""
+    """Outside of debug mode it passes the checks, as the loop's own method lets it.
+
+    One line says so, and the statistics count them.
+    """
+    caplog.set_level(logging.DEBUG, "aiozc")
     for size in (4096, LARGE):
         with case(size=size):
             asyncio.get_running_loop().set_debug(False)
@@ -248,6 +266,61 @@ async def test_a_blocking_socket_does_not_block_the_loop(
             assert await sending == size
             sock.close()
             assert_same(await receiver.wait_end(), bytes(filler), content)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "setblocking(False)" in record.getMessage()
+    statistics = aiozc.get_reactor().statistics()
+    assert (statistics.fallbacks, statistics.transfers) == (2, 0)
+
+
+async def raised_by(*arguments: Any, **options: Any) -> tuple[int, int]:
+    """Return what a call says in what it raises: how much was sent, and lost."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of every kind
+        await aiozc.loop_sendfile(*arguments, **options)
+    error: Any = caught.value
+    return error.transferred, error.lost
+
+
+async def test_what_is_raised_says_how_much_was_sent(
+    connect: Connect, make_file: MakeFile, family: int
+) -> None:
+    """By every way: also of a file that goes at once, and before anything went."""
+    aiozc.get_reactor()
+    sock, receiver = connect(family, limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    small, large = (make_file(pattern(size)) for size in (4096, LARGE))
+    for wrong in (None, io.StringIO(), io.BytesIO()):
+        assert await raised_by(sock, wrong, fallback=False) == (0, 0)
+    assert await raised_by(sock, small, -1) == (0, 0)
+    assert await raised_by(None, small) == (0, 0)
+    for source in (large, io.BytesIO(pattern(LARGE))):
+        task = asyncio.create_task(aiozc.loop_sendfile(sock, source))
+        await until(lambda: not is_writable(sock))
+        for busy in (small, make_file(pattern(LARGE))):
+            assert await raised_by(sock, busy) == (0, 0)
+        task.cancel()
+        outcome: Any = await outcome_of(task)
+        assert (outcome.transferred, outcome.lost) == (source.tell(), 0)
+        assert isinstance(outcome, asyncio.CancelledError)
+        assert source.tell() > 0
+        receiver.allow(None)
+        await until(lambda: is_writable(sock))
+        receiver.allow(0)
+    receiver.reset()
+    await until(lambda: not is_connected(sock))
+    for source in (small, make_file(pattern(LARGE)), io.BytesIO(b"memory")):
+        assert await raised_by(sock, source) == (0, 0)
+        source.close()
+        assert await raised_by(sock, source) == (0, 0)
+
+
+def is_writable(sock: socket.socket) -> bool:
+    """Say whether there is room."""
+    return bool(select.select([], [sock], [], 0)[1])
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Say whether the peer is there, and leave the error to be told to the next who asks."""
+    return not select.select([sock], [], [], 0)[0]
 
 
 async def test_one_file_is_sent_to_many_at_once(

@@ -141,9 +141,9 @@ def told(way: Way, outcome: object, source: "Source") -> Told:
     if isinstance(outcome, int):
         return Told(outcome, 0)
     assert isinstance(outcome, OSError | asyncio.CancelledError | RuntimeError), repr(outcome)
-    if way.function == "loop_sendfile":
-        return Told(source.moved, 0)
     transferred, lost = outcome.transferred, outcome.lost  # type: ignore[union-attr]
+    if way.function == "loop_sendfile":
+        assert transferred == source.moved
     if way.function == "relay":
         assert transferred[1] == lost[1] == 0
         transferred, lost = transferred[0], lost[0]

@@ -2,8 +2,10 @@
 
 import _socket
 import asyncio
+import contextlib
 import errno
 import fcntl
+import inspect
 import io
 import os
 import socket
@@ -24,6 +26,16 @@ CANNOT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 """What splice(2) answers where a file system or a socket cannot be spliced."""
 
 _BUFFERED = (io.BufferedReader, io.BufferedRandom, io.BufferedWriter)
+_PLAIN = frozenset({*_BUFFERED, io.FileIO, io.BytesIO})
+_BENEATH = {
+    ("aiofiles", "AsyncBase"): "_file",
+    ("anyio", "AsyncFile"): "wrapped",
+    ("trio", "AsyncIOWrapper"): "wrapped",
+}
+"""Async files by package and class, and the attribute that is the file beneath."""
+_METHODS = ("fileno", "flush", "read", "readinto", "seek", "seekable", "tell", "write")
+_SHOWN = 120
+"""The most characters of what was given that a sentence shows."""
 
 
 def check(sock: Any, file: Any, offset: int, count: int | None) -> None:
@@ -34,18 +46,136 @@ def check(sock: Any, file: Any, offset: int, count: int | None) -> None:
     check_offset(offset)
 
 
+def shown(given: Any) -> str:
+    """Return what was given as a sentence can show it."""
+    if isinstance(given, bytes | bytearray | memoryview):
+        return f"{type(given).__name__} of {len(given)} bytes"
+    whole = repr(given)
+    return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}..."
+
+
+def plain_file(file: Any) -> Any:
+    """Return the file beneath an async one of aiofiles, anyio or trio, and any other as it is.
+
+    Its position is theirs too. Raises TypeError for other objects whose methods are coroutines.
+    """
+    while type(file) not in _PLAIN and not isinstance(file, socket.socket):
+        beneath = _beneath(file)
+        if beneath is None:
+            _check_not_async(file)
+            break
+        file = beneath
+    return file
+
+
+def _beneath(file: Any) -> Any:
+    for kind in type(file).__mro__:
+        name = _BENEATH.get((kind.__module__.partition(".")[0], kind.__name__))
+        if name is not None:
+            return getattr(file, name)
+    return None
+
+
+def _check_not_async(file: Any) -> None:
+    if isinstance(file, type):
+        raise TypeError(f"{shown(file)} is a class: an object of it is wanted")
+    are_async = any(inspect.iscoroutinefunction(getattr(file, name, None)) for name in _METHODS)
+    if not are_async and not isinstance(file, io.IOBase) and hasattr(file, "tell"):
+        # What only returns a coroutine tells so when it is called.
+        told: Any = None
+        with contextlib.suppress(Exception):
+            told = file.tell()
+        are_async = refuse_to_await(told)
+    if are_async:
+        raise TypeError(
+            f"{shown(file)} has methods that are coroutines: give the binary file beneath it"
+        )
+
+
+def refuse_to_await(result: Any) -> bool:
+    """Return whether a method's result is to be awaited; a coroutine is closed."""
+    if inspect.iscoroutine(result):
+        result.close()
+    return inspect.isawaitable(result)
+
+
 def check_binary(file: Any) -> None:
     """Raise ValueError for a file in text mode."""
     mode = getattr(file, "mode", "b")
     # GzipFile's mode is a number before Python 3.13.
-    if isinstance(mode, str) and "b" not in mode:
+    if (isinstance(mode, str) and "b" not in mode) or isinstance(file, io.TextIOBase):
         raise ValueError("file should be opened in binary mode")
 
 
+def check_readable(file: Any, offset: int) -> None:
+    """Raise TypeError for what cannot be read as a file, from that offset on."""
+    if not (hasattr(file, "read") or hasattr(file, "readinto")):
+        raise TypeError(f"{shown(file)} cannot be read: {_wanted_file(file, 'rb')}")
+    _check_has_places(file, offset)
+
+
+def check_writable(file: Any, offset: int) -> None:
+    """Raise TypeError for what cannot be written as a file, from that offset on.
+
+    And io.UnsupportedOperation (an OSError, EBADF, and a ValueError) for what is not open for
+    that: nothing has left its source yet.
+    """
+    # A transport has a `write`, and so has the StreamWriter around one.
+    if not hasattr(file, "write") or hasattr(file, "get_extra_info"):
+        raise TypeError(f"{shown(file)} cannot be written as a file: {_wanted_file(file, 'wb')}")
+    _check_has_places(file, offset)
+    kind = type(file)
+    # Some have a `write` and leave `writable` as it is in their base class.
+    told = getattr(kind, "writable", None) is not io.IOBase.writable and hasattr(file, "writable")
+    cannot = getattr(kind, "write", None) is io.BufferedIOBase.write
+    if cannot or (told and not file.writable()):
+        raise io.UnsupportedOperation(errno.EBADF, f"{shown(file)} is not open for writing")
+
+
+def _check_has_places(file: Any, offset: int) -> None:
+    if offset and not hasattr(file, "seek"):
+        raise TypeError(f"{shown(file)} has no seek(): its offset must be 0, not {offset}")
+
+
+def _wanted_file(given: Any, mode: str) -> str:
+    wanted = "a file object that was opened in binary mode is wanted"
+    if isinstance(given, str | os.PathLike):
+        return f'{wanted}, as open(path, "{mode}") gives one'
+    if isinstance(given, int):
+        return f'{wanted}, as open({given}, "{mode}", closefd=False) gives one'
+    if isinstance(given, bytes | bytearray | memoryview):
+        return f"{wanted}, as io.BytesIO(data) is one"
+    return wanted
+
+
+def kind_of(sock: Any) -> int:
+    """Return a socket's type; TypeError for what is none, OSError (EBADF) for a closed number."""
+    if isinstance(sock, socket.socket):
+        return type_of(sock)
+    try:
+        return socket_type(sock)
+    except (AttributeError, TypeError, io.UnsupportedOperation):
+        pass
+    except OSError as error:
+        if error.errno != errno.ENOTSOCK:
+            raise
+    raise TypeError(f"{shown(sock)} is no socket: {_wanted_socket(sock)}")
+
+
+def _wanted_socket(given: Any) -> str:
+    root = type(given).__module__.partition(".")[0]
+    if hasattr(given, "get_extra_info"):
+        return "loop.sendfile(transport, file) sends through a transport"
+    if hasattr(given, "transport_stream"):
+        return "it encrypts what it sends, and plain stream sockets alone will do"
+    if root == "anyio":
+        return "aiozc.integrations.anyio has the transfers for anyio's streams"
+    return "a stream socket, or an object whose fileno() is one's number, is wanted"
+
+
 def check_stream(sock: Any) -> None:
-    """Raise ValueError for a socket of another type; OSError where it is none."""
-    kind = type_of(sock) if isinstance(sock, socket.socket) else socket_type(sock)
-    if kind != STREAM:
+    """Raise ValueError for a socket of another type, and as `kind_of` where it is none."""
+    if kind_of(sock) != STREAM:
         raise ValueError("only SOCK_STREAM type sockets are supported")
 
 
@@ -72,10 +202,14 @@ def socket_of(side: Any) -> Any:
 
 
 def timeout_of(sock: Any) -> float | None:
-    """Return what `gettimeout()` does, also of an object that has none."""
+    """Return what `gettimeout()` does, also of an object that has none.
+
+    Raises as `kind_of` does.
+    """
     if hasattr(sock, "gettimeout"):
         timeout: float | None = sock.gettimeout()
         return timeout
+    kind_of(sock)
     return None if os.get_blocking(sock.fileno()) else 0
 
 
@@ -117,9 +251,12 @@ def check_moved_by_kernel(sock: Any, timeout: float | None) -> None:
 def descriptor_of(file: Any) -> int:
     """Return the number beneath a file object; SendfileNotAvailableError where it says less."""
     if transforms(file):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} transforms its bytes")
+        raise asyncio.SendfileNotAvailableError(f"{shown(file)} transforms its bytes")
+    # A SpooledTemporaryFile that is asked for a descriptor writes what it holds to a disk.
+    if getattr(file, "_rolled", True) is False:
+        raise asyncio.SendfileNotAvailableError(f"{shown(file)} is in memory")
     try:
         fd: int = file.fileno()
     except (AttributeError, io.UnsupportedOperation):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} has no descriptor") from None
+        raise asyncio.SendfileNotAvailableError(f"{shown(file)} has no descriptor") from None
     return fd

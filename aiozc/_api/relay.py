@@ -35,6 +35,7 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
     Raises:
         ValueError: a socket that is blocking, of another type or encrypted, or twice the
             same.
+        TypeError: what is no socket.
         RuntimeError: another transfer reads from or writes into one of them.
         RingUnavailableError: see `get_reactor`.
         OSError: what a socket answered (ConnectionResetError, BrokenPipeError); EBADF where

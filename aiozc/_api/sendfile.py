@@ -12,7 +12,10 @@ from aiozc._api.arguments import (
     STREAM,
     check,
     check_moved_by_kernel,
+    check_readable,
     descriptor_of,
+    plain_file,
+    shown,
     socket_of,
     timeout_of,
     type_of,
@@ -20,11 +23,10 @@ from aiozc._api.arguments import (
 from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines.at_once import AtOnce
-from aiozc._engines.hosts import Loop, arrive, plain_loop, uninterrupted
-from aiozc._engines.reactor import get_reactor, latest_reactor
+from aiozc._engines.hosts import Future, Loop, arrive, plain_loop, uninterrupted
+from aiozc._engines.reactor import Reactor, count_fallback, get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
-from aiozc._errors import error_from
+from aiozc._errors import error_from, tell
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
 
@@ -44,9 +46,10 @@ async def loop_sendfile(
 
     `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, a
     `trio.SocketStream`, or anything with `fileno()`. `file` is a file object opened in binary
-    mode. Bytes are sent from `offset` (0 or more) on, `count` of them (1 or more) or, with
-    None, to the end of the file. When it ends, in whatever way, the file's position is
-    `offset` plus the number of bytes that the socket took.
+    mode, or an async one of aiofiles, anyio or trio around such. Bytes are sent from `offset`
+    (0 or more) on, `count` of them (1 or more) or, with None, to the end of the file. When it
+    ends, in whatever way, the file's position is `offset` plus the number of bytes that the
+    socket took, which everything that it raises has as `transferred` (and 0 as `lost`).
 
     What the kernel cannot move by itself (a file object without a descriptor or that
     transforms what it reads, a source that is no regular file, a TLS or a blocking socket)
@@ -60,7 +63,7 @@ async def loop_sendfile(
     Raises:
         ValueError: a file in text mode, a socket of another type, a negative offset, a
             count below 1, a closed file; in the loop's debug mode a blocking socket.
-        TypeError: an offset or a count that is not an integer.
+        TypeError: an offset or a count that is not an integer; what is no socket or no file.
         asyncio.SendfileNotAvailableError: see `fallback`.
         RuntimeError: another transfer into the socket is under way.
         OSError: what the file or the socket answered (ConnectionResetError,
@@ -69,27 +72,31 @@ async def loop_sendfile(
             the socket.
     """
     loop: Loop = plain_loop() or await arrive()
-    reactor = latest_reactor(loop)
     at_once: int | None = None
-    # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
-    # checks, the status and the state machine of the other way take 2. It keeps each promise.
-    if (
-        reactor is not None
-        and _is_plain(sock, file, offset, count)
-        and (fallback or _is_regular(file))
-    ):
-        size = os.fstat(file.fileno()).st_size if count is None else 0
-        length = count or size - offset
-        if 0 < length <= AT_ONCE:
-            check_idle(sock)
-            if not reactor.at_once.may_spend(loop, length):
-                await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
-            at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
-            if at_once == length:
-                file.seek(offset + length)
-                reactor.count(transfers=1, sent=length)
-                return length
-            reactor.at_once.give_back(length - max(at_once, 0))
+    try:
+        reactor = latest_reactor(loop)
+        # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
+        # checks, the status and the state machine of the other way take 2. It keeps each promise.
+        if (
+            reactor is not None
+            and _is_plain(sock, file, offset, count)
+            and (fallback or _is_regular(file))
+        ):
+            size = os.fstat(file.fileno()).st_size if count is None else 0
+            length = count or size - offset
+            if 0 < length <= AT_ONCE:
+                check_idle(sock)
+                if not reactor.at_once.may_spend(loop, length):
+                    turn = reactor.at_once.turn_to_spend(loop, length)
+                    await _wait_for_turn(turn, sock, file, offset)
+                at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
+                if at_once == length:
+                    file.seek(offset + length)
+                    reactor.count(transfers=1, sent=length)
+                    return length
+    except BaseException as error:
+        tell(error, max(at_once or 0, 0), 0)
+        raise
     return await _send_file(loop, sock, file, offset, count, fallback, at_once)
 
 
@@ -123,46 +130,61 @@ async def _send_file(
     at_once: int | None,
 ) -> int:
     """Send anything to anything; `at_once` is the result of a SendCached done before."""
-    sock = socket_of(sock)
-    timeout = timeout_of(sock)
-    if timeout != 0 and loop.get_debug():
-        raise ValueError("the socket must be non-blocking")
-    check(sock, file, offset, count)
+    position = max(at_once or 0, 0)
+    transfer: Sendfile | None = None
     try:
-        check_moved_by_kernel(sock, timeout)
-        size = size_of_regular(file)
-        reactor = get_reactor()
-    except asyncio.SendfileNotAvailableError:
-        if not fallback:
-            raise
-        return await fallback_engine.send_file(sock, file, offset, count, max(at_once or 0, 0))
+        sock = socket_of(sock)
+        timeout = timeout_of(sock)
+        if timeout != 0 and loop.get_debug():
+            raise ValueError("the socket must be non-blocking")
+        file = plain_file(file)
+        check(sock, file, offset, count)
+        try:
+            check_moved_by_kernel(sock, timeout)
+            size = size_of_regular(file)
+            reactor = get_reactor()
+        except asyncio.SendfileNotAvailableError:
+            if not fallback:
+                raise
+        else:
+            length = max(0, size - offset if count is None else min(count, size - offset))
+            if at_once is None:
+                check_idle(sock)
+                if 0 < length <= AT_ONCE and reactor.at_once.may_spend(loop, length):
+                    at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
+            transfer = Sendfile(offset, length, at_once)
+            await _send_by_kernel(reactor, transfer, sock, file, count)
+            if not transfer.error:
+                return transfer.position
+            position = transfer.position
+            if transfer.error not in CANNOT or (position and not fallback):
+                raise error_from(transfer.error, f"after {position} bytes were sent")
+            if not fallback:
+                raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
+        check_readable(file, offset)
+    except BaseException as error:
+        tell(error, position if transfer is None else transfer.position, 0)
+        raise
+    count_fallback(loop, sock if timeout is None else None)
+    return await fallback_engine.send_file(sock, file, offset, count, position)
+
+
+async def _send_by_kernel(
+    reactor: Reactor, transfer: Sendfile, sock: Any, file: Any, count: int | None
+) -> None:
     reactor.count(transfers=1)
-    length = max(0, size - offset if count is None else min(count, size - offset))
-    if at_once is None:
-        check_idle(sock)
-        if 0 < length <= AT_ONCE and reactor.at_once.may_spend(loop, length):
-            at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
-    transfer = Sendfile(offset, length, at_once)
     try:
         if transfer.done:
-            set_position(file, offset + transfer.position)
+            set_position(file, transfer.offset + transfer.position)
         else:
-            await drive.send_file(reactor, transfer, Original(file, offset), outlet(sock), count)
-        if not transfer.error:
-            return transfer.position
+            source = Original(file, transfer.offset)
+            await drive.send_file(reactor, transfer, source, outlet(sock), count)
     finally:
         reactor.count(sent=transfer.position)
-    if transfer.error in CANNOT and fallback:
-        return await fallback_engine.send_file(sock, file, offset, count, transfer.position)
-    if transfer.error in CANNOT and not transfer.position:
-        raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
-    raise error_from(transfer.error, f"after {transfer.position} bytes were sent")
 
 
 async def _wait_for_turn(
-    at_once: AtOnce,
-    loop: Loop,
-    length: int,
+    turn: Future,
     sock: socket.socket | TransportSocket,
     file: io.BufferedReader,
     offset: int,
@@ -174,7 +196,7 @@ async def _wait_for_turn(
     """
     target, source = outlet(sock), Original(file)
     try:
-        await at_once.wait_turn(loop, length)
+        await turn
         target.check_open()
         source.check_open()
     except BaseException:
@@ -189,7 +211,7 @@ def size_of_regular(file: Any) -> int:
     fd = descriptor_of(file)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")
+        raise asyncio.SendfileNotAvailableError(f"{shown(file)} is not a regular file")
     if not status.st_size and _says_more_than_its_size(fd):
         raise asyncio.SendfileNotAvailableError(f"{file!r} does not tell its size")
     return status.st_size

@@ -18,15 +18,18 @@ from aiozc._api.arguments import (
     check_moved_by_kernel,
     check_offset,
     check_stream,
+    check_writable,
     descriptor_of,
+    plain_file,
+    shown,
     socket_of,
     timeout_of,
     transforms,
 )
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines.hosts import arrive, in_thread, in_thread_that_may_be_left, uninterrupted
-from aiozc._engines.reactor import get_reactor
+from aiozc._engines.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
+from aiozc._engines.reactor import count_fallback, get_reactor
 from aiozc._engines.records import Original, Role, Stream, identity, inlet
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.sendfile import Sendfile
@@ -44,10 +47,10 @@ async def splice_pipe(
 ) -> int:
     """Move bytes from one descriptor to another within the kernel; return how many arrived.
 
-    As `os.splice`, between any two of: connected non-blocking stream sockets, binary files,
-    pipe ends, and descriptors (int) of these, and without waiting in the loop's thread. A
-    pipe of the library's own stands between only where neither is one. `count` bytes (1 or
-    more) are moved or, with None, all until the end of `src`.
+    As `os.splice`, between any two of: connected non-blocking stream sockets, binary files (async
+    ones of aiofiles, anyio and trio too), pipe ends, and descriptors (int) of these, and without
+    waiting in the loop's thread. A pipe of the library's own stands between only where neither is
+    one. `count` bytes (1 or more) are moved or, with None, all until the end of `src`.
 
     An offset of None is a file's current position, which follows the transfer; a number (0
     or more) is a place in the file, and leaves the position alone. What a file object has
@@ -62,7 +65,7 @@ async def splice_pipe(
         ValueError: a text file, a file object that has no descriptor or transforms what it
             reads, a socket that is blocking, of another type or encrypted, a count below 1,
             a negative offset, an offset for what has no positions.
-        TypeError: a count or an offset that is not an integer.
+        TypeError: a count or an offset that is not an integer; what is none of these at all.
         RuntimeError: another transfer reads from the stream, or writes into it.
         RingUnavailableError: see `get_reactor`.
         OSError: what one of the two answered (EINVAL: it cannot be spliced, or was opened
@@ -75,8 +78,8 @@ async def splice_pipe(
         given = _look_at(src, src_offset, writing=False)
         wanted = _look_at(dst, dst_offset, writing=True)
         reactor = get_reactor()
-        await _settle(src)
-        await _settle(dst)
+        await _settle(given.holder)
+        await _settle(wanted.holder)
         transfer = _choose(given, wanted, count)
     reactor.count(transfers=1)
     try:
@@ -112,7 +115,8 @@ async def loop_recvfile(
     """Receive from a connected stream socket into a file; return the number of bytes written.
 
     The mirror of `loop_sendfile`. `sock` is a non-blocking TCP or UNIX stream socket, `file`
-    a file object opened for writing in binary mode, not for appending. What arrives is
+    a file object opened for writing in binary mode, not for appending, or an async one of
+    aiofiles, anyio or trio around such. What arrives is
     written from `offset` (0 or more) on, until `count` bytes (1 or more) are or, with None,
     until the peer ends the stream; no more than `count` bytes leave the socket. The file is
     not truncated. When it ends, in whatever way, the file's position is `offset` plus the
@@ -130,7 +134,7 @@ async def loop_recvfile(
     Raises:
         ValueError: a file in text mode, a socket of another type, a negative offset, a
             count below 1, a closed file; in the loop's debug mode a blocking socket.
-        TypeError: an offset or a count that is not an integer.
+        TypeError: an offset or a count that is not an integer; what is no socket or no file.
         asyncio.SendfileNotAvailableError: see `fallback`.
         RuntimeError: another transfer from the socket is under way.
         OSError: what the file or the socket answered (ENOSPC, EFBIG, ConnectionResetError);
@@ -139,11 +143,14 @@ async def loop_recvfile(
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
     loop = await arrive()
-    sock = socket_of(sock)
-    timeout = timeout_of(sock)
-    if timeout != 0 and loop.get_debug():
-        raise ValueError("the socket must be non-blocking")
-    check(sock, file, offset, count)
+    with nothing_moved(0):
+        sock = socket_of(sock)
+        timeout = timeout_of(sock)
+        if timeout != 0 and loop.get_debug():
+            raise ValueError("the socket must be non-blocking")
+        file = plain_file(file)
+        check(sock, file, offset, count)
+    blocking = sock if timeout is None else None
     try:
         check_moved_by_kernel(sock, timeout)
         with nothing_moved(0):
@@ -152,7 +159,7 @@ async def loop_recvfile(
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
-        return await _fall_back(sock, file, offset, count)
+        return await _fall_back(loop, sock, file, offset, count, blocking)
     with nothing_moved(0):
         await _settle(file)
     reactor.count(transfers=1)
@@ -170,23 +177,30 @@ async def loop_recvfile(
         raise
     finally:
         reactor.count(sent=transfer.position)
-    return await _fall_back(sock, file, offset, count) if refused else transfer.position
+    if refused:
+        return await _fall_back(loop, sock, file, offset, count)
+    return transfer.position
 
 
-async def _fall_back(sock: Any, file: Any, offset: int, count: int | None) -> int:
+async def _fall_back(
+    loop: Loop, sock: Any, file: Any, offset: int, count: int | None, blocking: Any = None
+) -> int:
     """Receive by memory: into the descriptor itself where that is what the object writes."""
-    plain = not transforms(file) and hasattr(file, "fileno") and _is_regular(file)
-    if plain:
-        with nothing_moved(0):
+    plain = _is_regular(file)
+    with nothing_moved(0):
+        if plain:
             check_access(file, file.fileno(), writing=True)
             await _settle(file)
+        else:
+            check_writable(file, offset)
+    count_fallback(loop, blocking)
     return await fallback_engine.receive_file(sock, file, offset, count, plain=plain)
 
 
 def _is_regular(file: Any) -> bool:
     try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except io.UnsupportedOperation:
+        return stat.S_ISREG(os.fstat(descriptor_of(file)).st_mode)
+    except asyncio.SendfileNotAvailableError:
         return False
 
 
@@ -247,17 +261,24 @@ class _Given:
 
 
 def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
-    holder = _Number(side) if isinstance(side, int) else socket_of(side)
+    holder = _Number(side) if isinstance(side, int) else plain_file(socket_of(side))
     if isinstance(holder, ssl.SSLSocket):
         raise ValueError(f"{side!r} encrypts what it sends: only plain sockets can be spliced")
     check_binary(holder)
     if transforms(holder) or isinstance(holder, io.TextIOBase):
-        raise ValueError(f"{side!r} transforms its bytes: give the file beneath it")
+        raise ValueError(f"{shown(side)} transforms its bytes: give the file beneath it")
+    if not hasattr(holder, "fileno"):
+        raise TypeError(
+            f"{shown(side)} has no descriptor: a stream socket, a binary file, an end of a pipe or"
+            " the number of one is wanted"
+        )
     try:
-        mode = os.fstat(holder.fileno()).st_mode
-    except (AttributeError, io.UnsupportedOperation):
-        raise ValueError(f"{side!r} has no descriptor") from None
+        mode = os.fstat(descriptor_of(holder)).st_mode
+    except asyncio.SendfileNotAvailableError as error:
+        raise ValueError(f"{error}: only what has a descriptor can be spliced") from None
     kind = _kind_of(mode)
+    if kind is _Kind.FILE and offset is None and not hasattr(holder, "tell"):
+        raise TypeError(f"{shown(side)} has no tell(): its offset is wanted")
     if kind is _Kind.SOCKET:
         check_stream(holder)
         if timeout_of(holder) != 0:
@@ -320,7 +341,7 @@ async def _settle(file: Any) -> None:
 
     In a thread where something is to be written: that may wait for a disk, or for a reader.
     """
-    if not hasattr(file, "flush") or not file.writable():
+    if not (hasattr(file, "flush") and hasattr(file, "writable") and file.writable()):
         return
     try:
         settled = file.tell() == os.lseek(file.fileno(), 0, os.SEEK_CUR)

@@ -5,11 +5,18 @@ from asyncio import constants
 from collections.abc import Callable
 from typing import Any
 
-from aiozc._api.arguments import check_binary, check_count, check_offset
-from aiozc._engines.fallback import READ, TICK, seek, seek_if_it_can
+from aiozc._api.arguments import (
+    check_binary,
+    check_count,
+    check_offset,
+    check_readable,
+    plain_file,
+)
+from aiozc._engines.fallback import READ, TICK, read_some, seek, seek_if_it_can
 from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
+from aiozc._engines.reactor import count_fallback
 from aiozc._engines.records import check_sendable
-from aiozc._errors import connection_lost
+from aiozc._errors import connection_lost, nothing_moved, tell
 
 UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
 """uvloop's transports of streams without TLS."""
@@ -231,12 +238,16 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
     For TLS, whose records the transport makes, and for transports whose `write` nobody can
     refuse to others. The file's position is `offset` plus what was handed to the transport.
     """
-    check_binary(file)
-    check_count(count)
-    check_offset(offset)
-    reading = transport.is_reading()
-    transport.pause_reading()
-    flow = Flow(transport)
+    with nothing_moved(0):
+        file = plain_file(file)
+        check_binary(file)
+        check_count(count)
+        check_offset(offset)
+        check_readable(file, offset)
+        reading = transport.is_reading()
+        transport.pause_reading()
+        flow = Flow(transport)
+    count_fallback(asyncio.get_running_loop())
     written = 0
     seekable = False
     try:
@@ -244,7 +255,7 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
         read = in_thread if seekable else in_thread_that_may_be_left
         while count is None or written < count:
             size = READ if count is None else min(READ, count - written)
-            data: bytes | None = await read(file.read, size)
+            data: bytes | None = await read(read_some, file, size)
             if not data:
                 break
             await flow.wait_resumed()
@@ -253,6 +264,7 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
             written += len(data)
         return written
     except BaseException as error:
+        tell(error, written, 0)
         if isinstance(error, GeneratorExit):
             seekable = False  # a coroutine that is thrown away cannot wait any more
         raise
@@ -263,4 +275,4 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
             if reading and not flow.is_over and not transport.is_closing():
                 transport.resume_reading()
         if seekable:
-            await seek(file, offset + written)
+            await in_thread(seek, file, offset + written)

@@ -13,8 +13,11 @@ from aiozc._api.arguments import (
     check_count,
     check_moved_by_kernel,
     check_offset,
+    check_readable,
     check_stream,
     descriptor_of,
+    plain_file,
+    shown,
     socket_of,
     timeout_of,
 )
@@ -23,10 +26,10 @@ from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import zerocopy
 from aiozc._engines.buffers import SIZE as BUFFER_SIZE
 from aiozc._engines.buffers import Buffers
-from aiozc._engines.hosts import arrive, uninterrupted
+from aiozc._engines.hosts import arrive, running_loop, uninterrupted
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts, hold
-from aiozc._engines.reactor import Reactor, get_reactor
+from aiozc._engines.reactor import Reactor, count_fallback, get_reactor
 from aiozc._engines.records import check_idle, outlet, set_position
 from aiozc._errors import error_from, tell
 from aiozc._transfers.zerocopy import CHUNK, REFUSED, Piece, ZeroCopy
@@ -103,11 +106,12 @@ async def sendfile_zc(
     need to wait for that between them.
 
     `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, or
-    anything with `fileno()`. `file` is a file object opened in binary mode, a bytes-like object,
-    or a sequence of such, sent one after the other: `[header, file]`. Of a file, of bytes, or of
-    all of a sequence taken as one (files from their beginning), bytes are sent from `offset` (0
-    or more) on, `count` of them (1 or more) or, with None, to the end that there is when it is
-    called. A file's position is then behind what was sent of it.
+    anything with `fileno()`. `file` is a file object opened in binary mode (or an async one of
+    aiofiles, anyio or trio around such), a bytes-like object, or a sequence of such, sent one
+    after the other: `[header, file]`. Of a file, of bytes, or of all of a sequence taken as one
+    (files from their beginning), bytes are sent from `offset` (0 or more) on, `count` of them (1
+    or more) or, with None, to the end that there is when it is called. A file's position is then
+    behind what was sent of it.
 
     Where the kernel cannot (no io_uring, before Linux 6.2, a UNIX or TLS or blocking socket, a
     file object without a descriptor or that transforms what it reads), or no memory may be
@@ -125,7 +129,8 @@ async def sendfile_zc(
     Raises:
         ValueError: a file in text mode, a socket of another type, a negative offset, a
             count below 1, a closed file; in the loop's debug mode a blocking socket.
-        TypeError: an offset or a count that is not an integer; what is no file and no bytes.
+        TypeError: an offset or a count that is not an integer; what is no socket; what is no file
+            and no bytes.
         asyncio.SendfileNotAvailableError: see `fallback`.
         RuntimeError: another transfer into the socket is under way.
         OSError: what the file or the socket answered; EBADF where the caller closed one of them
@@ -155,6 +160,10 @@ async def sendfile_zc(
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
+        for source in sources:
+            if not isinstance(source, memoryview):
+                check_readable(source, offset if len(sources) == 1 else 0)
+        count_fallback(loop, sock if timeout is None else None)
         return await _send_copied(sock, sources, offset, count)
     places = _choose(sizes, offset, count)
     if not places:
@@ -194,8 +203,9 @@ def _has_memory(part: Any) -> bool:
 
 def _source_of(part: Any) -> Any:
     if not _has_memory(part):
+        part = plain_file(part)
         if not (hasattr(part, "read") or hasattr(part, "fileno")):
-            raise TypeError(f"{part!r} is neither a binary file nor a bytes-like object")
+            raise TypeError(f"{shown(part)} is neither a binary file nor a bytes-like object")
         check_binary(part)
         return part
     view = memoryview(part)
@@ -251,6 +261,8 @@ async def _send(
         raise
     finally:
         reactor.count(sent=transfer.position)
+        if transfer.refused:
+            count_fallback(running_loop())
     loan.copied |= transfer.copied
     return ZeroCopySend(transfer.position, loan)
 

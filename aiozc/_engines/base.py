@@ -33,6 +33,7 @@ class Counters:
     completions: int = 0
     wakeups: int = 0
     polls: int = 0
+    fallbacks: int = 0
 
 
 class Run:

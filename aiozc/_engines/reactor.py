@@ -27,7 +27,9 @@ of its descriptors and mappings, and the child makes one of its own.
 import asyncio
 import contextlib
 import errno
+import logging
 import os
+import threading
 import time
 import weakref
 from dataclasses import asdict, dataclass
@@ -44,6 +46,8 @@ from aiozc._engines.pipes import PipePool
 from aiozc._engines.records import Original, Record
 from aiozc._errors import error_from
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice
+
+_logger = logging.getLogger("aiozc")
 
 RETRY = 0.005
 """Seconds until a cancellation that has not ended its chain is asked for again."""
@@ -72,7 +76,10 @@ class Statistics:
     the loop found the reactor's descriptor readable; `polls` among the chains' steps;
     `in_flight`, transfers that are not at their end now; `pipes` open now, idle ones included;
     `zero_copies`, sends without a copy (SEND_ZC) that sent something, `notifications` that their
-    pages were released, and `copies`, how many of these said that the kernel has copied them.
+    pages were released, and `copies`, how many of these said that the kernel has copied them;
+    `fallbacks`, transfers whose bytes went through this process's memory, all or what was left
+    of them, since the kernel could not move them: objects without a descriptor, blocking sockets,
+    TLS, a `sendfile_zc` that copied. (Those that the kernel began are in `transfers` too.)
     """
 
     transfers: int
@@ -91,6 +98,7 @@ class Statistics:
     zero_copies: int
     notifications: int
     copies: int
+    fallbacks: int
 
 
 class Outcome(NamedTuple):
@@ -150,8 +158,10 @@ class Reactor:
         self._patience = LONGEST_END
         self._backend: Backend = choose(self, backend, entries)
         loop.add_reader(self._backend.fd, _Watch(self))
+        self.counters.fallbacks = _fallbacks.pop(loop, 0)
         _reactors[loop] = self
         _live.add(self)
+        _slot.latest = self
 
     @property
     def backend(self) -> str:
@@ -404,7 +414,6 @@ class Reactor:
         What has not ended within the reactor's patience is left as it is: a number that a later
         step may still look up is worse reused than leaked.
         """
-        global _latest
         self._closing = True
         if self.closed:
             return
@@ -427,8 +436,8 @@ class Reactor:
         if self._buffers is not None:
             self._buffers.close()
         _live.discard(self)
-        if _latest is self:
-            _latest = None
+        if _slot.latest is self:
+            _slot.latest = None
         loop = self._loop()
         if loop is not None and _reactors.get(loop) is self:
             del _reactors[loop]
@@ -452,15 +461,22 @@ class Reactor:
             self._buffers.close()
 
 
+class _Slot(threading.local):
+    """The reactor that was asked for last in a thread: looking a loop up takes 0.4 us."""
+
+    latest: Reactor | None = None
+
+
+_slot = _Slot()
 _reactors: "weakref.WeakKeyDictionary[Loop, Reactor]" = weakref.WeakKeyDictionary()
-# The one asked for last: looking a loop up in `_reactors` takes 0.4 us.
-_latest: Reactor | None = None
+_fallbacks: "weakref.WeakKeyDictionary[Loop, int]" = weakref.WeakKeyDictionary()
+"""Those of loops that have no reactor yet: they need none."""
+_warned: "weakref.WeakSet[Loop]" = weakref.WeakSet()
 _live: "weakref.WeakSet[Reactor]" = weakref.WeakSet()
 
 
 def _forget_inherited() -> None:
-    global _latest
-    _latest = None
+    _slot.latest = None
     for reactor in tuple(_live):
         reactor._forget()
     _live.clear()
@@ -471,9 +487,8 @@ os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def latest_reactor(loop: Loop) -> Reactor | None:
-    """Return the loop's reactor if it was the last that was asked for."""
-    # Read once: another thread, with a loop of its own, may set it meanwhile.
-    latest = _latest
+    """Return the loop's reactor if it was the last that was asked for in this thread."""
+    latest = _slot.latest
     return latest if latest is not None and latest.serves(loop) else None
 
 
@@ -484,7 +499,6 @@ def get_reactor() -> Reactor:
     backend, and RingUnavailableError (a RuntimeError) where it says io_uring and that or
     liburing cannot be had.
     """
-    global _latest
     loop = running_loop()
     if (latest := latest_reactor(loop)) is not None:
         return latest
@@ -493,8 +507,27 @@ def get_reactor() -> Reactor:
         return Reactor()
     if not known.serves(loop):
         raise error_from(errno.ECANCELED, "the reactor is being closed")
-    _latest = known
+    _slot.latest = known
     return known
+
+
+def count_fallback(loop: Loop, blocking: object = None) -> None:
+    """Count a transfer that the kernel does not do, of a `blocking` socket if that is why.
+
+    The first of these is told of: they would be the kernel's otherwise, and nothing else says so.
+    """
+    reactor = _reactors.get(loop)
+    if reactor is not None:
+        reactor.counters.fallbacks += 1
+    else:
+        _fallbacks[loop] = _fallbacks.get(loop, 0) + 1
+    if blocking is not None and loop not in _warned:
+        _warned.add(loop)
+        _logger.warning(
+            "%r is blocking: its transfers go through memory, by worker threads;"
+            " sock.setblocking(False) lets the kernel do them",
+            blocking,
+        )
 
 
 def backend() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiozc._api.sendfile import loop_sendfile
 from aiozc._api.transports import TransportSocket, write_file
-from aiozc._errors import connection_lost, tells_of_lost_connection
+from aiozc._errors import connection_lost, nothing_moved, tell, tells_of_lost_connection
 from aiozc._install.gates import Gate, SelectorGate, shut
 from aiozc._install.proxies import UvloopGate, UvloopTransport
 
@@ -26,7 +26,11 @@ _WRITTEN_TO = {"TCPTransport", "UnixTransport", "_SSLProtocolTransport"}
 async def sendfile(
     transport: Any, file: Any, offset: int = 0, count: int | None = None, *, fallback: bool = True
 ) -> int:
-    """Send a file through a transport, as `BaseEventLoop.sendfile` does; return the bytes sent."""
+    """Send a file through a transport, as `BaseEventLoop.sendfile` does; return the bytes sent.
+
+    Where `fallback` is false and the kernel cannot, it raises asyncio.SendfileNotAvailableError:
+    documented there, and a RuntimeError.
+    """
     if transport.is_closing():
         raise RuntimeError("Transport is closing")
     mode = _mode_of(transport)
@@ -40,7 +44,7 @@ async def sendfile(
             if not fallback:
                 raise
     if not fallback:
-        raise RuntimeError(
+        raise asyncio.SendfileNotAvailableError(
             f"fallback is disabled and native sendfile is not supported for transport {transport!r}"
         )
     return await loop._sendfile_fallback(transport, file, offset, count)  # type: ignore[no-any-return]
@@ -78,13 +82,15 @@ def _gate_of(transport: Any) -> Gate | None:
 async def _send(
     transport: Any, gate: Gate, file: Any, offset: int, count: int | None, *, fallback: bool
 ) -> int:
-    gate.check_open()
+    with nothing_moved(0):
+        gate.check_open()
     sock = TransportSocket(transport.is_closing, gate.number)
     send = functools.partial(loop_sendfile, sock, file, offset, count, fallback=fallback)
     try:
         if transport.get_write_buffer_size():
             with shut(transport, gate):
-                await gate.wait_empty()
+                with nothing_moved(0):
+                    await gate.wait_empty()
                 return await send()
         sending = send()
         try:
@@ -102,6 +108,7 @@ async def _send(
         if not closing and sock.is_connected():
             raise
         lost = connection_lost(error)
+        tell(lost, getattr(error, "transferred", 0), 0)
         if not closing:
             # The protocol hears of it from the transport.
             transport._force_close(lost)

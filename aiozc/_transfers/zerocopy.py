@@ -109,6 +109,11 @@ class ZeroCopy:
         return self._state
 
     @property
+    def refused(self) -> bool:
+        """Whether nothing can go uncopied any more."""
+        return self._refused
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do: all was sent, or it failed."""
         return self.error != 0 or self.position >= self.length

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-import anyio
 from anyio import BrokenResourceError, ClosedResourceError
 from anyio.abc import SocketAttribute, SocketStream
 
 from aiozc import loop_recvfile, loop_sendfile
+from aiozc._api.arguments import plain_file
 from aiozc._api.relay import relay_behind
 from aiozc._errors import nothing_moved, tell, tells_of_lost_connection
 
@@ -37,7 +37,7 @@ async def send_file(
 ) -> int:
     """Send a file over a stream; return the number of bytes sent. See `aiozc.loop_sendfile`.
 
-    `file` is a file object opened in binary mode, or an `anyio.AsyncFile` of one. Sending by the
+    `file` is what `loop_sendfile` takes, an `anyio.AsyncFile` for one. Sending by the
     stream meanwhile is a BusyResourceError.
 
     Raises, beside what `aiozc.loop_sendfile` does:
@@ -49,7 +49,7 @@ async def send_file(
     sock = _socket_of(stream)
     await stream.send(b"")  # it returns when what was sent before has left
     with _guarding(stream, "_send_guard"), _in_words_of_anyio(stream):
-        return await loop_sendfile(sock, _file_of(file), offset, count, fallback=fallback)
+        return await loop_sendfile(sock, file, offset, count, fallback=fallback)
 
 
 async def receive_file(
@@ -67,7 +67,7 @@ async def receive_file(
 
     Raises, beside what `aiozc.loop_recvfile` does: what `send_file` does.
     """
-    sock, file = _socket_of(stream), _file_of(file)
+    sock, file = _socket_of(stream), plain_file(file)
     received = 0
     moves = not hasattr(file, "seekable") or file.seekable()
 
@@ -120,10 +120,6 @@ def _socket_of(stream: SocketStream) -> socket.socket:
         closed = socket.socket()
         closed.close()
         return closed
-
-
-def _file_of(file: Any) -> Any:
-    return file.wrapped if isinstance(file, anyio.AsyncFile) else file
 
 
 def _guarding(stream: SocketStream, name: str) -> contextlib.AbstractContextManager[object]:
