@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import queue
+import resource
 import selectors
 import socket
 import ssl
@@ -556,15 +557,27 @@ def holdings(*, quick: bool = False) -> Holdings:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    # trio keeps its threads for ten seconds; anyio does not wait for the ends of its own.
+    # trio keeps its threads for ten seconds, and we ours for five; anyio does not wait for the
+    # ends of its own.
     names = (thread.name for thread in threading.enumerate())
-    others = ("Trio thread", "AnyIO worker thread")
+    others = ("Trio thread", "AnyIO worker thread", "aiozc thread at rest")
     threads = frozenset(name for name in names if not name.startswith(others))
     if quick:
         return Holdings(descriptors, threads, quick)
     maps = Path("/proc/self/maps").read_bytes()
     mappings, rings = maps.count(b"\n"), maps.count(b"[io_uring]")
     return Holdings(descriptors, threads, quick, count_ring_workers(), mappings, rings)
+
+
+@contextlib.contextmanager
+def open_files(number: int) -> Iterator[None]:
+    """Let this process have that many open files for a while, or as many as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def check_nothing_left(before: Holdings) -> None:
@@ -593,6 +606,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
     """Look again and again; the test's time limit is the only one."""
     while not condition():
         time.sleep(0.001)
+
+
+async def threads_at_rest() -> None:
+    """Wait until none of aiozc's threads is at work any more."""
+    await until(lambda: "aiozc thread at work" not in [t.name for t in threading.enumerate()])
 
 
 def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:

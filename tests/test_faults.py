@@ -21,7 +21,7 @@ from aiozc._kernel.ring import Completion
 from aiozc._transfers.sendfile import Sendfile
 
 from .conftest import Connect, MakeFile
-from .support import KIB, MIB, assert_same, pattern, run_on, turns, until
+from .support import KIB, MIB, assert_same, pattern, run_on, threads_at_rest, turns, until
 
 
 @pytest.mark.ring
@@ -175,7 +175,7 @@ async def test_reading_a_silent_pipe_can_be_cancelled(connect: Connect) -> None:
         with pytest.raises(asyncio.CancelledError):
             await sending
         os.close(writing)  # lets the thread end
-        await asyncio.get_running_loop().shutdown_default_executor()
+        await threads_at_rest()
 
 
 UNWINDING = """

@@ -1,6 +1,8 @@
 """Readers that are slow, stop or never read, small buffers, and many transfers at once."""
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import resource
 import signal
@@ -11,6 +13,7 @@ import pytest
 
 import aiozc
 from aiozc._engines.at_once import CALL, TURN, AtOnce
+from aiozc._transfers.sendfile import AT_ONCE
 
 from .conftest import IDLE_PIPES, Connect, MakeFile, Send
 from .support import (
@@ -18,8 +21,10 @@ from .support import (
     MIB,
     assert_same,
     holdings,
+    open_files,
     outcome_of,
     pattern,
+    socket_pair,
     turns,
     until,
     write_out,
@@ -286,4 +291,94 @@ async def test_who_finds_too_little_left_of_a_turn_gets_the_next() -> None:
     """Where those before took just less than what has the next one marked."""
     loop, at_once = asyncio.get_running_loop(), AtOnce()
     lengths = [TURN, TURN // 2, TURN // 2 + 1]
-    await asyncio.gather(*(at_once.turn_to_spend(loop, length - CALL) for length in lengths))
+    await asyncio.gather(*(at_once.wait_turn(loop, length - CALL) for length in lengths))
+
+
+async def test_what_was_granted_to_who_is_cancelled_then_is_there_for_others() -> None:
+    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    there: list[bool] = []
+
+    async def wait() -> None:
+        try:
+            await at_once.wait_turn(loop, TURN // 2 - CALL)
+        except asyncio.CancelledError:
+            there.append(at_once.may_spend(loop, TURN - 2 * CALL))
+            raise
+
+    waiting = asyncio.create_task(wait())
+    await turns(1)
+    at_once.queue(loop, 0, waiting.cancel)
+    assert isinstance(await outcome_of(waiting), asyncio.CancelledError)
+    assert there == [True]
+
+
+async def test_who_is_cancelled_in_the_queue_is_granted_nothing() -> None:
+    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    queued = [asyncio.create_task(at_once.wait_turn(loop, TURN - CALL)) for _ in range(3)]
+    await turns(1)
+    queued[0].cancel()
+    at_once.queue(loop, 0, lambda: queued[2].cancel() and None)
+    await asyncio.wait(queued)
+    assert [task.cancelled() for task in queued] == [True, False, True]
+    assert at_once.may_spend(loop, TURN - 2 * CALL)
+
+
+async def test_small_transfers_wait_for_no_large_one_and_no_large_one_waits_for_all_of_them() -> (
+    None
+):
+    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    granted: list[int] = []
+    for length in [AT_ONCE] * 300 + [4 * KIB] * 300:
+        at_once.queue(loop, length, functools.partial(granted.append, length))
+    while len(granted) < 600:
+        await turns(1)
+    last_small = 599 - granted[::-1].index(4 * KIB)
+    assert 20 < granted[:last_small].count(AT_ONCE) < 60  # of three turns, those of two halves
+
+
+async def test_the_first_in_the_queue_gets_its_turn_whatever_it_wants_of_it() -> None:
+    """And whoever comes later, again and again, takes nothing of that before it."""
+    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    at_once.charge(loop, TURN)
+    queued = asyncio.create_task(at_once.wait_turn(loop, 2 * TURN))
+    newcomers = 0
+    for _ in range(10):
+        await turns(1)
+        newcomers += at_once.may_spend(loop, AT_ONCE)
+        for _ in range(300):
+            at_once.queue(loop, 4 * KIB, int)
+        if queued.done():
+            break
+    assert queued.done()
+    assert newcomers == 0
+
+
+@pytest.mark.parametrize("backend", [pytest.param("io_uring", marks=pytest.mark.ring), "readiness"])
+async def test_of_many_transfers_with_equal_peers_none_has_less_than_half_of_the_mean(
+    backend: str, make_file: MakeFile
+) -> None:
+    """More than a turn of the loop can serve: all read as much as they find in each round."""
+    content = pattern(2 * MIB)
+    file = make_file(content, again=True)
+    arrived = [0] * 300
+    async with aiozc.Reactor(backend=backend):
+        with open_files(4000), contextlib.ExitStack() as stack:
+            pairs = [socket_pair(socket.AF_UNIX) for _ in arrived]
+            for sock in itertools.chain.from_iterable(pairs):
+                stack.enter_context(sock)
+            sending = [asyncio.create_task(aiozc.loop_sendfile(near, file)) for near, _ in pairs]
+            for _ in range(5000):
+                await turns(1)
+                for number, (_, far) in enumerate(pairs):
+                    with contextlib.suppress(BlockingIOError):
+                        chunk = far.recv(64 * KIB)
+                        assert content.startswith(chunk, arrived[number])
+                        arrived[number] += len(chunk)
+                if sum(arrived) > len(arrived) * 300 * KIB:
+                    break
+            for task in sending:
+                task.cancel()
+            await asyncio.wait(sending)
+    mean = sum(arrived) / len(arrived)
+    assert mean > 300 * KIB
+    assert min(arrived) > mean / 2

@@ -23,7 +23,8 @@ from aiozc._api.arguments import (
 from aiozc._api.transports import TransportSocket
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
-from aiozc._engines.hosts import Future, Loop, arrive, plain_loop, uninterrupted
+from aiozc._engines.at_once import AtOnce
+from aiozc._engines.hosts import Loop, arrive, plain_loop, uninterrupted
 from aiozc._engines.reactor import Reactor, count_fallback, get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from, tell
@@ -87,13 +88,13 @@ async def loop_sendfile(
             if 0 < length <= AT_ONCE:
                 check_idle(sock)
                 if not reactor.at_once.may_spend(loop, length):
-                    turn = reactor.at_once.turn_to_spend(loop, length)
-                    await _wait_for_turn(turn, sock, file, offset)
+                    await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
                 at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
                 if at_once == length:
                     file.seek(offset + length)
                     reactor.count(transfers=1, sent=length)
                     return length
+                reactor.at_once.give_back(length - max(at_once, 0))
     except BaseException as error:
         tell(error, max(at_once or 0, 0), 0)
         raise
@@ -184,7 +185,9 @@ async def _send_by_kernel(
 
 
 async def _wait_for_turn(
-    turn: Future,
+    at_once: AtOnce,
+    loop: Loop,
+    length: int,
     sock: socket.socket | TransportSocket,
     file: io.BufferedReader,
     offset: int,
@@ -196,7 +199,7 @@ async def _wait_for_turn(
     """
     target, source = outlet(sock), Original(file)
     try:
-        await turn
+        await at_once.wait_turn(loop, length)
         target.check_open()
         source.check_open()
     except BaseException:

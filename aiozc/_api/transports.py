@@ -275,4 +275,4 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
             if reading and not flow.is_over and not transport.is_closing():
                 transport.resume_reading()
         if seekable:
-            await in_thread(seek, file, offset + written)
+            await seek(file, offset + written)

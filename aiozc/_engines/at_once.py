@@ -23,8 +23,9 @@ import errno
 import os
 import select
 from collections import deque
+from collections.abc import Callable
 
-from aiozc._engines.hosts import Future, Loop
+from aiozc._engines.hosts import Loop, wake
 from aiozc._engines.records import Record
 from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
@@ -59,8 +60,23 @@ def splice(record: Record, step: Splice) -> int:
         return -(error.errno or errno.EIO)
 
 
+class Place:
+    """A place in the queue for a turn's budget; `go_on` is called when it is granted."""
+
+    __slots__ = ("go_on", "length")
+
+    def __init__(self, length: int, go_on: Callable[[], object]) -> None:
+        self.length = length
+        self.go_on: Callable[[], object] | None = go_on
+
+
 class AtOnce:
-    """The loop thread's own sender: its scratch memory, and the budget of a turn."""
+    """The loop thread's own sender: its scratch memory, and the budget of a turn.
+
+    The budget is taken first come first served, and what was granted is not asked for again.
+    Small transfers stand in a queue of their own, which has up to half of each turn before the
+    other: they wait for no large one, and no large one for ever.
+    """
 
     def __init__(self) -> None:
         self._probe = Probe()
@@ -68,16 +84,17 @@ class AtOnce:
         self._scratch = memoryview(bytearray(1))
         self._spent = 0
         self._renewing = False
-        self._waiting: deque[tuple[int, Future]] = deque()
+        self._small: deque[Place] = deque()
+        self._large: deque[Place] = deque()
 
     def may_spend(self, loop: Loop, length: int) -> bool:
-        """Take `length` bytes from this turn's budget, or say that it is used up.
+        """Take `length` bytes from this turn's budget, or say that others have it, or wait for it.
 
         A loop's turn cannot be asked for; a callback marks the next one. It is scheduled
         when half of the budget is gone, so that a few small files cost nothing.
         """
         spent = self._spent + length + CALL
-        if spent > TURN:
+        if spent > TURN or (self._small if 0 < length <= COPIED else self._large):
             return False
         self._spent = spent
         if spent > TURN // 2:
@@ -90,12 +107,32 @@ class AtOnce:
         if self._spent > TURN // 2:
             self._renew_later(loop)
 
-    def turn_to_spend(self, loop: Loop, length: int) -> Future:
-        """Return a future: `length` bytes of a turn's budget were taken, first come first."""
+    def give_back(self, length: int) -> None:
+        """Have `length` bytes that were taken, and not sent, be there for others."""
+        self._spent = max(0, self._spent - length)
+
+    async def wait_turn(self, loop: Loop, length: int) -> None:
+        """Take `length` bytes from the budget of the first turn that has them for us."""
         turn = loop.create_future()
-        self._waiting.append((length, turn))
+        place = self.queue(loop, length, lambda: wake(turn))
+        try:
+            await turn
+        except BaseException:
+            self.leave(place)
+            raise
+
+    def queue(self, loop: Loop, length: int, go_on: Callable[[], object]) -> Place:
+        """Have `go_on` called when `length` bytes of a turn's budget were taken for it."""
+        place = Place(length, go_on)
+        (self._small if 0 < length <= COPIED else self._large).append(place)
         self._renew_later(loop)
-        return turn
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Want nothing any more: not the place, nor what was granted and is not used."""
+        if place.go_on is None:
+            self.give_back(place.length + CALL)
+        place.go_on = None
 
     def _renew_later(self, loop: Loop) -> None:
         if not self._renewing:
@@ -105,14 +142,24 @@ class AtOnce:
     def _renew(self, loop: Loop) -> None:
         self._spent = 0
         self._renewing = False
-        while self._waiting:
-            length, turn = self._waiting[0]
-            if not turn.done():
-                if not self.may_spend(loop, length):
-                    self._renew_later(loop)
-                    return
-                turn.set_result(None)
-            self._waiting.popleft()
+        try:
+            self._grant(loop, self._small, TURN // 2)
+            self._grant(loop, self._large, TURN)
+            self._grant(loop, self._small, TURN)
+        finally:
+            if self._small or self._large:
+                self._renew_later(loop)
+
+    def _grant(self, loop: Loop, queue: deque[Place], most: int) -> None:
+        """Grant what there is to those who wait; to the first of them whatever it costs."""
+        granted = False
+        while queue and (not granted or self._spent + queue[0].length + CALL <= most):
+            place = queue.popleft()
+            go_on, place.go_on = place.go_on, None
+            if go_on is not None:
+                granted = True
+                self.charge(loop, place.length + CALL)
+                go_on()
 
     def run(self, record: Record, chain: Chain) -> list[int]:
         """Run a chain of steps that wait for nothing; it ends with the first that fails."""

@@ -10,7 +10,7 @@ from aiozc._engines.hosts import running_loop, shielded, sleep
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import Original, Record
 from aiozc._transfers.sendfile import Sendfile
-from aiozc._transfers.steps import Transfer
+from aiozc._transfers.steps import SendCached, Splice, Step, Transfer
 
 
 async def send_file(
@@ -86,7 +86,7 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
             # Others need the pipe more than one who waits.
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
-            await reactor.at_once.turn_to_spend(loop, at_once)
+            await reactor.at_once.wait_turn(loop, at_once)
         try:
             pipe_size = _pipe_for(transfer, record)
         except OSError as error:
@@ -101,12 +101,21 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
         record.check_open()
         record.check_nonblocking()
         if at_once:
-            transfer.advance(chain, reactor.at_once.run(record, chain))
+            results = reactor.at_once.run(record, chain)
+            reactor.at_once.give_back(_unused(at_once, chain[0], results[0]))
+            transfer.advance(chain, results)
         else:
             results, cancelled = await reactor.run(record, chain)
             transfer.advance(chain, results)
             if cancelled is not None:
                 raise cancelled
+
+
+def _unused(granted: int, step: Step, result: int) -> int:
+    """Return what was granted for a step that moved less than it asked for."""
+    if not isinstance(step, SendCached | Splice) or result >= step.length:
+        return 0
+    return granted * (step.length - max(0, result)) // step.length
 
 
 async def _save(reactor: Reactor, record: Record, transfer: Transfer) -> None:

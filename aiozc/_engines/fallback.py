@@ -22,7 +22,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left, shielded, wait_ready
+from aiozc._engines.hosts import (
+    in_thread,
+    in_thread_that_may_be_left,
+    shielded,
+    take_thread,
+    wait_ready,
+)
 from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
 from aiozc._errors import tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
@@ -88,15 +94,22 @@ async def receive_file(
         async with _Following(file, offset, progress):
             while count is None or progress.position < count:
                 rest = READ if count is None else count - progress.position
-                progress.in_hand = await _receive(source, sock, memory[:rest])
-                if not progress.in_hand:
+                # First a thread: what has left the socket does not wait for one.
+                thread = await take_thread()
+                try:
+                    got, waits = _receive(source, sock, memory[:rest])
+                    progress.in_hand = len(got)
+                    if got and target is not None:
+                        target.check_open()
+                        await thread.run(_write_at, target.copy, got, offset, progress)
+                    elif got:
+                        await thread.run(_write_all, file, got, progress)
+                finally:
+                    thread.give_back()
+                if waits is not None:
+                    await wait_ready(source.copy, TICK, writing=waits)
+                elif not got:
                     break
-                got = memory[: progress.in_hand]
-                if target is not None:
-                    target.check_open()
-                    await in_thread(_write_at, target.copy, got, offset, progress)
-                else:
-                    await in_thread(_write_all, file, got, progress)
     return progress.position
 
 
@@ -132,7 +145,7 @@ class _Following:
         # A coroutine that is thrown away cannot wait any more.
         if self._seekable and not isinstance(error, GeneratorExit):
             with shielded(error), contextlib.suppress(*(() if error is None else (OSError,))):
-                await in_thread(seek, self._file, self._offset + self._progress.position)
+                await seek(self._file, self._offset + self._progress.position)
 
 
 def _memory() -> memoryview:
@@ -142,9 +155,9 @@ def _memory() -> memoryview:
 
 async def seek_if_it_can(file: Any, offset: int, position: int) -> bool:
     """Set the file's position and return whether it has one."""
-    seekable = await in_thread(_is_seekable, file)
+    seekable = _is_seekable(file) if seeks_at_once(file) else await in_thread(_is_seekable, file)
     if seekable:
-        await in_thread(seek, file, offset + position)
+        await seek(file, offset + position)
     elif offset:
         file.seek(offset)  # raises as the stdlib's fallback does
     return seekable
@@ -184,8 +197,23 @@ def _is_seekable(file: Any) -> bool:
     return bool(seekable()) if seekable is not None else hasattr(file, "seek")
 
 
-def seek(file: Any, position: int) -> None:
+def seeks_at_once(file: Any) -> bool:
+    """Return whether its position is a number that is set: no decompressor, nothing to write."""
+    kind = type(file)
+    return kind in (io.BytesIO, io.FileIO) or (
+        kind is io.BufferedReader and type(file.raw) is io.FileIO
+    )
+
+
+async def seek(file: Any, position: int) -> None:
     """Set the position of a file that has one: one that was closed has none."""
+    if seeks_at_once(file):
+        _seek(file, position)
+    else:
+        await in_thread(_seek, file, position)
+
+
+def _seek(file: Any, position: int) -> None:
     # A decompressor seeks back from its start: not where that can be spared.
     if not getattr(file, "closed", False) and file.tell() != position:
         file.seek(position)
@@ -216,16 +244,19 @@ def read_some(file: Any, size: int) -> bytes | None:
     return some
 
 
-async def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> int:
-    tls = sock if isinstance(sock, ssl.SSLSocket) else None
-    while True:
-        source.check_open()
-        try:
-            return tls.recv_into(memory) if tls is not None else receive_nowait(source.copy, memory)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            await wait_ready(source.copy, TICK, writing=False)
-        except ssl.SSLWantWriteError:
-            await wait_ready(source.copy, TICK, writing=True)
+def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> tuple[memoryview, bool | None]:
+    """Return what is there, nothing at the end, or what to wait for: True for room to write."""
+    source.check_open()
+    try:
+        if isinstance(sock, ssl.SSLSocket):
+            got = sock.recv_into(memory)
+        else:
+            got = receive_nowait(source.copy, memory)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return memory[:0], False
+    except ssl.SSLWantWriteError:
+        return memory[:0], True
+    return memory[:got], None
 
 
 async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress: _Progress) -> None:

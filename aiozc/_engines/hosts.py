@@ -21,12 +21,13 @@ from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
+from aiozc._engines.threads import FILES, STREAMS, Thread
 from aiozc._errors import nothing_moved
 
 if TYPE_CHECKING:
     import trio
 
-    from aiozc._engines.trio_loop import TrioFuture, TrioLoop
+    from aiozc._engines.trio_loop import TrioFuture, TrioLoop, TrioThread
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,23 +133,27 @@ async def sleep(seconds: float) -> None:
     await wait_at_most(loop, loop.create_future(), seconds)
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Run a function in a worker thread; when cancelled, raise that once it has ended."""
+async def take_thread() -> "Thread | TrioThread":
+    """Have a worker thread, the caller's to give back; the wait for one can be cancelled.
+
+    For what must not be left undone once it has begun: with a thread in hand, it is not.
+    """
     loop = running_loop()
     if not isinstance(loop, asyncio.AbstractEventLoop):
-        return await loop.in_thread(function, *arguments)
-    future = loop.run_in_executor(None, function, *arguments)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait((future,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        with contextlib.suppress(Exception):
-            future.result()
-        raise cancelled
-    return future.result()
+        return await loop.take_thread()
+    return await FILES.take()
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function in a worker thread; when cancelled, raise that once it has ended.
+
+    As long as there is no thread for it, a cancellation is raised at once.
+    """
+    thread = await take_thread()
+    try:
+        return await thread.run(function, *arguments)
+    finally:
+        thread.give_back()
 
 
 async def in_thread_that_may_be_left(function: Callable[..., T], *arguments: Any) -> T:
@@ -159,9 +164,11 @@ async def in_thread_that_may_be_left(function: Callable[..., T], *arguments: Any
     loop = running_loop()
     if not isinstance(loop, asyncio.AbstractEventLoop):
         return await loop.in_thread_that_may_be_left(function, *arguments)
-    future = loop.run_in_executor(None, function, *arguments)
-    future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return await asyncio.shield(future)
+    thread = await STREAMS.take()
+    try:
+        return await thread.run_or_leave(function, *arguments)
+    finally:
+        thread.give_back()
 
 
 async def run_all(ways: Collection[Coroutine[Any, Any, None]]) -> None:

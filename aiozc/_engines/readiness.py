@@ -31,7 +31,7 @@ from queue import SimpleQueue
 
 from aiozc._engines.at_once import splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
-from aiozc._engines.hosts import Future, Loop, Timer
+from aiozc._engines.hosts import Loop, Timer
 from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
 
 WORKERS = 8
@@ -48,12 +48,14 @@ class Course:
     The chain itself learns what became of it in the loop's thread, when it is over.
     """
 
-    __slots__ = ("_told", "fault", "finished", "index", "leave", "over", "run")
+    __slots__ = ("_told", "fault", "finished", "granted", "index", "leave", "over", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.index = 0
         self.over = False
+        self.granted = False
+        """Whether the next step has its share of a turn of the loop."""
         self._told: list[tuple[int, int]] = []
         self.leave: Callable[[], object] | None = None
         """Ends the wait for a peer or for the loop's turn, where there is one."""
@@ -206,9 +208,10 @@ class Readiness:
 
     def _splice(self, course: Course, step: Splice) -> bool:
         loop, at_once = self._loop(), self._host.at_once
-        if not at_once.may_spend(loop, 0):
-            self._wait_for_turn(course, at_once.turn_to_spend(loop, 0))
+        if not course.granted and not at_once.may_spend(loop, 0):
+            self._wait_for_turn(course, loop)
             return False
+        course.granted = False
         result = splice(course.run.record, step)
         course.go_on(result)
         self._host.counters.submissions += 1
@@ -218,16 +221,16 @@ class Readiness:
             at_once.charge(loop, factor * max(0, result))
         return True
 
-    def _wait_for_turn(self, course: Course, turn: Future) -> None:
-        def leave() -> None:
-            """Leave the future as it is: its loop may be closed."""
+    def _wait_for_turn(self, course: Course, loop: Loop) -> None:
+        at_once = self._host.at_once
 
-        def go_on(_: object) -> None:
-            if course.leave is leave:
-                self._resume(course, 0)
+        def go_on() -> None:
+            course.granted = True
+            course.leave = None
+            self._resume(course, 0)
 
-        course.leave = leave
-        turn.add_done_callback(go_on)
+        place = at_once.queue(loop, 0, go_on)
+        course.leave = lambda: at_once.leave(place)
 
     def _pause(self, course: Course, step: Pause) -> bool:
         timer = self._loop().call_later((1 << step.level) / 1000, self._resume, course, 0)

@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 import trio
 from trio.lowlevel import Abort, RunVar
 
+from aiozc._engines.threads import LOOK, MOST, STUCK
+
 T = TypeVar("T")
 
 THREADS = 40
@@ -129,6 +131,7 @@ class TrioLoop:
         self._token = trio.lowlevel.current_trio_token()
         self._watched: dict[int, tuple[trio.CancelScope, _Callback]] = {}
         self._threads = trio.CapacityLimiter(THREADS)
+        self._working: dict[TrioThread, float] = {}
 
     def is_closed(self) -> bool:
         """Return whether the run is over, or not what runs here (in a forked child, a thread)."""
@@ -200,12 +203,18 @@ class TrioLoop:
         """Return a scope in which those around it are not felt."""
         return trio.CancelScope(shield=True)
 
-    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function in a thread to its end, and then raise a cancellation if there is one."""
-        with self.shield():
-            result = await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+    async def take_thread(self) -> "TrioThread":
+        """Have a thread, the caller's to give back; the wait for one can be cancelled."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        return result
+        thread = TrioThread(self._threads, self._working)
+        while True:
+            with trio.move_on_after(LOOK):
+                await self._threads.acquire_on_behalf_of(thread)
+                return thread
+            # One more for each that is stuck: a dead disk stops nobody but who asked it.
+            began = trio.current_time() - STUCK
+            stuck = sum(since < began for since in self._working.values())
+            self._threads.total_tokens = min(THREADS + stuck, MOST)
 
     async def in_thread_that_may_be_left(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function in a thread, which a cancellation leaves behind: one of its own."""
@@ -237,6 +246,31 @@ class TrioLoop:
             raise errors[0]
         # A nursery at its end hears of no cancellation.
         await trio.lowlevel.checkpoint_if_cancelled()
+
+
+class TrioThread:
+    """A thread in the hands of one who takes, and gives back: the right to use one, with trio."""
+
+    def __init__(self, threads: trio.CapacityLimiter, working: "dict[TrioThread, float]") -> None:
+        self._threads = threads
+        self._working = working
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function in a thread to its end, and then raise a cancellation if there is one."""
+        self._working[self] = trio.current_time()
+        try:
+            with trio.CancelScope(shield=True):
+                result = await trio.to_thread.run_sync(
+                    function, *arguments, limiter=trio.CapacityLimiter(1)
+                )
+        finally:
+            del self._working[self]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return result
+
+    def give_back(self) -> None:
+        """Let others have it."""
+        self._threads.release_on_behalf_of(self)
 
 
 def _start_timer(

@@ -116,7 +116,7 @@ async def _take_turn(reactor: Reactor, record: Record, length: int) -> None:
     """Take `length` bytes from the budget of the loop's turn, or of the first that has them."""
     loop = running_loop()
     if not reactor.at_once.may_spend(loop, length):
-        await reactor.at_once.turn_to_spend(loop, length)
+        await reactor.at_once.wait_turn(loop, length)
         record.check_open()
 
 

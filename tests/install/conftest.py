@@ -174,7 +174,6 @@ def close_beneath(loop: Any, connect: Callable[[Any], Coroutine[Any, Any, Any]])
         return task
 
     task = loop.run_until_complete(start())
-    loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     task._log_destroy_pending = False
     task.get_coro().close()
