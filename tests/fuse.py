@@ -31,6 +31,8 @@ NODES = 2
 PAGE = 4096
 MOST = 1 << 20
 """Bytes of one read or write."""
+ERRORS, CLAIMS = 1024, 2040
+"""Where in the shared memory it stands what to fail with, and how much more to claim."""
 
 
 class Op(enum.IntEnum):
@@ -120,6 +122,14 @@ class Fuse:
         for op in Op:
             struct.pack_into("<q", self._shared, op * 16 + 8, 0)
 
+    def fail(self, op: Op, error: int) -> None:
+        """Have the server answer that with an errno from now on."""
+        struct.pack_into("<q", self._shared, ERRORS + op * 8, error)
+
+    def claim_more(self, size: int) -> None:
+        """Have each answer to GETATTR say that files have so much more than the last one said."""
+        struct.pack_into("<q", self._shared, CLAIMS, size)
+
     def close(self) -> None:
         """End it: whoever waits for an answer is told ENOTCONN."""
         with contextlib.suppress(ProcessLookupError):
@@ -185,6 +195,7 @@ class _Server:
         self._shared = shared
         self._valid = (int(valid), int(valid % 1 * 1e9))
         self._open_flags = 2 if cached else 0  # FOPEN_KEEP_CACHE
+        self._claimed = 0
         self._held: list[tuple[int, Callable[[], None]]] = []
 
     def serve(self, device: int) -> None:
@@ -232,7 +243,7 @@ class _Server:
     def _attributes(self, node: int) -> bytes:
         folder = node < NODES
         mode = stat.S_IFDIR | 0o755 if folder else stat.S_IFREG | 0o666
-        size = 0 if folder else len(self._contents[node - NODES])
+        size = 0 if folder else len(self._contents[node - NODES]) + self._claimed
         now = int(time.time())
         times = (now, now, now, 0, 0, 0)
         return struct.pack(
@@ -240,7 +251,9 @@ class _Server:
         )
 
     def _do(self, op: int, unique: int, node: int, body: bytes) -> None:
-        if op == Op.INIT:
+        if op < 64 and (error := struct.unpack_from("<q", self._shared, ERRORS + op * 8)[0]):
+            self._reply(unique, error=error)
+        elif op == Op.INIT:
             # ASYNC_READ, BIG_WRITES, MAX_PAGES
             flags = 1 | 1 << 5 | 1 << 22
             self._reply(
@@ -256,6 +269,7 @@ class _Server:
                 (size,) = struct.unpack_from("<Q", body, 16)
                 content = self._contents[node - NODES]
                 content[size:] = bytes(max(0, size - len(content)))
+            self._claimed += struct.unpack_from("<q", self._shared, CLAIMS)[0]
             self._reply(unique, struct.pack("<QII", *self._valid, 0) + self._attributes(node))
         elif op in (Op.OPEN, Op.OPENDIR):
             self._reply(unique, struct.pack("<QII", 1, self._open_flags, 0))

@@ -66,7 +66,7 @@ async def _run_last(reactor: Reactor, record: Record, read: ReadFixed, send: Sen
     results, cancelled = await reactor.run(record, [read])
     got = results[0] if results else -errno.ECANCELED
     if got < 0 or cancelled is not None:
-        return Outcome([min(got, -errno.ECANCELED)], cancelled)
+        return Outcome([got if got < 0 else -errno.ECANCELED], cancelled)
     if got < send.start + send.length:
         return Outcome([-errno.EFAULT], None)
     return await reactor.run(record, [send])

@@ -23,13 +23,15 @@ async def send_file(
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
     with _record(reactor, transfer, source, target) as record:
-        size = transfer.offset + transfer.length
+        size, before = transfer.offset + transfer.length, -1
         await _run(reactor, record, transfer)
         while not transfer.error and transfer.position != count:
-            # Not the size alone: there are files that say they have more than they have.
+            # Not the size alone: there are files that say they have more than they have, and
+            # some say more each time.
             known, size = size, os.fstat(source.copy).st_size
-            if size <= known:
+            if size <= known or transfer.position <= before:
                 return
+            before = transfer.position
             there = size - transfer.offset
             transfer.extend(there if count is None else min(there, count))
             await _run(reactor, record, transfer)

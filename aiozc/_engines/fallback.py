@@ -20,18 +20,24 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiozc._engines.hosts import (
     in_thread,
     in_thread_that_may_be_left,
     shielded,
+    sleep,
     take_thread,
     wait_ready,
 )
 from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
-from aiozc._errors import tell
+from aiozc._errors import error_from, tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
+from aiozc._transfers.steps import LONGEST_PAUSE, Tries
+
+if TYPE_CHECKING:
+    from aiozc._engines.threads import Thread
+    from aiozc._engines.trio_loop import TrioThread
 
 READ = 256 * 1024
 """Bytes of one read."""
@@ -103,7 +109,7 @@ async def receive_file(
                         target.check_open()
                         await thread.run(_write_at, target.copy, got, offset, progress)
                     elif got:
-                        await thread.run(_write_all, file, got, progress)
+                        await _write_all(thread, file, got, progress)
                 finally:
                     thread.give_back()
                 if waits is not None:
@@ -172,24 +178,47 @@ def _write_at(fd: int, data: memoryview, offset: int, progress: _Progress) -> No
                 raise
             # procfs's files are written where they stand alone.
             written = os.write(fd, data)
+        if not written:
+            raise error_from(errno.EIO, "a file that takes none of what is written")
         progress.position += written
         progress.in_hand -= written
         data = data[written:]
 
 
-def _write_all(file: Any, data: memoryview, progress: _Progress) -> None:
-    """Write everything, through the file's own buffer too: only then it has arrived."""
-    while data:
+async def _write_all(
+    thread: "Thread | TrioThread", file: Any, data: memoryview, progress: _Progress
+) -> None:
+    """Write everything, or as much as there is room for now and then."""
+    tries, level = Tries(), 0
+    while progress.in_hand:
+        before = progress.in_hand
+        room = await thread.run(_write_some, file, data[len(data) - before :], progress)
+        if progress.in_hand < before:
+            tries, level = Tries(), 0
+        elif room and tries.fail(errno.EIO):
+            raise error_from(errno.EIO, f"{file!r} takes none of what is written")
+        if progress.in_hand:
+            await sleep((1 << level) / 1000)
+            level = min(level + 1, LONGEST_PAUSE)
+
+
+def _write_some(file: Any, data: memoryview, progress: _Progress) -> bool:
+    """Write through the file's own buffer too: only then it has arrived.
+
+    Return whether it had room: raw files say None where a reader has to be waited for, where
+    other objects that say None have taken everything.
+    """
+    written: int | None = 1
+    while data and written:
         written = file.write(data)
-        if written is None:
-            # Raw files write what there is room for, and say so where there is none. Others are
-            # no files by the letter, and take all.
-            written = 0 if isinstance(file, io.RawIOBase) else len(data)
+        if written is None and not isinstance(file, io.RawIOBase):
+            written = len(data)
         if hasattr(file, "flush"):
             file.flush()
-        progress.position += written
-        progress.in_hand -= written
-        data = data[written:]
+        progress.position += written or 0
+        progress.in_hand -= written or 0
+        data = data[written or 0 :]
+    return written is not None
 
 
 def _is_seekable(file: Any) -> bool:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from aiozc._engines.base import TICK
 from aiozc._engines.direct import IN_HAND, run_direct
-from aiozc._engines.hosts import in_thread, running_loop, wait_ready
+from aiozc._engines.hosts import in_thread, running_loop, sleep, wait_ready
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import HasFileno, Record, Stream
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import is_unix, send_nowait
-from aiozc._transfers.steps import AwaitRoom, LoanStep, SendCopied, SendZero
+from aiozc._transfers.steps import AwaitRoom, LoanStep, Pause, SendCopied, SendZero
 from aiozc._transfers.zerocopy import ZeroCopy
 
 SEND_BUFFER = 4 << 20
@@ -75,6 +75,9 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
     first = chain[0]
     if isinstance(first, SendCopied):
         await _copy(reactor, record, transfer, parts, first)
+    elif isinstance(first, Pause):
+        await sleep((1 << first.level) / 1000)
+        transfer.advance(chain, [0])
     elif isinstance(first, AwaitRoom):
         await _wait_for_room(reactor, record, transfer, chain)
     else:

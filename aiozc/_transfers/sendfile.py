@@ -12,7 +12,9 @@ The rules:
 4. Chunks end on page boundaries: a pipe's slot holds part of one page (K7), so
    that a chunk from an unaligned offset to a boundary never needs a slot more than it has.
 5. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what
-   is known to have moved. It waits for room where the socket had none.
+   is known to have moved. It waits for room where the socket had none. Where there was nothing
+   to wait for it tries again, later and later, and ends by what began it after MOST_TRIES
+   in a row that sent nothing. So do waits that are interrupted, but for the end.
 6. A peer is slow when the engine had to interrupt the wait for it. Then the pipe goes, and
    the transfer waits with nothing in hand; when there is room again, what is cached goes at
    once, until the peer takes more in a row than a send buffer's free part.
@@ -37,6 +39,7 @@ from collections.abc import Sequence
 
 from aiozc._transfers.steps import (
     LONGEST_PAUSE,
+    QUICK_TRIES,
     UNLUCKY,
     Chain,
     End,
@@ -45,6 +48,8 @@ from aiozc._transfers.steps import (
     SendCached,
     Splice,
     Step,
+    Tries,
+    misfortune,
 )
 
 AT_ONCE = 256 * 1024
@@ -85,6 +90,9 @@ class Sendfile:
         self._polled = False
         self._in_vain = 0
         self._pauses = 0
+        self._interrupted = 0
+        self._none_sent = 0
+        self._tries = Tries()
         self._state = State.SENDING if 0 < length <= AT_ONCE else State.FLOWING
         if at_once is not None:
             self._sent_at_once(length, at_once)
@@ -163,6 +171,8 @@ class Sendfile:
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
         """Take in what became of a chain: a result for each step that ran."""
+        before = self.position
+        self._none_sent = 0
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollOut):
                 self._waited(result)
@@ -174,19 +184,29 @@ class Sendfile:
                 self._read(result)
             else:
                 self._sent(result)
+        if self.position > before:
+            self._tries.reset()
+        elif error := misfortune(chain, results) or self._none_sent:
+            self.error = self.error or self._tries.fail(error)
+            if self._tries.need_a_pause:
+                self._state = State.PAUSING
 
     def _waited(self, result: int) -> None:
         self._polled = result >= 0
         if result in (-errno.ECANCELED, -errno.EINTR):
-            self._state = State.WAITING
+            self._interrupted += 1
+            often = self._interrupted > QUICK_TRIES
+            self._state = State.PAUSING if often else State.WAITING
             self._in_full = 0
-        elif result < 0:
+            return
+        self._interrupted = 0
+        if result < 0:
             self.error = -result
         elif self._state is State.WAITING:
             self._state = State.SENDING
 
     def _paused(self) -> None:
-        self._in_vain = 0
+        self._in_vain = self._interrupted = 0
         self._pauses += 1
         self._state = State.SENDING
 
@@ -235,6 +255,8 @@ class Sendfile:
     def _sent(self, result: int) -> None:
         if result > 0:
             self.position += result
-        elif result < 0 and -result not in UNLUCKY:
+        elif result == 0:
+            self._none_sent = errno.EIO  # of a pipe with bytes in it
+        elif -result not in UNLUCKY:
             self.error = -result
         self._moved(result)

@@ -30,6 +30,10 @@ The rules:
 8. A file that cannot be spliced into says so before anything has left a stream for it.
 9. A source with nothing is waited for without a pipe, a target without room with no more
    than what is in it.
+10. What was cut short though nobody was there to be waited for (EINTR, ECANCELED, a file that
+   says EAGAIN) is tried again, later and later; after MOST_TRIES in a row that the target took
+   nothing of, the error that began the row ends the transfer. Waits that are interrupted are
+   begun anew, and in the end now and then.
 
 States and what leads on:
 
@@ -48,6 +52,7 @@ from collections.abc import Sequence
 
 from aiozc._transfers.steps import (
     LONGEST_PAUSE,
+    QUICK_TRIES,
     UNLUCKY,
     Chain,
     End,
@@ -57,6 +62,8 @@ from aiozc._transfers.steps import (
     Splice,
     Step,
     TakeByte,
+    Tries,
+    misfortune,
 )
 
 ROUND = 256 * 1024
@@ -115,6 +122,8 @@ class Splicing:
         self._in_vain = 0
         self._pauses = 0
         self._at_mark = False
+        self._interrupted = 0
+        self._tries = Tries()
         self._swift = swift
         self._taken = 0
         self._ended = False
@@ -122,11 +131,13 @@ class Splicing:
         self._streak = 0
         self._rounds = 1
         self._patient = False
-        probes = source_offset is None and target_offset is not None and not direct
-        self._state = State.PROBING if probes else self._moving
+        self._probes = source_offset is None and target_offset is not None and not direct
+        self._state = self._moving
 
     @property
     def _moving(self) -> State:
+        if self._probes:
+            return State.PROBING
         return State.SWIFT if self._swift else State.FLOWING
 
     @property
@@ -233,6 +244,7 @@ class Splicing:
         reads: list[int] = []
         before = self._taken, self.position
         interrupted = self._at_mark = False
+        error = misfortune(chain, results)
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollIn | PollOut):
                 interrupted = interrupted or result < 0
@@ -241,12 +253,14 @@ class Splicing:
             elif isinstance(step, TakeByte):
                 self._take_byte(result)
             elif isinstance(step, Pause):
-                self._in_vain = 0
+                self._in_vain = self._interrupted = 0
                 self._pauses += 1
             elif not isinstance(step, Splice):
                 raise TypeError(f"{step!r} is no step of a splicing")
             elif step.source is End.PIPE:
                 self._written(result)
+                if self.in_pipe and not error:
+                    error = self._not_written(result)
             else:
                 reads.append(result)
                 self._read(result)
@@ -257,7 +271,19 @@ class Splicing:
             self._in_vain = self._pauses = 0
         elif self._state is State.MARKED:
             self._in_vain = 2
+        self._probes = self._probes and (bool(error) or self._state is not State.PROBING)
         self._state = self._next_state(chain, reads, interrupted)
+        self._count_tries(error, moved=self.position > before[1], interrupted=interrupted)
+
+    def _count_tries(self, error: int, *, moved: bool, interrupted: bool) -> None:
+        """Pause, or end, where tries that wait for nobody move nothing."""
+        self._interrupted = self._interrupted + 1 if interrupted else 0
+        if moved:
+            self._tries.reset()
+        elif error:
+            self.error = self.error or self._tries.fail(error)
+        if self._interrupted > QUICK_TRIES or (error and self._tries.need_a_pause):
+            self._state = State.PAUSING
 
     def _read(self, result: int) -> None:
         if result > 0:
@@ -291,6 +317,12 @@ class Splicing:
             # An empty pipe says EAGAIN.
             self.error = -result
 
+    def _not_written(self, result: int) -> int:
+        """Return what is wrong where of a pipe with bytes nothing was taken, and none waits."""
+        if result == -errno.EAGAIN and self._target_offset is not None:
+            return errno.EAGAIN
+        return errno.EIO if result == 0 else 0
+
     def _fail_when_empty(self) -> None:
         if self._source_error and not self.in_pipe and not self.error:
             self.error = self._source_error
@@ -301,7 +333,7 @@ class Splicing:
             self._in_vain += not interrupted
             return State.WAITING if interrupted else self._moving
         if self._state is State.PAUSING:
-            return State.WAITING
+            return State.WAITING if self._polls() else self._moving
         if self._in_vain > 1:
             return State.PAUSING
         if self._state in (State.PROBING, State.MARKED):

@@ -20,13 +20,16 @@ The rules:
    goes through lets the next be twice as long or, once memory was short, longer by CHUNK.
 5. A socket that cannot do it (EOPNOTSUPP) gets everything copied.
 6. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what is
-   known to be sent.
+   known to be sent, later and later; after MOST_TRIES in a row that sent nothing it ends by the
+   error that began the row.
 
 States and what leads on:
 
     SENDING  chains of sends      --> done | SENDING | WAITING (no memory) | COPYING (refused)
+                                      | PAUSING
     WAITING  for pages of its own --> SENDING | COPYING (it has none) | failed (may not copy)
-    COPYING  one piece            --> done | SENDING | COPYING (refused)
+    COPYING  one piece            --> done | SENDING | COPYING (refused) | PAUSING
+    PAUSING  for a moment         --> SENDING | COPYING (refused)
 """
 
 import enum
@@ -35,7 +38,16 @@ import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiozc._transfers.steps import UNLUCKY, AwaitRoom, LoanStep, SendCopied, SendZero
+from aiozc._transfers.steps import (
+    LONGEST_PAUSE,
+    UNLUCKY,
+    AwaitRoom,
+    LoanStep,
+    Pause,
+    SendCopied,
+    SendZero,
+    Tries,
+)
 
 CHUNK = 2 << 20
 """The most bytes of one send. Each wakes the loop twice, by its result and its notification: over
@@ -72,6 +84,7 @@ class State(enum.Enum):
     SENDING = enum.auto()
     WAITING = enum.auto()
     COPYING = enum.auto()
+    PAUSING = enum.auto()
 
 
 class ZeroCopy:
@@ -101,6 +114,8 @@ class ZeroCopy:
         self._window = FIRST
         self._chunk = chunk
         self._full = False
+        self._pauses = 0
+        self._tries = Tries()
         self._state = State.COPYING if must_copy else State.SENDING
 
     @property
@@ -130,6 +145,8 @@ class ZeroCopy:
         """Return the next chain: `most_steps` (1 or more) at the most."""
         if self._state is State.WAITING:
             return (AwaitRoom(),)
+        if self._state is State.PAUSING:
+            return (Pause(min(self._pauses, LONGEST_PAUSE)),)
         if self._state is State.COPYING:
             part, offset, length = self._rest()[0]
             return (SendCopied(part, offset, min(length, COPY)),)
@@ -159,8 +176,11 @@ class ZeroCopy:
         """Take in what became of a chain: a result for each step, or none where none is known."""
         if not results:
             return
-        first = chain[0]
-        if isinstance(first, AwaitRoom):
+        first, before = chain[0], self.position
+        if isinstance(first, Pause):
+            self._pauses += 1
+            self._state = State.COPYING if self._refused else State.SENDING
+        elif isinstance(first, AwaitRoom):
             self._waited(results[0])
         elif isinstance(first, SendCopied):
             self._sent_copied(results[0])
@@ -168,6 +188,9 @@ class ZeroCopy:
             self._grow()
         else:
             self._judge(results)
+        if self.position > before:
+            self._pauses = 0
+            self._tries.reset()
 
     def _count(self, sends: Sequence[SendZero], results: Sequence[int]) -> bool:
         """Count what was sent, and say whether it was all."""
@@ -189,6 +212,13 @@ class ZeroCopy:
             self._state = State.COPYING
         elif errors:
             self.error = errors[0]
+        elif all(result < 0 for result in results):
+            self._try_again(-results[0])
+
+    def _try_again(self, error: int) -> None:
+        self.error = self._tries.fail(error)
+        if self._tries.need_a_pause:
+            self._state = State.PAUSING
 
     def _shrink(self) -> None:
         self._full = True
@@ -219,3 +249,5 @@ class ZeroCopy:
             self.error = -result
         if not self._refused:
             self._state = State.SENDING
+        if -result in UNLUCKY:
+            self._try_again(-result)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.sendfile import AT_ONCE, FAST, Sendfile, State
-from aiozc._transfers.steps import Chain, End, Pause, PollOut, SendCached, Splice
+from aiozc._transfers.steps import MOST_TRIES, Chain, End, Pause, PollOut, SendCached, Splice
 
 PAGE = 4096
 KIB = 1024
@@ -28,6 +28,7 @@ class World:
         self.pipe: list[range] = []
         self.arrived: list[range] = []
         self.draws = draws
+        self.unlucky = 0
 
     def draw(self) -> int:
         """Return the next drawn number; 100, all is well, when they are used up."""
@@ -51,7 +52,8 @@ class World:
         percent = self.draw()
         if isinstance(step, PollOut):
             return -errno.ECANCELED if percent < 10 else 0
-        if percent < 12 and not isinstance(step, SendCached):
+        self.unlucky = self.unlucky + 1 if percent < 12 else 0
+        if 0 < self.unlucky < MOST_TRIES and not isinstance(step, SendCached):
             return UNLUCKY[percent % (3 if self.pipe else 2)]
         if isinstance(step, SendCached):
             return self.send_cached(step, percent)

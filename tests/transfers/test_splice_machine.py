@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.splice import EAGER, FAST, ROUND, Splicing, State
-from aiozc._transfers.steps import Chain, End, Pause, PollIn, PollOut, Splice, Step, TakeByte
+from aiozc._transfers.steps import (
+    MOST_TRIES,
+    Chain,
+    End,
+    Pause,
+    PollIn,
+    PollOut,
+    Splice,
+    Step,
+    TakeByte,
+)
 
 PAGE = 4096
 KIB = 1024
@@ -68,6 +78,7 @@ class World:
     source_error: int = 0
     target_error: int = 0
     steps: int = 0
+    unlucky: int = 0
 
     def run(self, chain: Chain) -> list[int]:
         """Run a chain and return a result for each step that ran."""
@@ -97,7 +108,8 @@ class World:
         if isinstance(step, PollIn | PollOut):
             return UNLUCKY[percent % 2] if percent < 10 else 0
         assert isinstance(step, Splice)
-        if percent < 10:
+        self.unlucky = self.unlucky + 1 if percent < 10 else 0
+        if 0 < self.unlucky < MOST_TRIES:
             return UNLUCKY[percent % 2]
         if step.source is End.PIPE:
             return self.write(step, percent)

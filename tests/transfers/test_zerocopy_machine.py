@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiozc._transfers.steps import AwaitRoom, LoanStep, SendCopied, SendZero
+from aiozc._transfers.steps import MOST_TRIES, AwaitRoom, LoanStep, Pause, SendCopied, SendZero
 from aiozc._transfers.zerocopy import CHAIN, CHUNK, FIRST, LEAST, Piece, State, ZeroCopy
 
 MIB = 1 << 20
@@ -24,6 +24,7 @@ class World:
 
     def __init__(self, draws: deque[int]) -> None:
         self.draws = draws
+        self.unlucky = 0
         self.arrived: list[tuple[int, int, int]] = []
 
     def run(self, chain: Sequence[LoanStep]) -> list[int]:
@@ -46,9 +47,12 @@ class World:
     def step(self, step: LoanStep) -> int:
         """Do one step, in full, in part, or not at all, as drawn."""
         percent = self.draws.popleft() if self.draws else 100
+        if isinstance(step, Pause):
+            return 0
         if isinstance(step, AwaitRoom):
             return percent % 2
-        if percent < 15:
+        self.unlucky = self.unlucky + 1 if percent < 15 else 0
+        if 0 < self.unlucky < MOST_TRIES:
             return UNLUCKY[percent % 3]
         if percent < 40 and isinstance(step, SendZero):
             return FULL[percent % 2]
@@ -63,7 +67,7 @@ def drive(transfer: ZeroCopy, world: World, most_steps: int) -> int:
     while not transfer.done:
         chain = transfer.next_chain(most_steps)
         assert 1 <= len(chain) <= most_steps
-        sizes = [step.length for step in chain if not isinstance(step, AwaitRoom)]
+        sizes = [step.length for step in chain if isinstance(step, SendZero | SendCopied)]
         assert all(0 < size <= CHUNK for size in sizes)
         assert sum(sizes) <= CHAIN
         transfer.advance(chain, world.run(chain))
@@ -113,7 +117,7 @@ def test_an_error_ends_it_with_what_was_sent_before(
         if transfer.done:
             return
     chain = transfer.next_chain(most_steps)
-    waits = isinstance(chain[0], AwaitRoom)
+    waits = isinstance(chain[0], AwaitRoom | Pause)
     transfer.advance(chain, [1 if waits else -errno.ECONNRESET])
     assert transfer.error == (0 if waits else errno.ECONNRESET)
     assert transfer.position == sum(length for _, _, length in world.arrived)
@@ -122,7 +126,7 @@ def test_an_error_ends_it_with_what_was_sent_before(
 
 def length_of(chain: Sequence[LoanStep]) -> int:
     """Return how many bytes a chain sends."""
-    return sum(step.length for step in chain if not isinstance(step, AwaitRoom))
+    return sum(step.length for step in chain if isinstance(step, SendZero | SendCopied))
 
 
 def test_chains_shrink_while_memory_is_short_and_grow_again() -> None:
