@@ -106,11 +106,11 @@ class Fuse:
         count: int = struct.unpack_from("<q", self._shared, op * 16)[0]
         return count
 
-    def asked_by(self, op: Op) -> list[int]:
-        """Return the numbers of the last threads that asked for that: see `gettid(2)`."""
-        return [
-            thread for thread in struct.unpack_from("<8I", self._shared, 2048 + op * 32) if thread
-        ]
+    def asked_by(self, op: Op, count: int) -> list[int]:
+        """Return the threads (gettid(2)) that asked for that the last times, eight at the most."""
+        asked = self.asked(op)
+        threads = struct.unpack_from("<8I", self._shared, 2048 + op * 32)
+        return [threads[number % 8] for number in range(asked - min(count, 8), asked)]
 
     def stall(self, *ops: Op) -> None:
         """Have the server keep its answers to these back until `go_on`."""

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from aiozc._engines.records import socket_type
+from aiozc._engines.records import known, socket_type
 from aiozc._errors import error_from
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
@@ -222,7 +222,7 @@ def check_access(side: Any, fd: int, *, writing: bool) -> None:
     if flags & os.O_ACCMODE == (os.O_RDONLY if writing else os.O_WRONLY):
         way = "writing" if writing else "reading"
         raise error_from(errno.EBADF, f"{side!r} is not open for {way}")
-    if writing and flags & os.O_APPEND and stat.S_ISREG(os.fstat(fd).st_mode):
+    if writing and flags & os.O_APPEND and stat.S_ISREG(known(fd).mode):
         raise error_from(errno.EINVAL, f"{side!r} was opened for appending")
 
 

@@ -74,18 +74,17 @@ async def loop_sendfile(
     """
     loop: Loop = plain_loop() or await arrive()
     at_once: int | None = None
+    status: os.stat_result | None = None
     try:
         reactor = latest_reactor(loop)
         # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
         # checks, the status and the state machine of the other way take 2. It keeps each promise.
-        if (
-            reactor is not None
-            and _is_plain(sock, file, offset, count)
-            and (fallback or _is_regular(file))
-        ):
-            size = os.fstat(file.fileno()).st_size if count is None else 0
-            length = count or size - offset
-            if 0 < length <= AT_ONCE:
+        if reactor is not None and _is_plain(sock, file, offset, count):
+            if count is None or not fallback:
+                status = os.fstat(file.fileno())
+            length = count or (status.st_size - offset if status else 0)
+            # A device may give bytes as well, and the kernel cannot be asked to send it.
+            if 0 < length <= AT_ONCE and (fallback or (status and stat.S_ISREG(status.st_mode))):
                 check_idle(sock)
                 if not reactor.at_once.may_spend(loop, length):
                     await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
@@ -98,7 +97,7 @@ async def loop_sendfile(
     except BaseException as error:
         tell(error, max(at_once or 0, 0), 0)
         raise
-    return await _send_file(loop, sock, file, offset, count, fallback, at_once)
+    return await _send_file(loop, sock, file, offset, count, fallback, at_once, status)
 
 
 def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
@@ -116,11 +115,6 @@ def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
     )
 
 
-def _is_regular(file: io.BufferedReader) -> bool:
-    """Return whether the kernel can be asked to send it: a device may give bytes as well."""
-    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-
-
 async def _send_file(
     loop: Loop,
     sock: Any,
@@ -129,8 +123,12 @@ async def _send_file(
     count: int | None,
     fallback: bool,
     at_once: int | None,
+    status: os.stat_result | None,
 ) -> int:
-    """Send anything to anything; `at_once` is the result of a SendCached done before."""
+    """Send anything to anything.
+
+    `at_once` is the result of a SendCached done before, `status` the file's where it is known.
+    """
     position = max(at_once or 0, 0)
     transfer: Sendfile | None = None
     try:
@@ -142,7 +140,7 @@ async def _send_file(
         check(sock, file, offset, count)
         try:
             check_moved_by_kernel(sock, timeout)
-            size = size_of_regular(file)
+            size = size_of_regular(file, status)
             reactor = get_reactor()
         except asyncio.SendfileNotAvailableError:
             if not fallback:
@@ -199,6 +197,7 @@ async def _wait_for_turn(
     """
     target, source = outlet(sock), Original(file)
     try:
+        source.remember()
         await at_once.wait_turn(loop, length)
         target.check_open()
         source.check_open()
@@ -209,10 +208,13 @@ async def _wait_for_turn(
         target.close()
 
 
-def size_of_regular(file: Any) -> int:
-    """Return the size of a regular file, or raise SendfileNotAvailableError."""
+def size_of_regular(file: Any, status: os.stat_result | None = None) -> int:
+    """Return the size of a regular file, or raise SendfileNotAvailableError.
+
+    Its status may be a question to a server (FUSE, NFS): it is asked for once.
+    """
     fd = descriptor_of(file)
-    status = os.fstat(fd)
+    status = status or os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise asyncio.SendfileNotAvailableError(f"{shown(file)} is not a regular file")
     if not status.st_size and _says_more_than_its_size(fd):

@@ -30,7 +30,7 @@ from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
 from aiozc._engines.reactor import count_fallback, get_reactor
-from aiozc._engines.records import Original, Role, Stream, identity, inlet
+from aiozc._engines.records import Device, Original, Role, Stream, identity, inlet, known
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.splice import Splicing
@@ -199,7 +199,7 @@ async def _fall_back(
 
 def _is_regular(file: Any) -> bool:
     try:
-        return stat.S_ISREG(os.fstat(descriptor_of(file)).st_mode)
+        return stat.S_ISREG(known(descriptor_of(file)).mode)
     except asyncio.SendfileNotAvailableError:
         return False
 
@@ -255,9 +255,9 @@ class _Given:
         """Return what the transfer's record may own."""
         if self.kind is _Kind.FILE:
             return Original(self.holder, self.offset if self.follows else None)
-        # Devices have no stream that two could tear apart.
-        roles = () if self.kind is _Kind.OTHER else (role,)
-        return Stream(self.holder, *roles, is_socket=self.kind is _Kind.SOCKET)
+        if self.kind is _Kind.OTHER:
+            return Device(self.holder)
+        return Stream(self.holder, role, is_socket=self.kind is _Kind.SOCKET)
 
 
 def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
@@ -273,7 +273,7 @@ def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
             " the number of one is wanted"
         )
     try:
-        mode = os.fstat(descriptor_of(holder)).st_mode
+        mode = known(descriptor_of(holder)).mode
     except asyncio.SendfileNotAvailableError as error:
         raise ValueError(f"{error}: only what has a descriptor can be spliced") from None
     kind = _kind_of(mode)
@@ -303,7 +303,7 @@ def _choose(given: _Given, wanted: _Given, count: int | None) -> Sendfile | Spli
     """Return the machine for two ends: for a file into a socket, the one that knows most."""
     source_offset, target_offset = given.find_offset(), wanted.find_offset()
     # Devices and procfs's files do not tell their size: they are read to the end.
-    size = os.fstat(given.holder.fileno()).st_size
+    size = os.fstat(given.holder.fileno()).st_size if given.kind is _Kind.FILE else 0
     if source_offset is not None and wanted.kind is _Kind.SOCKET and size:
         there = max(0, size - source_offset)
         return Sendfile(source_offset, there if count is None else min(there, count))
@@ -332,7 +332,7 @@ def _check_regular(file: Any) -> None:
     """Raise for what cannot be spliced into: SendfileNotAvailableError, or OSError."""
     fd = descriptor_of(file)
     check_access(file, fd, writing=True)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    if not stat.S_ISREG(known(fd).mode):
         raise asyncio.SendfileNotAvailableError(f"{file!r} is not a regular file")
 
 
@@ -349,7 +349,7 @@ async def _settle(file: Any) -> None:
         settled = isinstance(file, io.FileIO)
     if settled:
         file.flush()
-    elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    elif stat.S_ISREG(known(file.fileno()).mode):
         await in_thread(file.flush)
     else:
         # Its reader may never come.

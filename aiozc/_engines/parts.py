@@ -10,6 +10,7 @@ from aiozc._engines.buffers import SIZE
 from aiozc._engines.records import HasFileno, Original
 from aiozc._errors import error_from
 from aiozc._kernel.memory import Export, Mapping, direct_alignment
+from aiozc._kernel.status import known
 from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
 from aiozc._transfers.zerocopy import Piece
 
@@ -60,7 +61,7 @@ class _FilePart:
         What lies behind its end in its last page reads as zeros, and would be sent: of a file
         that is cut off between this look and the send, up to a page of them.
         """
-        size = os.fstat(self.original.copy).st_size
+        size = known(self.original.copy).size
         if size < end:
             raise error_from(
                 errno.ENODATA,
@@ -193,7 +194,7 @@ class Parts(Original):
         """Return whether the file has all that is to be read for a step."""
         part = self._parts[step.part]
         assert isinstance(part, _FilePart)
-        return read.offset + read.length <= os.fstat(part.original.copy).st_size
+        return read.offset + read.length <= known(part.original.copy).size
 
     def memory_of(self, step: SendCopied) -> memoryview | None:
         """Return a piece that is in memory already; None where it has to be read."""

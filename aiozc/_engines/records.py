@@ -11,13 +11,15 @@ import enum
 import errno
 import fcntl
 import os
-import stat
 from typing import Any, Protocol
 
 from aiozc._engines.loans import Loan
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of, was_reset
+from aiozc._kernel.status import identity as identity
+from aiozc._kernel.status import is_same_open_file
+from aiozc._kernel.status import known as known
 
 
 class HasFileno(Protocol):
@@ -37,37 +39,58 @@ class Role(enum.Enum):
 class Original:
     """A caller's object, whether it is still what it was, and our duplicate of it.
 
-    A number alone tells nothing: it may be closed and taken by another file. So the inode
-    behind it is kept. `copy` is -1 until `duplicate` is called. `start` is where a file's
-    position was when it is to follow the transfer, and None where it is to be left alone.
+    A number alone tells nothing: it may be closed and taken by another file. So it is compared
+    with our duplicate or, by the inode, with what stood behind it. `copy` is -1 until `duplicate`
+    is called. `start` is where a file's position was when it is to follow the transfer, and None
+    where it is to be left alone.
     """
 
-    __slots__ = ("_holder", "_number", "_owners", "copy", "identity", "start")
+    __slots__ = ("_holder", "_identity", "_number", "_owners", "copy", "start")
 
     def __init__(self, holder: HasFileno, start: int | None = None) -> None:
         self._holder = holder
         self._owners = 0
         self._number = holder.fileno()
-        self.identity = identity(self._number)
+        self._identity: tuple[int, int] | None = None
         self.copy = -1
         self.start = start
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The device and inode; asked for once, of our duplicate if there is one."""
+        if self._identity is None:
+            self._identity = identity(self._number if self.copy < 0 else self.copy)
+        return self._identity
+
+    def remember(self) -> None:
+        """Keep what stands behind the number now, for who has no duplicate to compare it with."""
+        self._identity = identity(self._number)
 
     def duplicate(self) -> None:
         """Have a number of our own, for one record more."""
         if self.copy < 0:
-            self.copy = _another_number(self._holder.fileno())
-            if identity(self.copy) != self.identity:
+            self.copy = self._another_number()
+            if self._identity is not None and identity(self.copy) != self._identity:
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
         self._owners += 1
+
+    def _another_number(self) -> int:
+        return os.dup(self._holder.fileno())
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller's object is no longer the same open file."""
         try:
-            same = identity(self._holder.fileno()) == self.identity
+            same = self._is_same(self._holder.fileno())
         except (OSError, ValueError):
             same = False
         if not same:
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
+
+    def _is_same(self, number: int) -> bool:
+        """Return whether that number is still of the file; nobody but the kernel is asked."""
+        if self.copy >= 0 and (same := is_same_open_file(self.copy, number)) is not None:
+            return same
+        return identity(number) == self.identity
 
     def has_moved(self) -> bool:
         """Return whether the caller's object says that it is closed, or elsewhere: a quick look."""
@@ -128,6 +151,7 @@ class Stream(Original):
 
     def __init__(self, holder: HasFileno, *roles: Role, is_socket: bool = True) -> None:
         super().__init__(holder)
+        self.remember()
         self._is_socket = is_socket
         self._roles = roles
         for role in roles:
@@ -183,20 +207,33 @@ class Stream(Original):
 _NUMBER_OF_PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
 
 
-def _another_number(fd: int) -> int:
-    """Return a duplicate; of a terminal an open file of its own, which does not block.
+class Device(Stream):
+    """A character device: it may wait where no other stream does, and two may use it at a time."""
 
-    A blocking terminal waits for its reader in the middle of a write, and the flag is the open
-    file's, so that others share it. (Opening the master of one would make another.)
-    """
-    status = os.fstat(fd)
-    if stat.S_ISCHR(status.st_mode) and status.st_rdev != _NUMBER_OF_PTMX and os.isatty(fd):
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-        with contextlib.suppress(OSError):
-            return os.open(
-                f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            )
-    return os.dup(fd)
+    __slots__ = ("_is_reopened",)
+
+    def __init__(self, holder: HasFileno) -> None:
+        super().__init__(holder, is_socket=False)
+        self._is_reopened = False
+
+    def _another_number(self) -> int:
+        """Return a duplicate; of a terminal an open file of its own, which does not block.
+
+        A blocking terminal waits for its reader in the middle of a write, and the flag is the open
+        file's, so that others share it. (Opening the master of one would make another.)
+        """
+        fd = self._holder.fileno()
+        if os.fstat(fd).st_rdev != _NUMBER_OF_PTMX and os.isatty(fd):
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+            flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                copy = os.open(f"/proc/self/fd/{fd}", flags)
+                self._is_reopened = True
+                return copy
+        return os.dup(fd)
+
+    def _is_same(self, number: int) -> bool:
+        return identity(number) == self.identity if self._is_reopened else super()._is_same(number)
 
 
 def outlet(sock: HasFileno) -> Stream:
@@ -255,12 +292,6 @@ def set_position(file: Any, position: int) -> None:
     except (AttributeError, ValueError):
         # It cannot seek, or it was closed and has no position any more.
         return
-
-
-def identity(fd: int) -> tuple[int, int]:
-    """Return the device and inode behind a number; OSError where there is nothing."""
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
 
 
 class Record:

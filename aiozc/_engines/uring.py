@@ -81,6 +81,7 @@ _PAUSES = [abi.Timespec(0, (1 << level) * 1_000_000) for level in range(LONGEST_
 _SOFT = int(SqeFlag.IO_LINK | SqeFlag.CQE_SKIP_SUCCESS)
 _HARD = int(SqeFlag.IO_HARDLINK | SqeFlag.CQE_SKIP_SUCCESS)
 _LINK = int(SqeFlag.IO_LINK)
+_ASYNC = int(SqeFlag.ASYNC)
 _NONBLOCK = int(SpliceFlag.NONBLOCK)
 _MORE = int(CqeFlag.MORE)
 _NOTIF = int(CqeFlag.NOTIF)
@@ -207,7 +208,10 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
             assert record.loan is not None
             address = record.loan.address_of(step.slot)
             where = (step.offset, address, step.length, step.slot)
-            yield prep_read_fixed(step.fd, *where, user_data, 0 if index == last else _LINK)
+            # One that stands alone goes beyond the file's end: FUSE asks its server about that,
+            # and waits for the answer where the read is begun. So a worker begins it.
+            flags = _LINK if index < last else 0 if last else _ASYNC
+            yield prep_read_fixed(step.fd, *where, user_data, flags)
         elif isinstance(step, SendFixed):
             assert record.loan is not None
             address = record.loan.address_of(step.slot) + step.start

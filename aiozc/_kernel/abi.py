@@ -44,6 +44,7 @@ class SqeFlag(enum.IntFlag):
 
     IO_LINK = 1 << 2
     IO_HARDLINK = 1 << 3
+    ASYNC = 1 << 4
     CQE_SKIP_SUCCESS = 1 << 6
 
 
@@ -251,6 +252,7 @@ class PyBuffer(ctypes.Structure):
 
 
 AT_EMPTY_PATH = 0x1000
+AT_STATX_DONT_SYNC = 0x4000
 """include/uapi/linux/fcntl.h."""
 STATX_DIOALIGN = 0x2000
 """include/uapi/linux/stat.h."""

@@ -96,7 +96,8 @@ def direct_alignment(fd: int) -> int:
     found = abi.Statx()
     if not hasattr(_libc, "statx"):
         return mmap.PAGESIZE
-    _libc.statx(fd, b"", abi.AT_EMPTY_PATH, abi.STATX_DIOALIGN, ctypes.byref(found))
+    flags = abi.AT_EMPTY_PATH | abi.AT_STATX_DONT_SYNC
+    _libc.statx(fd, b"", flags, abi.STATX_DIOALIGN, ctypes.byref(found))
     if not found.mask & abi.STATX_DIOALIGN:
         return mmap.PAGESIZE
     # Our memory begins with a page, and no more is known of it.
