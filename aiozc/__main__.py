@@ -1,7 +1,9 @@
 """``python -m aiozc info``: what aiozc can do here, and what would lift what it cannot."""
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import sys
 import textwrap
@@ -24,8 +26,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"aiozc: a ring cannot be tried: {error}", file=sys.stderr)
         return 1
-    print(_as_json(facts) if options.json else "\n".join(_as_text(facts)))
+    _show(_as_json(facts) if options.json else "\n".join(_as_text(facts)))
     return 0 if facts.backend else 1
+
+
+def _show(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text)
+    _write_out()
+
+
+def _write_out() -> None:
+    """Write out what was printed, if anybody reads it: the exit status says the same."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # At its end the interpreter would write out what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -40,7 +57,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         " by whichever engine, and 1 where they do not.",
     )
     info.add_argument("--json", action="store_true", help="as one JSON object")
-    return parser.parse_args(arguments)
+    try:
+        return parser.parse_args(arguments)
+    finally:
+        _write_out()
 
 
 def _as_json(facts: Capabilities) -> str:

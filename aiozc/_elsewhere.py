@@ -126,6 +126,9 @@ def new_event_loop(
 
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     """Run it on a new loop, as `asyncio.run` does."""
+    if asyncio._get_running_loop() is not None:
+        main.close()
+        raise RuntimeError("aiozc.run() cannot be called from a running event loop")
     with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
         return runner.run(main)
 

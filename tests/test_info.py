@@ -56,6 +56,18 @@ def test_what_is_here_is_printed() -> None:
     assert "io_uring allowed kernel.io_uring_disabled: " in text
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"], ["--version"]])
+def test_who_reads_no_more_ends_it_quietly(arguments: list[str]) -> None:
+    """As `head -1` does; the exit status says the same."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=ROOT, stdout=output, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_json_has_the_same_facts() -> None:
     status, text = run(*COMMAND, "info", "--json")
     assert status == 0

@@ -21,7 +21,9 @@ End of life. The loop's reader handle is the only owner of a `_Watch`. When the 
 closed it drops its handles, the watch is collected, and the reactor ends: no hook in the
 loop is needed, whoever runs it. (A run of trio has a system task in place of the handle, see
 `trio_loop.py`.) In a forked child every reactor gives up the child's copies
-of its descriptors and mappings, and the child makes one of its own.
+of its descriptors and mappings, and the child makes one of its own. (From CPython 3.12 on os.fork()
+warns where a process has threads, and counts those of the kernel that work for a ring: the child
+has none of them, and nothing of a ring that they could hold.)
 """
 
 import asyncio
@@ -130,7 +132,8 @@ class Reactor:
     rounded up to a power of two), and the `backend`, "io_uring" or "readiness"; None is what
     the environment variable AIOZC_BACKEND says or, where that is not set, io_uring where it
     can be had. It becomes the running loop's, and ends with `aclose()`, at the end of
-    `async with`, or with its loop.
+    `async with`, or with its loop. A forked child never uses it. (That os.fork() warns of threads
+    during a transfer, from CPython 3.12 on, is because of the kernel's workers for the ring.)
 
     Raises ValueError for other sizes and backends, RuntimeError where no loop is running or
     the loop has a reactor already, and RingUnavailableError (a RuntimeError) where io_uring

@@ -75,6 +75,7 @@ class SelectorGate:
         self._transport = transport
         self._empty: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
+        self._write_eof: Any = None
 
     def check_open(self) -> None:
         """Raise RuntimeError where nothing may be sent now."""
@@ -102,12 +103,17 @@ class SelectorGate:
     def shut(self) -> None:
         """Refuse what is written from here on, and its end."""
         self._transport._empty_waiter = self
+        self._write_eof = vars(self._transport).get("write_eof")
         self._transport.write_eof = refuse_eof
 
     def open(self) -> None:
         """Let everything be as it was."""
         self._transport._empty_waiter = None
-        del self._transport.write_eof
+        # What somebody has set, before or meanwhile, is theirs.
+        if vars(self._transport).get("write_eof") is refuse_eof:
+            del self._transport.write_eof
+            if self._write_eof is not None:
+                self._transport.write_eof = self._write_eof
 
     async def wait_empty(self) -> None:
         """Wait until the write buffer is empty; ConnectionError where the connection is lost."""

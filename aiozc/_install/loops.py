@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import inspect
 import sys
 from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Callable, Coroutine
@@ -50,8 +51,9 @@ def install(loop: Loop) -> Loop:
     Nothing happens to a loop that has them already.
 
     Raises:
-        TypeError: a loop of another kind.
+        TypeError: a loop of another kind; what is no loop.
     """
+    _check_loop(loop)
     if _RECORD in vars(loop):
         return loop
     methods = dict(_METHODS)
@@ -73,7 +75,10 @@ def uninstall(loop: asyncio.AbstractEventLoop) -> None:
     A method that somebody else has put in the place of ours meanwhile is left there. The
     connections of a uvloop that were made meanwhile keep their transports, as do those of
     servers made meanwhile; uvloop's own `start_tls` does not take these.
+
+    Raises TypeError for what is no loop.
     """
+    _check_loop(loop)
     methods, before = vars(loop).pop(_RECORD, ({}, {}))
     for name, method in methods.items():
         if vars(loop).get(name) is method:
@@ -95,14 +100,27 @@ def new_event_loop(
     try:
         return install(loop)
     except BaseException:
-        loop.close()
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.close()
         raise
 
 
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
-    """Run a coroutine as `asyncio.run` does, on a loop of `new_event_loop`."""
+    """Run a coroutine as `asyncio.run` does, on a loop of `new_event_loop`.
+
+    Raises RuntimeError where a loop is running already; the coroutine is closed then.
+    """
+    if asyncio._get_running_loop() is not None:
+        if inspect.iscoroutine(main):
+            main.close()
+        raise RuntimeError("aiozc.run() cannot be called from a running event loop")
     with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
         return runner.run(main)
+
+
+def _check_loop(loop: object) -> None:
+    if not isinstance(loop, asyncio.AbstractEventLoop) or not hasattr(loop, "__dict__"):
+        raise TypeError(f"{loop!r} is no event loop, neither asyncio's selector loop nor uvloop's")
 
 
 def _is_uvloop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -121,4 +139,12 @@ def _method_beneath(loop: asyncio.AbstractEventLoop, name: str) -> Create:
     def call(*arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
         return function(asyncio.get_running_loop(), *arguments, **options)
 
+    # The wrappers around it take it over.
+    call.__signature__ = _signature_without_self(function)  # type: ignore[attr-defined]
     return call
+
+
+@functools.cache
+def _signature_without_self(function: Create) -> inspect.Signature:
+    whole = inspect.signature(function)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])

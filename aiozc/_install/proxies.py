@@ -4,7 +4,8 @@ uvloop's own are static types: nothing can be put in the place of their methods,
 written to them while a file is sent would land in the middle of it. So a protocol on an
 installed loop is given a proxy. Its `write` and `writelines` are partial objects, made of the
 transport's bound methods and nothing else: that costs 12 ns a call, and a `write` that somebody
-has taken from the proxy earlier is refused with the others, since it is the same object.
+has taken from the proxy earlier is refused with the others, since it is the same object. Who sets
+another `write` on the proxy has it, until it is deleted again, as on asyncio's transports.
 
 Nothing else stands between the transport and the protocol: a shim takes `connection_made`
 and leaves at once, so that the protocol's other methods are called by the transport.
@@ -32,6 +33,8 @@ class UvloopTransport(asyncio.Transport):
         "_gate",
         "_number",
         "_real",
+        "_write",
+        "_writelines",
         "abort",
         "close",
         "get_extra_info",
@@ -62,8 +65,8 @@ class UvloopTransport(asyncio.Transport):
         self._number = -1
         self._gate: UvloopGate | None = None
         self._ended = False
-        self.write = functools.partial(real.write)
-        self.writelines = functools.partial(real.writelines)
+        self.write = self._write = functools.partial(real.write)
+        self.writelines = self._writelines = functools.partial(real.writelines)
         self.abort = real.abort
         self.close = real.close
         self.get_extra_info = real.get_extra_info
@@ -77,6 +80,8 @@ class UvloopTransport(asyncio.Transport):
         return f"<aiozc's proxy of {self._real!r}>"
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("write", "writelines"):  # somebody has deleted what they set
+            return self._write if name == "write" else self._writelines
         return getattr(self._real, name)
 
     def __reduce__(self) -> Any:
@@ -145,14 +150,14 @@ class UvloopGate:
     def shut(self) -> None:
         """Refuse what is written from here on, and its end."""
         self._proxy._gate = self
-        _redirect(self._proxy.write, refuse_write)
-        _redirect(self._proxy.writelines, refuse_lines)
+        _redirect(self._proxy._write, refuse_write)
+        _redirect(self._proxy._writelines, refuse_lines)
 
     def open(self) -> None:
         """Let everything be as it was."""
         self._proxy._gate = None
-        _redirect(self._proxy.write, self._real.write)
-        _redirect(self._proxy.writelines, self._real.writelines)
+        _redirect(self._proxy._write, self._real.write)
+        _redirect(self._proxy._writelines, self._real.writelines)
 
     async def wait_empty(self) -> None:
         """Wait until the write buffer is empty; ConnectionError where the connection is lost."""

@@ -19,6 +19,7 @@ Facts that the code below relies on (K5 and so on: docs/kernel.md):
 import ctypes
 import errno
 import os
+import posix
 import socket
 import weakref
 from collections.abc import Sequence
@@ -153,32 +154,35 @@ class Ring:
         self._lib = liburing.load()
         self._uring = abi.Uring()
         self._by_reference = ctypes.byref(self._uring)
-        features = self._set_up(entries)
-        self.fd: int = self._uring.ring_fd
-        _live.add(self)
+        self.fd = -1
+        parameters = self._set_up(entries)
+        # From here on, only the library itself knows how to undo what it did.
         try:
-            self._check_abilities(features)
+            self._check_layout(parameters)
+            self.fd = self._uring.ring_fd
+            _live.add(self)
+            self._check_abilities(int(parameters.features))
             self._map()
             self._bound_workers(max_workers)
             self._check_entering()
         except BaseException:
-            self.close()
+            self._undo()
             raise
 
-    def _set_up(self, entries: int) -> int:
+    def _set_up(self, entries: int) -> abi.Params:
         parameters = abi.Params(flags=SETUP_FLAGS)
         result = self._lib.queue_init_params(entries, self._by_reference, ctypes.byref(parameters))
         if result < 0:
             raise refusal(-result)
+        return parameters
+
+    def _check_layout(self, parameters: abi.Params) -> None:
         if not _layout_fits(self._uring, parameters):
-            # Only the library itself knows how to undo what it did.
-            self._lib.queue_exit(self._by_reference)
             raise RingUnavailableError(
                 f"{self._lib.path} (liburing {self._lib.version}) has another layout of"
                 " struct io_uring than 2.2 and later"
             )
         self.entries: int = parameters.sq_entries
-        return int(parameters.features)
 
     def _check_abilities(self, features: int) -> None:
         self.features = features
@@ -290,8 +294,10 @@ class Ring:
         In a forked child this gives up the child's copies alone: `io_uring_queue_exit`
         makes no call on a ring whose descriptor is not registered but munmap and close.
         """
-        if self.fd < 0:
-            return
+        if self.fd >= 0:
+            self._undo()
+
+    def _undo(self) -> None:
         self.fd = -1
         _live.discard(self)
         self._lib.queue_exit(self._by_reference)
@@ -327,6 +333,6 @@ def _layout_fits(uring: abi.Uring, parameters: abi.Params) -> bool:
         if word.from_address(queue.kring_mask).value != entries - 1:
             return False
     try:
-        return "io_uring" in os.readlink(f"/proc/self/fd/{uring.ring_fd}")
+        return "io_uring" in posix.readlink(f"/proc/self/fd/{uring.ring_fd}")
     except OSError:
         return False

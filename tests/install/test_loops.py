@@ -3,31 +3,26 @@
 import asyncio
 import functools
 import gc
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import uvloop
 
 import aiozc
 from tests.conftest import Connect, LoopFactory, MakeFile
-from tests.support import MIB, assert_same, in_threads, pattern, run_on, socket_pair
+from tests.support import MIB, assert_same, case, in_threads, pattern, run_on, socket_pair
 
 from .conftest import FACTORIES, Recorder
 
 CONTENT = pattern(MIB + 1)
 
 
-class Stranger:
+class Stranger(asyncio.BaseEventLoop):
     """A loop of a kind that nobody knows."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    def close(self) -> None:
-        """Note it."""
-        self.closed = True
 
 
 @pytest.fixture(params=FACTORIES)
@@ -142,8 +137,52 @@ def test_a_loop_of_another_kind_is_refused_and_closed() -> None:
     stranger: Any = Stranger()
     with pytest.raises(TypeError, match="neither asyncio's selector loop nor uvloop's"):
         aiozc.new_event_loop(lambda: stranger)
-    assert stranger.closed
+    assert stranger.is_closed()
     aiozc.uninstall(stranger)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, object(), 5, asyncio, Stranger],
+    ids=["None", "object", "int", "module", "class"],
+)
+def test_what_is_no_loop_is_refused_by_name(given: Any) -> None:
+    for function in (aiozc.install, aiozc.uninstall, lambda it: aiozc.new_event_loop(lambda: it)):
+        with pytest.raises(TypeError) as caught:
+            function(given)
+        assert str(caught.value).startswith(f"{given!r} is no event loop")
+
+
+def shape(method: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """Return the names, kinds and defaults of a method's parameters."""
+    parameters = inspect.signature(method).parameters.values()
+    return [(one.name, one.kind, one.default) for one in parameters]
+
+
+def test_the_methods_show_the_signatures_that_they_had(loop_factory: LoopFactory) -> None:
+    """So that mocks which are made of them take the same arguments."""
+    stock, loop = loop_factory(), aiozc.install(loop_factory())
+    names = [name for name in vars(loop) if hasattr(asyncio.AbstractEventLoop, name)]
+    assert "sock_sendfile" in names
+    for name in names:
+        if name == "sock_sendfile" and isinstance(stock, uvloop.Loop):
+            continue  # uvloop's has None for `fallback`, and raises NotImplementedError
+        with case(name=name):
+            signature = shape(getattr(stock, name))
+            assert shape(getattr(loop, name)) == signature
+            mocked = mock.create_autospec(getattr(loop, name))
+            required = [
+                name for name, _, default in signature if default is inspect.Parameter.empty
+            ]
+            mocked(*required).close()
+            with pytest.raises(TypeError):
+                mocked(*required, nonsense=1)
+    mock.create_autospec(loop).sock_sendfile(1, 2).close()
+    aiozc.uninstall(loop)
+    for name in names:
+        assert shape(getattr(loop, name)) == shape(getattr(stock, name))
+    stock.close()
+    loop.close()
 
 
 def test_a_loop_is_made_by_the_factory_that_is_given() -> None:
@@ -163,6 +202,14 @@ def test_run_runs_a_coroutine_on_such_a_loop(
         return asyncio.get_running_loop().get_debug()
 
     assert aiozc.run(main(), debug=debug) is bool(debug)
+
+
+@pytest.mark.anyio
+async def test_run_within_a_loop_is_refused_and_the_coroutine_closed() -> None:
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match=r"run\(\) cannot be called from a running event loop"):
+        aiozc.run(coroutine)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 def test_run_passes_on_what_is_raised() -> None:

@@ -1,12 +1,15 @@
 """Files through transports: in their order, with everything as it was before."""
 
 import asyncio
+import functools
 import io
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
+import uvloop
 
 from tests.conftest import MakeFile
 from tests.support import KIB, MIB, assert_same, outcome_of, pattern, turns, until
@@ -268,6 +271,64 @@ async def test_what_is_written_meanwhile_is_refused_and_nothing_of_it_arrives(
     write(SMALL)
     writelines([SMALL])
     assert_same(await line.finish(), prefix, LARGE, SMALL, SMALL)
+
+
+async def test_a_write_that_somebody_sets_stays_theirs_and_files_are_sent(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    """What it calls is refused during a file. Deleted again, the transport's own is there."""
+    line = await open_line(limit=0, small=True)
+    transport, own = line.transport, line.transport.write
+    calls: list[bytes] = []
+    theirs = functools.partial(calls.append)
+    transport.write = theirs
+    transport.writelines = calls.extend
+    task = await start(loop.sendfile(transport, make_file(LARGE)))
+    transport.write(b"call")
+    with pytest.raises(RuntimeError, match="sendfile is in progress"):
+        own(b"data")
+    line.peer.allow(None)
+    assert await task == len(LARGE)
+    assert transport.write is theirs
+    transport.write(b"call")
+    transport.writelines([b"call"])
+    assert calls == [b"call"] * 3
+    del transport.write, transport.writelines
+    with mock.patch.object(transport, "write") as mocked:
+        transport.write(b"mocked")
+    mocked.assert_called_once_with(b"mocked")
+    line.peer.allow(line.peer.count)
+    task = await start(loop.sendfile(transport, make_file(LARGE)))
+    with pytest.raises(RuntimeError, match="sendfile is in progress"):
+        transport.write(b"data")
+    with pytest.raises(RuntimeError, match="sendfile is in progress"):
+        transport.writelines([b"data"])
+    line.peer.allow(None)
+    assert await task == len(LARGE)
+    transport.write(SMALL)
+    assert_same(await line.finish(), LARGE, LARGE, SMALL)
+
+
+async def test_a_write_eof_that_somebody_sets_stays_theirs(
+    loop: Any, open_line: Open, make_file: MakeFile
+) -> None:
+    """uvloop's transports let nobody set one, and neither does what stands for them."""
+    line = await open_line(limit=0, small=True)
+    calls: list[str] = []
+    theirs = functools.partial(calls.append, "end")
+    if isinstance(loop, uvloop.Loop):
+        with pytest.raises(AttributeError):
+            line.transport.write_eof = theirs
+    else:
+        line.transport.write_eof = theirs
+    task = await start(loop.sendfile(line.transport, make_file(LARGE)))
+    with pytest.raises(RuntimeError, match="sendfile is in progress"):
+        line.transport.write_eof()
+    line.peer.allow(None)
+    assert await task == len(LARGE)
+    line.transport.write_eof()
+    assert calls == ([] if isinstance(loop, uvloop.Loop) else ["end"])
+    assert_same(await line.finish(), LARGE)
 
 
 async def test_after_the_end_was_written_no_file_is_taken(

@@ -186,6 +186,24 @@ def test_closing_leaves_no_descriptor_and_no_mapping() -> None:
     assert (descriptors(), mappings()) == before
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_is_raised_while_it_is_made_leaves_no_descriptor_and_no_mapping(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    before = descriptors(), mappings()
+    for place in ("_layout_fits", "lacking"):
+
+        def fail(*_: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ring, place, fail)
+            with pytest.raises(error):
+                Ring(8)
+        assert (descriptors(), mappings()) == before
+
+
 def test_a_closed_ring_takes_nothing() -> None:
     used = Ring(8)
     used.close()
