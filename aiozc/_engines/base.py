@@ -11,6 +11,7 @@ from typing import Protocol
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.hosts import Future, Loop
 from aiozc._engines.loans import Loans
+from aiozc._engines.polls import Polls
 from aiozc._engines.records import Record
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
@@ -100,6 +101,7 @@ class Host(Protocol):
     at_once: AtOnce
     counters: Counters
     loans: Loans
+    polls: Polls
     runs: dict[int, Run]
     """The chains in flight, by their numbers."""
 

@@ -45,6 +45,7 @@ from aiozc._engines.choose import choose
 from aiozc._engines.hosts import Loop, running_loop, sleep
 from aiozc._engines.loans import Loan, Loans
 from aiozc._engines.pipes import PipePool
+from aiozc._engines.polls import Polls, Waits, only_waits
 from aiozc._engines.records import Original, Record
 from aiozc._errors import error_from
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice
@@ -149,6 +150,8 @@ class Reactor:
         self.at_once = AtOnce()
         self.counters = Counters()
         self.loans = Loans()
+        self.polls = Polls()
+        self._waits = Waits(self)
         self._buffers: Buffers | None = None
         self.runs: dict[int, Run] = {}
         self._loop = weakref.ref(loop)
@@ -161,6 +164,8 @@ class Reactor:
         self._patience = LONGEST_END
         self._backend: Backend = choose(self, backend, entries)
         loop.add_reader(self._backend.fd, _Watch(self))
+        if self.polls.fd != self._backend.fd:
+            loop.add_reader(self.polls.fd, self.polls.call_ready)
         self.counters.fallbacks = _fallbacks.pop(loop, 0)
         _reactors[loop] = self
         _live.add(self)
@@ -237,6 +242,9 @@ class Reactor:
         """End everything on a loop that goes on."""
         loop = self.running_loop()
         if loop is not None and not self.closed:
+            if self.polls.fd != self._backend.fd:
+                loop.remove_reader(self.polls.fd)
+            # The reactor may end by this.
             loop.remove_reader(self._backend.fd)
         self._shut_down()
 
@@ -314,7 +322,7 @@ class Reactor:
         self.runs[run.number] = run
         record.busy = True
         try:
-            self._backend.start(run)
+            self._begin(run)
         except OSError:
             # Of a chain that was taken in part the record stays as it is until the end, and
             # behind any other exception a chain may be under way.
@@ -325,6 +333,18 @@ class Reactor:
         self.counters.chains += 1
         self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         return run
+
+    def _begin(self, run: Run) -> None:
+        if only_waits(run.chain):
+            self._waits.start(run)
+        else:
+            self._backend.start(run)
+
+    def _interrupt(self, run: Run) -> None:
+        if only_waits(run.chain):
+            self._waits.interrupt(run)
+        else:
+            self._backend.interrupt(run)
 
     def _readable(self) -> None:
         self.counters.wakeups += 1
@@ -373,7 +393,7 @@ class Reactor:
         loop = self.running_loop()
         if run.ended or self.closed or loop is None:
             return
-        self._backend.interrupt(run)
+        self._interrupt(run)
         if not run.ended:
             loop.call_later(RETRY, self._insist, run)
 
@@ -405,7 +425,7 @@ class Reactor:
             self._stop(run)
         elif record.pipe is not None and run.age >= PATIENCE:
             if len(run.chain) > 1:
-                self._backend.interrupt(run)
+                self._interrupt(run)
             elif isinstance(run.chain[0], PollIn | PollOut):
                 # Not while a step uses it: it holds the pipe's lock for as long as a disk takes.
                 record.shrink_pipe()
@@ -420,8 +440,9 @@ class Reactor:
         self._closing = True
         if self.closed:
             return
-        for run in self.runs.values():
+        for run in tuple(self.runs.values()):
             run.stopping = True
+            self._waits.interrupt(run)
         self._backend.end_all(time.monotonic() + self._patience)
         for run in self.runs.values():
             run.fail()
@@ -436,6 +457,7 @@ class Reactor:
         self._records.clear()
         self._pipes.close()
         self._backend.close()
+        self.polls.close()
         if self._buffers is not None:
             self._buffers.close()
         _live.discard(self)
@@ -448,6 +470,8 @@ class Reactor:
     def _forget(self) -> None:
         """In a forked child: give up the copies of what is the parent's."""
         self._closing = True
+        self.polls.close()
+        self._waits.forget()
         for run in self.runs.values():
             run.fail()
             run.wake()

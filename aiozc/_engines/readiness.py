@@ -10,11 +10,8 @@ The same chains, with the same results, as on a ring:
   meets a disk only where pages are evicted between the question and the read. The threads are
   the backend's own: those of the loop may be busy with anything, and are shut down before it.
   A step in a thread cannot be interrupted: who cancels waits for the disk, or the lock.
-- Waiting is done by an epoll instance of our own, which the loop watches as one descriptor.
-  A reader of the loop for each wait, added and removed, takes asyncio 2.5 times as long and
-  uvloop 1.7 times, and a loop of another kind has no readers. A registration is gone before
-  its number is closed: the caller's own number keeps the file open, and epoll would go on
-  telling about it.
+- Waiting is done by the reactor's epoll instance (`polls.py`), which the loop watches as one
+  descriptor.
 
 A chain's course has one owner at a time: the loop's thread, or a worker's. A record that a
 worker uses is busy until that has ended, as it is while a ring names it.
@@ -32,6 +29,7 @@ from queue import SimpleQueue
 from aiozc._engines.at_once import splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
 from aiozc._engines.hosts import Loop, Timer
+from aiozc._engines.polls import Polls, Watch, awaited, find_unready, is_ready
 from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
 
 WORKERS = 8
@@ -99,7 +97,7 @@ class Readiness:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._polls = _Polls()
+        self._polls = host.polls
         self._workers = _Workers(self._polls)
         self._courses: dict[int, Course] = {}
         self._timer: Timer | None = None
@@ -154,13 +152,11 @@ class Readiness:
         if self._timer is not None:
             self._timer.cancel()
         self._workers.close(wait=not self._courses)
-        self._polls.close()
 
     def forget(self) -> None:
         """Close the child's copies: its registrations are the parent's."""
         self._courses.clear()
         self._workers.forget()
-        self._polls.close()
 
     # In the loop's thread.
 
@@ -191,8 +187,9 @@ class Readiness:
             return self._pause(course, step)
         if not isinstance(step, PollIn | PollOut):
             raise TypeError(f"{step!r} is no step for readiness")
-        if not _is_ready(course):
-            return self._poll(course)
+        watch = find_unready(self._polls, course.run.record, step)
+        if watch is not None:
+            return self._wait_for(course, watch)
         course.go_on(0)
         return True
 
@@ -237,9 +234,12 @@ class Readiness:
         course.leave = timer.cancel
         return False
 
-    def _poll(self, course: Course) -> bool:
-        fd, event = _awaited(course)
-        course.leave = self._polls.wait(fd, event, lambda: self._resume(course, 0))
+    def _wait_for(self, course: Course, watch: Watch) -> bool:
+        def leave() -> None:
+            watch.call = None
+
+        course.leave = leave
+        watch.call = lambda: self._resume(course, 0)
         return False
 
     def _resume(self, course: Course, result: int) -> None:
@@ -289,7 +289,7 @@ def _work(course: Course) -> None:
             if isinstance(step, Splice):
                 course.run.record.check_nonblocking()
                 course.go_on(splice(course.run.record, step))
-            elif isinstance(step, Pause) or not _is_ready(course):
+            elif isinstance(step, Pause) or not is_ready(*awaited(course.run.record, step)):
                 return
             else:
                 course.go_on(0)
@@ -299,75 +299,13 @@ def _work(course: Course) -> None:
         course.run.stopping = True
 
 
-def _awaited(course: Course) -> tuple[int, int]:
-    record = course.run.record
-    if isinstance(course.step, PollIn):
-        return record.source.copy, select.POLLIN
-    return record.target.copy, select.POLLOUT
-
-
-def _is_ready(course: Course) -> bool:
-    """Return whether a poll need not wait. Files and some devices are always ready."""
-    fd, event = _awaited(course)
-    ready = select.poll()
-    ready.register(fd, event)
-    return bool(ready.poll(0))
-
-
-class _Polls:
-    """Who waits for which descriptor, on one epoll instance."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._waiting: dict[int, dict[int, Callable[[], None]]] = {}
-
-    @property
-    def fd(self) -> int:
-        return -1 if self._epoll.closed else self._epoll.fileno()
-
-    def wait(self, fd: int, event: int, resume: Callable[[], None]) -> Callable[[], None]:
-        """Have `resume` called when `fd` is ready; return what takes that back."""
-        waiting = self._waiting.get(fd, {})
-        if waiting:
-            self._epoll.modify(fd, select.POLLIN | select.POLLOUT)
-        else:
-            self._epoll.register(fd, event)
-        waiting[event] = resume
-        self._waiting[fd] = waiting
-        return lambda: self._forget(fd, event)
-
-    def _forget(self, fd: int, event: int) -> None:
-        waiting = self._waiting.get(fd, {})
-        if waiting.pop(event, None) is None or self._epoll.closed:
-            return
-        if waiting:
-            self._epoll.modify(fd, next(iter(waiting)))
-        else:
-            del self._waiting[fd]
-            self._epoll.unregister(fd)
-
-    def call_ready(self) -> None:
-        """Call what was to be called for those that are ready."""
-        for fd, events in self._epoll.poll(0):
-            for event in (select.POLLIN, select.POLLOUT):
-                # An error or a hang-up is for both to see. A call before may have ended a wait.
-                other = (select.POLLIN | select.POLLOUT) ^ event
-                resume = self._waiting.get(fd, {}).get(event)
-                if resume is not None and events & ~other:
-                    resume()
-
-    def close(self) -> None:
-        if not self._epoll.closed:
-            self._epoll.close()
-
-
 class _Workers:
     """Threads for what may wait for a disk, and how the loop hears of their ends.
 
     They are daemons: one that waits for what never comes must not keep the process.
     """
 
-    def __init__(self, polls: _Polls) -> None:
+    def __init__(self, polls: Polls) -> None:
         self._polls = polls
         self._threads: list[threading.Thread] = []
         self._given: SimpleQueue[tuple[Course, threading.Event] | None] = SimpleQueue()
@@ -387,7 +325,7 @@ class _Workers:
     def _open(self) -> None:
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._polls.wait(event, select.POLLIN, self._clear)
+            self._polls.watch(event, select.POLLIN).call = self._clear
         except BaseException:
             os.close(event)
             raise

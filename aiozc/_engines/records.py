@@ -15,11 +15,13 @@ from typing import Any, Protocol
 
 from aiozc._engines.loans import Loan
 from aiozc._engines.pipes import Pipe, PipePool
+from aiozc._engines.polls import Watch
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of, was_reset
 from aiozc._kernel.status import identity as identity
 from aiozc._kernel.status import is_same_open_file
 from aiozc._kernel.status import known as known
+from aiozc._transfers.steps import End
 
 
 class HasFileno(Protocol):
@@ -299,10 +301,13 @@ class Record:
 
     `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
     come back for it; `fault` is what a look at it found, for the coroutine to raise; `loan`
-    is the memory that its sends lend to the kernel, where they do.
+    is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends.
     """
 
-    __slots__ = ("_pipes", "abandoned", "busy", "fault", "loan", "pipe", "source", "target")
+    __slots__ = (
+        *("_pipes", "abandoned", "busy", "fault", "loan", "pipe", "source", "target"),
+        "watches",
+    )
 
     def __init__(
         self, pipes: PipePool, source: Original, target: Original, loan: Loan | None = None
@@ -313,6 +318,7 @@ class Record:
         self.fault: Exception | None = None
         self.pipe: Pipe | None = None
         self.loan = loan
+        self.watches: dict[End, Watch] = {}
         self.source = source
         self.target = target
         try:
@@ -333,6 +339,12 @@ class Record:
         if self.pipe is not None:
             self._pipes.give_back(self.pipe, empty=empty)
             self.pipe = None
+
+    def drop_watches(self) -> None:
+        """Have nobody told of its ends any more."""
+        for watch in self.watches.values():
+            watch.drop()
+        self.watches.clear()
 
     def shrink_pipe(self) -> None:
         """Have a pipe that is no larger than what is in it."""
@@ -384,6 +396,7 @@ class Record:
 
     def close(self) -> None:
         """Give everything back. No SQE may name it any more."""
+        self.drop_watches()
         self.drop_pipe(empty=False)
         self.target.close()
         self.source.close()
