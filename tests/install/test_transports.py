@@ -312,7 +312,7 @@ async def test_a_write_that_somebody_sets_stays_theirs_and_files_are_sent(
 async def test_a_write_eof_that_somebody_sets_stays_theirs(
     loop: Any, open_line: Open, make_file: MakeFile
 ) -> None:
-    """uvloop's transports let nobody set one, and neither does what stands for them."""
+    """Uvloop's transports let nobody set one, and neither does what stands for them."""
     line = await open_line(limit=0, small=True)
     calls: list[str] = []
     theirs = functools.partial(calls.append, "end")
