@@ -38,6 +38,7 @@ good, since nobody will ever say that it may be used again.
 
 import errno
 import weakref
+from collections.abc import Iterable
 
 from aiozc._engines.buffers import Buffers
 from aiozc._engines.hosts import Future, running_loop, wait_at_most, wake
@@ -63,7 +64,7 @@ class Loan:
         self.outstanding = 0
         self.copied = False
         self.lost = False
-        self.exports: list[Export] = []
+        self.exports: set[Export] = set()
         self._sealed = False
         self._all: list[Future] = []
 
@@ -102,6 +103,11 @@ class Loan:
                 export.release()
             self.exports.clear()
 
+    def drop(self, export: Export) -> None:
+        """Release what was not lent, or never will be."""
+        self.exports.discard(export)
+        export.release()
+
     def lose(self, *, wake: bool) -> None:
         """Take in that no notification comes any more, or no result either."""
         self.lost = True
@@ -129,7 +135,7 @@ class Loan:
             raise error_from(errno.ECANCELED, "the reactor ended before the pages were released")
 
 
-def _wake(waiting: list[Future]) -> None:
+def _wake(waiting: Iterable[Future]) -> None:
     for future in waiting:
         wake(future)
 
@@ -143,7 +149,7 @@ class Loans:
 
     def __init__(self) -> None:
         self._due: dict[int, tuple[Loan, Step]] = {}
-        self._waiting: list[Future] = []
+        self._waiting: dict[Future, None] = {}
         self.sent = 0
         self.returned = 0
         self.copied = 0
@@ -166,7 +172,10 @@ class Loans:
             self.returned += 1
             self.copied += copied
             loan.take_back(copied=copied)
-            _wake([turn for turn in self._waiting if not turn.done()][:1])
+            for turn in self._waiting:
+                if not turn.done():
+                    wake(turn)
+                    break
 
     @property
     def due(self) -> int:
@@ -177,11 +186,11 @@ class Loans:
         """Wait for a notification, of any loan and first come first, or so many seconds."""
         loop = running_loop()
         turn = loop.create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = None
         try:
             await wait_at_most(loop, turn, timeout)
         finally:
-            self._waiting.remove(turn)
+            del self._waiting[turn]
 
     def lose(self, *, wake: bool) -> None:
         """Take in that the ring has ended."""

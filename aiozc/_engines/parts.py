@@ -1,12 +1,16 @@
 """What a zero-copy transfer sends: files and memory of objects, in order, as one source."""
 
+import array
+import contextlib
 import errno
+import itertools
 import mmap
 import os
 from collections.abc import Sequence
 
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.buffers import SIZE
+from aiozc._engines.loans import Loan
 from aiozc._engines.records import HasFileno, Original
 from aiozc._errors import error_from
 from aiozc._kernel.memory import Export, Mapping, direct_alignment
@@ -14,12 +18,61 @@ from aiozc._kernel.status import known
 from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
 from aiozc._transfers.zerocopy import Piece
 
-Source = HasFileno | Export
+SMALL = 16 << 10
+"""The most bytes of an object that is copied together with its neighbours."""
+TOGETHER = 256 << 10
+"""The most bytes that are copied together, and sent by one step."""
+MOST = 512
+"""The most objects of these: copying so many of a byte takes 20 us."""
+TINY = 256
+"""Bytes that are copied at once. 100,000 views keep the interpreter's collector busy for 50 ms."""
+_OWN_MEMORY = frozenset({bytes, bytearray, array.array})
 
 
-def hold(data: object) -> Export:
-    """Return the memory of a bytes-like object, held until it is released."""
-    return Export(data)
+class Gather:
+    """Small objects that follow each other, copied together when they are to be sent.
+
+    None of them may be mapped: reading from here what a truncation has taken away ends the process
+    by SIGBUS.
+    """
+
+    def __init__(self, first: memoryview) -> None:
+        self.nbytes = 0
+        self._buffers: list[bytes | memoryview] = []
+        self._add(first)
+
+    def _add(self, view: memoryview) -> None:
+        self.nbytes += view.nbytes
+        data = view.obj
+        if isinstance(data, bytes) and len(data) == view.nbytes:
+            self._buffers.append(data)
+        else:
+            # What may change is held by a view of it, which is larger than what is TINY.
+            self._buffers.append(bytes(view) if view.nbytes <= TINY else view)
+
+    def take(self, view: memoryview) -> bool:
+        """Take in one more, if there is room."""
+        fits = len(self._buffers) < MOST and self.nbytes + view.nbytes <= TOGETHER
+        if fits:
+            self._add(view)
+        return fits
+
+    def copy(self) -> bytes:
+        """Return what they hold."""
+        return b"".join(self._buffers)
+
+
+def is_small(source: object) -> bool:
+    """Return whether something is memory that is to be gathered with its neighbours."""
+    return (
+        isinstance(source, memoryview)
+        and 0 < source.nbytes <= SMALL
+        and source.c_contiguous
+        and type(source.obj) in _OWN_MEMORY
+    )
+
+
+Source = HasFileno | memoryview | Gather
 
 
 class _FilePart:
@@ -27,21 +80,32 @@ class _FilePart:
 
     def __init__(self, holder: HasFileno, piece: Piece) -> None:
         self.original = Original(holder, piece.offset)
+        self.original.remember()
         self.mapping = Mapping()
         self.direct = -1
         self.end = piece.offset + piece.length
+        self._holder = holder
+        self._alignment = 0
 
-    def open_direct(self) -> int:
-        """Open the file again, to be read past the page cache; return what aligns such reads.
+    def ask_alignment(self) -> int:
+        """Return what aligns reads past the page cache; 0 where there are none."""
+        alignment = direct_alignment(self._holder.fileno())
+        self._alignment = alignment if alignment < SIZE else 0
+        return self._alignment
 
-        Raises OSError where it cannot be.
-        """
-        path = f"/proc/self/fd/{self.original.copy}"
-        self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        alignment = direct_alignment(self.direct)
-        if not 0 < alignment < SIZE:
-            raise error_from(errno.EINVAL, "reading past the page cache")
-        return alignment
+    def take_up(self, *, direct: bool) -> None:
+        """Have a number of our own, and one to read past the page cache where that can be."""
+        if self.original.has_moved():
+            raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
+        try:
+            self.original.duplicate()
+        except BaseException:
+            self.original.abandon()
+            raise
+        if direct and self._alignment:
+            path = f"/proc/self/fd/{self.original.copy}"
+            with contextlib.suppress(OSError):
+                self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
     def close_direct(self) -> None:
         if self.direct >= 0:
@@ -93,117 +157,185 @@ class _FilePart:
         self.original.close()
 
 
+class _Memory:
+    """Memory of an object, held until it is released, or small objects' that is copied once."""
+
+    def __init__(self, source: memoryview | Gather, loan: Loan) -> None:
+        self._lent = isinstance(source, memoryview)
+        self._source = source
+        self._loan = loan
+        self._export: Export | None = None
+
+    @property
+    def export(self) -> Export:
+        if self._export is None:
+            source = self._source
+            self._export = Export(source.copy() if isinstance(source, Gather) else source)
+            self._loan.exports.add(self._export)
+            self._loan.copied |= not self._lent
+        return self._export
+
+    def locate(self, steps: Sequence[SendZero]) -> list[SendMemory]:
+        address = self.export.address
+        return [SendMemory(address + at, size, lent=self._lent) for _, at, size in steps]
+
+    def follow(self, moved: int) -> None:
+        """It has no position."""
+
+    def close(self) -> None:
+        # What was lent is the loan's.
+        if not self._lent and self._export is not None:
+            self._loan.drop(self._export)
+
+
 class Parts(Original):
-    """The parts of a transfer, a record's source: each a file, or memory that is held."""
+    """The parts of a transfer, a record's source: each a file, or memory.
 
-    __slots__ = ("_alignment", "_parts", "_pieces")
+    They are taken up when it is their turn, and given up behind it, so that a sequence of thousands
+    of files takes no more descriptors and mappings than one chain needs.
+    """
 
-    def __init__(self, sources: Sequence[Source], pieces: Sequence[Piece]) -> None:
-        """Take a source for each piece. Raises OSError (EBADF) for a file that is closed."""
-        self._pieces = pieces
+    __slots__ = (
+        *("_alignment", "_direct", "_first", "_loan", "_open", "_parts"),
+        *("lacks_direct", "pieces"),
+    )
+
+    def __init__(self, loan: Loan, *, direct: bool) -> None:
+        """Take parts, one by one. `direct`: the files are to be read past the page cache."""
+        self.pieces: list[Piece] = []
         self._alignment = mmap.PAGESIZE
-        self._parts = [
-            source if isinstance(source, Export) else _FilePart(source, piece)
-            for source, piece in zip(sources, pieces, strict=True)
-        ]
+        self._direct = direct
+        self.lacks_direct = False
+        """Whether one of the files has turned out not to be read past the page cache."""
+        self._loan = loan
+        self._first = 0
+        self._open: dict[int, _FilePart | _Memory] = {}
+        self._parts: list[_FilePart | memoryview | Gather | None] = []
         self.copy = -1
 
+    def add(self, source: Source, offset: int, length: int) -> None:
+        """Take in the next part, `length` bytes of a source. OSError (EBADF) for a closed file."""
+        piece = Piece(len(self.pieces), offset, length)
+        if isinstance(source, memoryview | Gather):
+            self._parts.append(source)
+        else:
+            file = _FilePart(source, piece)
+            if self._direct:
+                self._alignment = max(self._alignment, file.ask_alignment())
+            self._parts.append(file)
+        self.pieces.append(piece)
+
+    @property
+    def alignment(self) -> int:
+        """What the reads of all the files are to be aligned by."""
+        return self._alignment
+
+    def take_up(self, number: int) -> None:
+        """Have what is needed of a part. Raises the OSError that speaks against it."""
+        if number in self._open:
+            return
+        part = self._parts[number]
+        if isinstance(part, _FilePart):
+            part.take_up(direct=self._direct)
+            self.lacks_direct |= self._direct and part.direct < 0
+            self._open[number] = part
+        else:
+            assert part is not None
+            self._open[number] = _Memory(part, self._loan)
+
+    def go_on(self, number: int) -> None:
+        """Give up the parts before that one: all of them was sent."""
+        for done in range(self._first, number):
+            part = self._open.pop(done, None)
+            if part is not None:
+                part.follow(self.pieces[done].length)
+                part.close()
+                self._parts[done] = None
+        self._first = max(self._first, number)
+
+    def stop(self, sent: int) -> None:
+        """Let the file stand behind what was sent of it, and one alone anyway."""
+        if (sent or len(self.pieces) == 1) and self._first in self._open:
+            self._open[self._first].follow(sent)
+
     def _files(self) -> list[_FilePart]:
-        return [part for part in self._parts if isinstance(part, _FilePart)]
+        return [part for part in self._open.values() if isinstance(part, _FilePart)]
 
     def duplicate(self) -> None:
-        """Have numbers of our own for the files."""
-        for file in self._files():
-            file.original.duplicate()
+        """Have what the first part needs."""
+        self.take_up(0)
 
     def check_open(self) -> None:
-        """Raise OSError (EBADF) where one of the files was closed by the caller."""
+        """Raise OSError (EBADF) where one of the files in use was closed by the caller."""
         for file in self._files():
             file.original.check_open()
 
     def has_moved(self) -> bool:
-        """Return whether one of the files says that it is closed, or elsewhere."""
+        """Return whether one of the files in use says that it is closed, or elsewhere."""
         return any(file.original.has_moved() for file in self._files())
-
-    def follow_each(self, sent: Sequence[int]) -> None:
-        """Let each file of which something was sent stand behind that, and one alone anyway."""
-        for part, moved in zip(self._parts, sent, strict=True):
-            if isinstance(part, _FilePart) and (moved or len(sent) == 1):
-                part.follow(moved)
 
     def close(self) -> None:
         """Close our numbers, and unmap: what is in the send queue stays what it is."""
-        for file in self._files():
-            file.close()
+        while self._open:
+            self._open.popitem()[1].close()
+        self._parts.clear()
 
     def abandon(self) -> None:
         """Close our numbers, whoever has them."""
-        for file in self._files():
-            file.original.abandon()
+        self.close()
 
     def check_lengths(self, chain: Sequence[SendZero]) -> None:
         """Raise OSError (ENODATA) where a file ends before what is to be sent of it."""
-        for step in chain:
-            part = self._parts[step.part]
+        ends = {step.part: step.offset + step.length for step in chain}
+        for number, end in ends.items():
+            part = self._open[number]
             if isinstance(part, _FilePart):
-                part.check_length(step.offset + step.length)
+                part.check_length(end)
 
     def locate(self, at_once: AtOnce, chain: Sequence[SendZero]) -> list[SendMemory]:
         """Return the sends by their addresses. Raises the OSError of mmap(2)."""
         found: list[SendMemory] = []
-        for number, part in enumerate(self._parts):
-            steps = [step for step in chain if step.part == number]
-            if not steps:
-                continue
-            if isinstance(part, Export):
-                found += [SendMemory(part.address + at, size, False) for _, at, size in steps]
+        for number, steps in itertools.groupby(chain, lambda step: step.part):
+            part = self._open[number]
+            if isinstance(part, _Memory):
+                found += part.locate(list(steps))
             else:
-                found += part.locate(at_once, steps)
+                found += part.locate(at_once, list(steps))
         return found
-
-    def open_direct(self) -> int:
-        """Have the files be read past the page cache; return what aligns the reads of all.
-
-        0 where one of them cannot be read so: then none is.
-        """
-        try:
-            aligned = [file.open_direct() for file in self._files()]
-        except OSError:
-            self.close_direct()
-            return 0
-        self._alignment = max(aligned, default=mmap.PAGESIZE)
-        return self._alignment
 
     def close_direct(self) -> None:
         """Have the files be read through the page cache again."""
+        self._direct = False
         for file in self._files():
             file.close_direct()
 
     def is_direct(self, step: SendZero) -> bool:
         """Return whether it is a file's, to be read past the page cache."""
-        part = self._parts[step.part]
+        part = self._open[step.part]
         return isinstance(part, _FilePart) and part.direct >= 0
 
     def stage(self, step: SendZero, slot: int) -> tuple[ReadFixed, SendFixed]:
         """Return the read and the send for a step that `is_direct`."""
-        part = self._parts[step.part]
+        part = self._open[step.part]
         assert isinstance(part, _FilePart)
         return part.stage(step, slot, self._alignment)
 
     def is_whole(self, step: SendZero, read: ReadFixed) -> bool:
         """Return whether the file has all that is to be read for a step."""
-        part = self._parts[step.part]
+        part = self._open[step.part]
         assert isinstance(part, _FilePart)
         return read.offset + read.length <= known(part.original.copy).size
 
     def memory_of(self, step: SendCopied) -> memoryview | None:
         """Return a piece that is in memory already; None where it has to be read."""
-        part = self._parts[step.part]
-        return part.view(step.offset, step.length) if isinstance(part, Export) else None
+        part = self._open[step.part]
+        if isinstance(part, _Memory):
+            return part.export.view(step.offset, step.length)
+        return None
 
     def read_cached(self, step: SendCopied, memory: memoryview) -> bool:
         """Read all of a file's piece into memory if no disk has to be waited for."""
-        part = self._parts[step.part]
+        part = self._open[step.part]
         assert isinstance(part, _FilePart)
         try:
             got = os.preadv(part.original.copy, (memory,), step.offset, os.RWF_NOWAIT)
@@ -213,6 +345,6 @@ class Parts(Original):
 
     def read(self, step: SendCopied, memory: memoryview) -> int:
         """Read a file's piece into memory, waiting for the disk; return how many there are."""
-        part = self._parts[step.part]
+        part = self._open[step.part]
         assert isinstance(part, _FilePart)
         return os.preadv(part.original.copy, (memory,), step.offset)

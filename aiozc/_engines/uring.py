@@ -37,6 +37,7 @@ from aiozc._kernel.ring import (
     prep_poll,
     prep_populate,
     prep_read_fixed,
+    prep_send,
     prep_send_fixed,
     prep_send_zc,
     prep_splice,
@@ -203,7 +204,8 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
                 # pages up in the loop's thread, and would read there what is not cached.
                 # (It tells its result: with CQE_SKIP_SUCCESS, and failed, it silences the rest.)
                 yield prep_populate(step.address, step.length, _NOBODY, _LINK)
-            yield prep_send_zc(target, step.address, step.length, user_data, link)
+            prepare = prep_send_zc if step.lent else prep_send
+            yield prepare(target, step.address, step.length, user_data, link)
         elif isinstance(step, ReadFixed):
             assert record.loan is not None
             address = record.loan.address_of(step.slot)

@@ -19,6 +19,8 @@ from aiozc._transfers.zerocopy import ZeroCopy
 
 SEND_BUFFER = 4 << 20
 """Bytes that a socket has room for at the most, as tcp_wmem is set by default."""
+STEP = 128 << 10
+"""What each send of a chain costs the loop's thread beside its bytes, in bytes: 16 us."""
 _UNMAPPABLE = frozenset({errno.ENODEV, errno.EINVAL, errno.EPERM, errno.ENOMEM})
 """What mmap(2) answers for files that have no pages to be mapped, or forbid it, and where no
 room is left for more mappings."""
@@ -39,12 +41,8 @@ async def send(
     parts: Parts,
     target: Stream,
     loan: Loan,
-    *,
-    direct: bool = False,
 ) -> None:
     """Run `transfer` to its end; a step that failed is `transfer.error`, for the caller to judge.
-
-    `direct`: files are read past the page cache, if they can be.
 
     Raises OSError where the socket or a file is closed meanwhile, where a file is truncated
     (ENODATA) or cannot be mapped, and what the reactor raises. When this returns or raises,
@@ -52,16 +50,14 @@ async def send(
     """
     record = reactor.open(parts, target, loan)
     try:
-        if direct:
-            alignment = parts.open_direct()
-            transfer.alignment = alignment or transfer.alignment
-            if not alignment and not transfer.may_copy:
-                transfer.error = errno.EOPNOTSUPP
         while not transfer.done:
             await _run_next(reactor, record, transfer, parts)
+            parts.go_on(transfer.reached[0])
     finally:
         try:
-            parts.follow_each(transfer.sent_of())
+            number, sent = transfer.reached
+            parts.go_on(number)
+            parts.stop(sent)
         finally:
             reactor.release(record)
 
@@ -73,6 +69,11 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
     # A send of what is not cached takes two SQEs.
     chain = transfer.next_chain(reactor.longest_chain // 2)
     first = chain[0]
+    if isinstance(first, SendCopied | SendZero):
+        chain = await _take_up(parts, chain)
+        if parts.lacks_direct and not transfer.may_copy:
+            transfer.error = errno.EOPNOTSUPP
+            return
     if isinstance(first, SendCopied):
         await _copy(reactor, record, transfer, parts, first)
     elif isinstance(first, Pause):
@@ -89,6 +90,26 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
             await _lend(reactor, record, transfer, parts, sends)
 
 
+async def _take_up(parts: Parts, chain: Sequence[LoanStep]) -> Sequence[LoanStep]:
+    """Have what a chain's parts need; return as much of it as there are descriptors for.
+
+    Where there are none it waits: those before may be somebody's who closes them soon.
+    """
+    for number, step in enumerate(chain):
+        assert isinstance(step, SendCopied | SendZero)
+        while True:
+            try:
+                parts.take_up(step.part)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+            if number:
+                return chain[:number]
+            await sleep(TICK)
+    return chain
+
+
 def _of(chain: Sequence[LoanStep]) -> list[SendZero]:
     return [step for step in chain if isinstance(step, SendZero)]
 
@@ -98,7 +119,7 @@ async def _lend(
 ) -> None:
     # What the socket has room for is sent, and looked up page by page, in the loop's thread.
     length = min(sum(step.length for step in sends), SEND_BUFFER)
-    await _take_turn(reactor, record, length)
+    await _take_turn(reactor, record, length + STEP * (len(sends) - 1))
     parts.check_lengths(sends)
     try:
         chain = parts.locate(reactor.at_once, sends)

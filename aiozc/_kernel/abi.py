@@ -28,6 +28,7 @@ class Op(enum.IntEnum):
     TIMEOUT = 11
     ASYNC_CANCEL = 14
     MADVISE = 25
+    SEND = 26
     SPLICE = 30
     SEND_ZC = 47
 

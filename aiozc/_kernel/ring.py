@@ -95,6 +95,11 @@ def prep_splice(
     )
 
 
+def prep_send(fd: int, address: int, length: int, user_data: int, flags: int = 0) -> Sqe:
+    """Return an SQE that sends a copy of memory, all of it (MSG_WAITALL), as send(2) does."""
+    return (abi.Op.SEND, flags, 0, fd, 0, address, length, _ALL, user_data, 0, 0, 0, 0, 0)
+
+
 def prep_send_zc(fd: int, address: int, length: int, user_data: int, flags: int = 0) -> Sqe:
     """Return an SQE that sends memory without a copy where that can be (Linux 6.0).
 

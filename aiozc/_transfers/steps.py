@@ -90,12 +90,14 @@ class SendZero(NamedTuple):
 class SendMemory(NamedTuple):
     """What an engine makes of a SendZero: `length` bytes of memory from `address` on.
 
-    `cold`: it is a file's, and its pages may have to be read first.
+    `cold`: it is a file's, and its pages may have to be read first. Where it is not `lent` the
+    kernel makes a copy, and is done with it when the result is there.
     """
 
     address: int
     length: int
-    cold: bool
+    cold: bool = False
+    lent: bool = True
 
 
 class ReadFixed(NamedTuple):

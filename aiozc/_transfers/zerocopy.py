@@ -35,7 +35,7 @@ States and what leads on:
 import enum
 import errno
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from aiozc._transfers.steps import (
@@ -106,6 +106,8 @@ class ZeroCopy:
         self.pieces = pieces
         self.length = sum(piece.length for piece in pieces)
         self.position = 0
+        self._next = 0
+        self._before = 0
         self.error = 0
         self.copied = False
         self.may_copy = may_copy
@@ -133,13 +135,17 @@ class ZeroCopy:
         """Whether nothing is left to do: all was sent, or it failed."""
         return self.error != 0 or self.position >= self.length
 
-    def sent_of(self) -> list[int]:
-        """Return how many bytes of each piece were sent."""
-        left, sent = self.position, []
-        for piece in self.pieces:
-            sent.append(min(left, piece.length))
-            left -= sent[-1]
-        return sent
+    @property
+    def reached(self) -> tuple[int, int]:
+        """The number of the first piece that is not sent to its end, and what was sent of it."""
+        pieces = self.pieces
+        while self._next < len(pieces):
+            length = pieces[self._next].length
+            if self.position < self._before + length:
+                break
+            self._before += length
+            self._next += 1
+        return self._next, self.position - self._before
 
     def next_chain(self, most_steps: int) -> Sequence[LoanStep]:
         """Return the next chain: `most_steps` (1 or more) at the most."""
@@ -148,21 +154,23 @@ class ZeroCopy:
         if self._state is State.PAUSING:
             return (Pause(min(self._pauses, LONGEST_PAUSE)),)
         if self._state is State.COPYING:
-            part, offset, length = self._rest()[0]
+            part, offset, length = next(self._rest())
             return (SendCopied(part, offset, min(length, COPY)),)
         return self._sends(most_steps)
 
-    def _rest(self) -> list[Piece]:
-        return [
-            Piece(part, offset + sent, length - sent)
-            for (part, offset, length), sent in zip(self.pieces, self.sent_of(), strict=True)
-            if sent < length
-        ]
+    def _rest(self) -> Iterator[Piece]:
+        first, sent = self.reached
+        for number in range(first, len(self.pieces)):
+            part, offset, length = self.pieces[number]
+            yield Piece(part, offset + sent, length - sent)
+            sent = 0
 
     def _sends(self, most_steps: int) -> list[LoanStep]:
         chain: list[LoanStep] = []
         left = self._window
         for part, start, length in self._rest():
+            if left <= 0 or len(chain) >= most_steps:
+                break
             offset, end = start, start + length
             while offset < end and left > 0 and len(chain) < most_steps:
                 # Up to a boundary of a page: the next one then counts none twice.

@@ -4,7 +4,9 @@ import errno
 import mmap
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,7 +123,8 @@ def test_an_error_ends_it_with_what_was_sent_before(
     transfer.advance(chain, [1 if waits else -errno.ECONNRESET])
     assert transfer.error == (0 if waits else errno.ECONNRESET)
     assert transfer.position == sum(length for _, _, length in world.arrived)
-    assert sum(transfer.sent_of()) == transfer.position
+    number, sent = transfer.reached
+    assert sum(piece.length for piece in pieces[:number]) + sent == transfer.position
 
 
 def length_of(chain: Sequence[LoanStep]) -> int:
@@ -219,3 +222,23 @@ def test_sends_end_on_the_boundaries_of_pages() -> None:
     ends = [step.offset + step.length for step in chain if isinstance(step, SendZero)]
     assert all(end % mmap.PAGESIZE == 0 for end in ends[:-1])
     assert ends[-1] == 2 * CHUNK - 2
+
+
+class Counted(list[Piece]):
+    """Pieces that count how often one of them is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("must_copy", [False, True])
+def test_thousands_of_pieces_are_looked_at_a_few_times_each(must_copy: bool) -> None:
+    pieces = Counted(Piece(number, 0, 100) for number in range(3000))
+    transfer = ZeroCopy(pieces, must_copy=must_copy)
+    while not transfer.done:
+        chain = transfer.next_chain(24)
+        transfer.advance(chain, World(deque()).run(chain))
+    assert pieces.looks < 10 * len(pieces)
