@@ -125,13 +125,15 @@ class Thread:
         self._inline = inline
         self._given: SimpleQueue[Job] = SimpleQueue()
         self._under_way = 0
+        self._own: threading.Thread
         self._dropped = False
         self.since: float | None = None
         """When it began what it does (time.monotonic), and None where it does nothing."""
 
     def start(self) -> None:
         """Begin. Raises RuntimeError where the process may have no more threads."""
-        threading.Thread(target=self._serve, name=AT_REST, daemon=True).start()
+        self._own = threading.Thread(target=self._serve, name=AT_REST, daemon=True)
+        self._own.start()
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in it; when cancelled, raise that once it has ended."""
@@ -158,6 +160,7 @@ class Thread:
             return job
         with self._pool.lock:
             self._under_way += 1
+            self._own.name = AT_WORK
         self._given.put(job)
         return job
 
@@ -171,7 +174,6 @@ class Thread:
                 self._pool.take_back(self)
 
     def _serve(self) -> None:
-        own = threading.current_thread()
         while True:
             try:
                 job = self._given.get(timeout=IDLE)
@@ -180,13 +182,17 @@ class Thread:
                     return
                 continue
             self.since = time.monotonic()
-            own.name = AT_WORK
             job.run()
-            own.name = AT_REST
             self.since = None
             self._end()
             job.tell()
-            del job
+            del job  # and with it the coroutine of a loop that was closed
+            self._rest()
+
+    def _rest(self) -> None:
+        with self._pool.lock:
+            if not self._under_way:
+                self._own.name = AT_REST
 
     def _end(self) -> None:
         with self._pool.lock:
