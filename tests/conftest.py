@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -298,6 +298,14 @@ def make_file(
             return file  # type: ignore[no-any-return]
 
         yield make_file
+
+
+@pytest.fixture
+async def installed() -> AsyncIterator[None]:
+    """Have aiozc installed on the running loop: on uvloop, so that its transports can be held."""
+    loop = aiozc.install(asyncio.get_running_loop())
+    yield
+    aiozc.uninstall(loop)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
+import aiozc.lowlevel
 
 from .conftest import SENDS, Connect, MakeFile, Send
 from .support import (
@@ -161,6 +162,7 @@ async def test_a_socket_closed_before_ends_it_with_an_oserror(
     assert await receiver.wait_end() == b""
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("ending", ["close", "abort"])
 async def test_a_transport_closed_in_mid_transfer_ends_it_with_an_oserror(
     send: Send, ending: str, far_end: FarEnd, make_file: MakeFile
@@ -169,14 +171,14 @@ async def test_a_transport_closed_in_mid_transfer_ends_it_with_an_oserror(
     near, far = socket_pair(sndbuf=64 * KIB, rcvbuf=64 * KIB)
     receiver = far_end.receive(far, limit=SEEN)
     _, writer = await asyncio.open_connection(sock=near)
-    sock = writer.get_extra_info("socket")
-    task = asyncio.create_task(send(sock, file))
-    await receiver.wait_arrived(SEEN)
-    if ending == "close":
-        writer.close()
-    else:
-        writer.transport.abort()
-    assert isinstance(await outcome_of(task), OSError)
+    async with aiozc.lowlevel.exclusive(writer.transport) as sock:
+        task = asyncio.create_task(send(sock, file))
+        await receiver.wait_arrived(SEEN)
+        if ending == "close":
+            writer.close()
+        else:
+            writer.transport.abort()
+        assert isinstance(await outcome_of(task), OSError)
     arrived = await receiver.wait_end()
     assert_same(arrived, CONTENT[: file.tell()])
 

@@ -19,7 +19,8 @@ ROOMS: dict[str, set[str]] = {
     "_transfers": {"_errors"},
     "_engines": {"_errors", "_kernel", "_transfers"},
     "_api": {"_errors", "_transfers", "_engines"},
-    "_install": {"_errors", "_api"},
+    "_install": {"_errors", "_engines", "_api"},
+    "lowlevel": {"_errors", "_engines", "_api", "_install"},
     "integrations": {"_errors", "_engines", "_api", *aiozc.__all__},
     "_elsewhere": {"_capabilities"},
     "__init__": {

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
+import aiozc.lowlevel
 
 from .conftest import LoopFactory
 from .full import FULL, in_full_place
@@ -157,17 +158,16 @@ async def test_a_file_deleted_in_mid_transfer_makes_no_difference(
     assert_same(os.pread(file.fileno(), LARGE + 1, 0), CONTENT)
 
 
-async def test_the_socket_of_a_transport_will_do(
+@pytest.mark.usefixtures("installed")
+async def test_the_socket_of_a_transport_that_is_held_will_do(
     receive: Receive, ends: Ends, far_end: FarEnd
 ) -> None:
     near, far = socket_pair(socket.AF_UNIX)
     reader, writer = await asyncio.open_connection(sock=near)
-    writer.transport.pause_reading()  # type: ignore[attr-defined]
-    far_end.peer(far).send(CONTENT)
     file = ends.file(b"", "wb")
-    sock = writer.get_extra_info("socket")
-    assert await receive(sock, file, 0, LARGE - 5) == LARGE - 5
-    writer.transport.resume_reading()  # type: ignore[attr-defined]
+    async with aiozc.lowlevel.exclusive(writer.transport) as sock:
+        far_end.peer(far).send(CONTENT)
+        assert await receive(sock, file, 0, LARGE - 5) == LARGE - 5
     assert await reader.readexactly(5) == CONTENT[-5:]
     writer.close()
     await writer.wait_closed()

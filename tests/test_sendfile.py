@@ -16,6 +16,7 @@ from typing import IO, Any
 import pytest
 
 import aiozc
+import aiozc.lowlevel
 
 from .conftest import Connect, MakeFile, Send
 from .support import (
@@ -203,7 +204,8 @@ async def test_a_file_that_is_not_cached_arrives_whole(
             assert_same(await receiver.wait_end(), content)
 
 
-async def test_the_socket_of_a_transport_will_do(
+@pytest.mark.usefixtures("installed")
+async def test_the_socket_of_a_transport_that_is_held_will_do(
     send: Send, far_end: FarEnd, make_file: MakeFile
 ) -> None:
     for size in (4096, LARGE):
@@ -213,9 +215,8 @@ async def test_the_socket_of_a_transport_will_do(
             receiver = far_end.receive(far)
             _, writer = await asyncio.open_connection(sock=near)
             writer.write(b"before ")
-            await writer.drain()
-            sock = writer.get_extra_info("socket")
-            assert await send(sock, make_file(content, again=True)) == size
+            async with aiozc.lowlevel.exclusive(writer.transport) as sock:
+                assert await send(sock, make_file(content, again=True)) == size
             writer.write(b" after")
             writer.close()
             await writer.wait_closed()

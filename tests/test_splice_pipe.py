@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
+import aiozc.lowlevel
 
 from .conftest import LoopFactory
 from .full import FULL, in_full_place
@@ -319,20 +320,20 @@ async def test_devices_give_and_take(kind: str, ends: Ends) -> None:
         assert await aiozc.splice_pipe(ends.source(kind, CONTENT).end, nothing) == LARGE
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_socket_of_a_transport_gives_and_takes(
+async def test_the_socket_of_a_transport_that_is_held_gives_and_takes(
     kind: str, ends: Ends, far_end: FarEnd
 ) -> None:
     near, far = socket_pair(socket.AF_UNIX)
     peer = far_end.peer(far)
     _, writer = await asyncio.open_connection(sock=near)
-    writer.transport.pause_reading()  # type: ignore[attr-defined]
-    sock = writer.get_extra_info("socket")
-    peer.send(CONTENT)
-    target = ends.target(kind)
-    assert await aiozc.splice_pipe(sock, target.end, LARGE) == LARGE
-    await target.check(CONTENT)
-    assert await aiozc.splice_pipe(ends.source(kind, OLD).end, sock) == len(OLD)
+    async with aiozc.lowlevel.exclusive(writer.transport) as sock:
+        peer.send(CONTENT)
+        target = ends.target(kind)
+        assert await aiozc.splice_pipe(sock, target.end, LARGE) == LARGE
+        await target.check(CONTENT)
+        assert await aiozc.splice_pipe(ends.source(kind, OLD).end, sock) == len(OLD)
     writer.close()
     await writer.wait_closed()
     assert_same(await peer.wait_end(), OLD)

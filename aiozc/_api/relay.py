@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 from aiozc._api.arguments import check_stream, socket_of, timeout_of
+from aiozc._api.transports import check_unowned
 from aiozc._engines import drive
 from aiozc._engines.hosts import arrive, run_all, uninterrupted
 from aiozc._engines.reactor import Reactor, get_reactor
@@ -21,8 +22,9 @@ Piece: TypeAlias = AbstractContextManager[socket.socket]
 async def relay(a: Any, b: Any) -> tuple[int, int]:
     """Copy both ways between two sockets; return the bytes from `a` to `b`, and back.
 
-    `a` and `b` are connected non-blocking TCP or UNIX stream sockets (`socket.socket`, a
-    transport's, or anything with `fileno()`), and stay the caller's to close. When a peer
+    `a` and `b` are connected non-blocking TCP or UNIX stream sockets (`socket.socket`, what
+    `aiozc.lowlevel.exclusive` gives, or anything with `fileno()`), and stay the caller's to
+    close. When a peer
     has ended its stream and all of it has been passed on, the other side is shut for writing
     (shutdown(2), SHUT_WR); `relay` returns when both have. Where one side fails, the other
     is reset: TCP's peer gets an RST, a UNIX socket is shut both ways. A side that takes
@@ -36,7 +38,8 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
         ValueError: a socket that is blocking, of another type or encrypted, or twice the
             same.
         TypeError: what is no socket.
-        RuntimeError: another transfer reads from or writes into one of them.
+        RuntimeError: another transfer reads from or writes into one of them, or a transport of
+            the loop uses it.
         RingUnavailableError: see `get_reactor`.
         OSError: what a socket answered (ConnectionResetError, BrokenPipeError); EBADF where
             the caller closed one of them meanwhile.
@@ -50,11 +53,12 @@ async def relay_behind(
     a: Any, b: Any, to_b: Iterable[Piece], to_a: Iterable[Piece]
 ) -> tuple[int, int]:
     """Relay, each way behind what can be read from sockets that are opened one after the other."""
-    await arrive((0, 0))
+    loop = await arrive((0, 0))
     a, b = socket_of(a), socket_of(b)
     with nothing_moved((0, 0)):
         for sock in (a, b):
             _check(sock)
+            check_unowned(loop, sock)
         reactor = get_reactor()
         first, second = _both(a, b)
     there, back = Splicing(None, swift=True), Splicing(None, swift=True)

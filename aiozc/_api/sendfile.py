@@ -20,7 +20,7 @@ from aiozc._api.arguments import (
     timeout_of,
     type_of,
 )
-from aiozc._api.transports import TransportSocket
+from aiozc._api.transports import TransportSocket, check_unowned
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines.at_once import AtOnce
@@ -45,12 +45,14 @@ async def loop_sendfile(
     As `loop.sock_sendfile` (asyncio, "Working with socket objects directly"), on asyncio's
     selector loop and on uvloop, without the loop ever waiting for a disk or for the peer.
 
-    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, a
-    `trio.SocketStream`, or anything with `fileno()`. `file` is a file object opened in binary
-    mode, or an async one of aiofiles, anyio or trio around such. Bytes are sent from `offset`
-    (0 or more) on, `count` of them (1 or more) or, with None, to the end of the file. When it
-    ends, in whatever way, the file's position is `offset` plus the number of bytes that the
-    socket took, which everything that it raises has as `transferred` (and 0 as `lost`).
+    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a
+    `trio.SocketStream`, what `aiozc.lowlevel.exclusive` gives, or anything with `fileno()`; not
+    one that a transport uses, which writes by itself (nor a duplicate of it). `file` is a file
+    object opened in binary mode, or an async one of aiofiles, anyio or trio around such. Bytes
+    are sent from `offset` (0 or more) on, `count` of them (1 or more) or, with None, to the end
+    of the file. When it ends, in whatever way, the file's position is `offset` plus the number
+    of bytes that the socket took, which everything that it raises has as `transferred` (and 0 as
+    `lost`).
 
     What the kernel cannot move by itself (a file object without a descriptor or that
     transforms what it reads, a source that is no regular file, a TLS or a blocking socket)
@@ -66,7 +68,8 @@ async def loop_sendfile(
             count below 1, a closed file; in the loop's debug mode a blocking socket.
         TypeError: an offset or a count that is not an integer; what is no socket or no file.
         asyncio.SendfileNotAvailableError: see `fallback`.
-        RuntimeError: another transfer into the socket is under way.
+        RuntimeError: another transfer into the socket is under way, or a transport of the loop
+            uses it.
         OSError: what the file or the socket answered (ConnectionResetError,
             BrokenPipeError, ...); EBADF where the caller closed one of them meanwhile.
         asyncio.CancelledError, or trio.Cancelled: once nothing more of the transfer can reach
@@ -86,6 +89,8 @@ async def loop_sendfile(
             # A device may give bytes as well, and the kernel cannot be asked to send it.
             if 0 < length <= AT_ONCE and (fallback or (status and stat.S_ISREG(status.st_mode))):
                 check_idle(sock)
+                if reactor.owners.transports and type(sock) is socket.socket:
+                    reactor.owners.check_known(sock)
                 if not reactor.at_once.may_spend(loop, length):
                     await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
                 at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
@@ -138,6 +143,7 @@ async def _send_file(
             raise ValueError("the socket must be non-blocking")
         file = plain_file(file)
         check(sock, file, offset, count)
+        check_unowned(loop, sock)
         try:
             check_moved_by_kernel(sock, timeout)
             size = size_of_regular(file, status)

@@ -26,6 +26,7 @@ from aiozc._api.arguments import (
     timeout_of,
     transforms,
 )
+from aiozc._api.transports import check_unowned
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
@@ -66,17 +67,18 @@ async def splice_pipe(
             reads, a socket that is blocking, of another type or encrypted, a count below 1,
             a negative offset, an offset for what has no positions.
         TypeError: a count or an offset that is not an integer; what is none of these at all.
-        RuntimeError: another transfer reads from the stream, or writes into it.
+        RuntimeError: another transfer reads from the stream, or writes into it, or a transport
+            of the loop uses it.
         RingUnavailableError: see `get_reactor`.
         OSError: what one of the two answered (EINVAL: it cannot be spliced, or was opened
             with O_APPEND); EBADF where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
-    await arrive()
+    loop = await arrive()
     check_count(count)
     with nothing_moved(0):
-        given = _look_at(src, src_offset, writing=False)
-        wanted = _look_at(dst, dst_offset, writing=True)
+        given = _look_at(loop, src, src_offset, writing=False)
+        wanted = _look_at(loop, dst, dst_offset, writing=True)
         reactor = get_reactor()
         await _settle(given.holder)
         await _settle(wanted.holder)
@@ -114,13 +116,13 @@ async def loop_recvfile(
 ) -> int:
     """Receive from a connected stream socket into a file; return the number of bytes written.
 
-    The mirror of `loop_sendfile`. `sock` is a non-blocking TCP or UNIX stream socket, `file`
-    a file object opened for writing in binary mode, not for appending, or an async one of
-    aiofiles, anyio or trio around such. What arrives is
-    written from `offset` (0 or more) on, until `count` bytes (1 or more) are or, with None,
-    until the peer ends the stream; no more than `count` bytes leave the socket. The file is
-    not truncated. When it ends, in whatever way, the file's position is `offset` plus the
-    number of bytes written.
+    The mirror of `loop_sendfile`. `sock` is a non-blocking TCP or UNIX stream socket that no
+    transport uses (which would read by itself: see `aiozc.lowlevel.exclusive`), `file` a file
+    object opened for writing in binary mode, not for appending, or an async one of aiofiles, anyio
+    or trio around such. What arrives is written from `offset` (0 or more) on, until `count` bytes
+    (1 or more) are or, with None, until the peer ends the stream; no more than `count` bytes leave
+    the socket. The file is not truncated. When it ends, in whatever way, the file's position is
+    `offset` plus the number of bytes written.
 
     What the kernel cannot move by itself (a file object without a descriptor or that
     transforms what is written, a target that is no regular file, a TLS or a blocking socket)
@@ -136,7 +138,8 @@ async def loop_recvfile(
             count below 1, a closed file; in the loop's debug mode a blocking socket.
         TypeError: an offset or a count that is not an integer; what is no socket or no file.
         asyncio.SendfileNotAvailableError: see `fallback`.
-        RuntimeError: another transfer from the socket is under way.
+        RuntimeError: another transfer from the socket is under way, or a transport of the loop
+            uses it.
         OSError: what the file or the socket answered (ENOSPC, EFBIG, ConnectionResetError);
             EBADF for a file that is read-only, EINVAL for one opened with O_APPEND; EBADF
             where the caller closed one of them meanwhile.
@@ -150,6 +153,7 @@ async def loop_recvfile(
             raise ValueError("the socket must be non-blocking")
         file = plain_file(file)
         check(sock, file, offset, count)
+        check_unowned(loop, sock)
     blocking = sock if timeout is None else None
     try:
         check_moved_by_kernel(sock, timeout)
@@ -260,7 +264,7 @@ class _Given:
         return Stream(self.holder, role, is_socket=self.kind is _Kind.SOCKET)
 
 
-def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
+def _look_at(loop: Loop, side: Any, offset: int | None, *, writing: bool) -> _Given:
     holder = _Number(side) if isinstance(side, int) else plain_file(socket_of(side))
     if isinstance(holder, ssl.SSLSocket):
         raise ValueError(f"{side!r} encrypts what it sends: only plain sockets can be spliced")
@@ -288,6 +292,8 @@ def _look_at(side: Any, offset: int | None, *, writing: bool) -> _Given:
         if kind is not _Kind.FILE:
             raise ValueError(f"{side!r} has no positions: its offset must be None, not {offset}")
     check_access(side, holder.fileno(), writing=writing)
+    if kind in (_Kind.SOCKET, _Kind.PIPE):
+        check_unowned(loop, holder)
     return _Given(holder, kind, offset)
 
 

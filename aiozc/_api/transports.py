@@ -13,9 +13,10 @@ from aiozc._api.arguments import (
     plain_file,
 )
 from aiozc._engines.fallback import READ, TICK, read_some, seek, seek_if_it_can
-from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
+from aiozc._engines.hosts import Loop, in_thread, in_thread_that_may_be_left
+from aiozc._engines.owners import owners_of
 from aiozc._engines.reactor import count_fallback
-from aiozc._engines.records import check_sendable
+from aiozc._engines.records import HasFileno, check_sendable
 from aiozc._errors import connection_lost, nothing_moved, tell
 
 UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
@@ -43,6 +44,10 @@ class TransportSocket:
         """Return the number, or -1."""
         return -1 if self._is_closing() else self._number()
 
+    def end(self) -> None:
+        """Be no socket any more."""
+        self._is_closing = _yes
+
     def gettimeout(self) -> float:
         """Say that it is non-blocking."""
         return 0.0
@@ -56,6 +61,16 @@ class TransportSocket:
         except OSError:
             return False
         return True
+
+
+def _yes() -> bool:
+    return True
+
+
+def check_unowned(loop: Loop, stream: HasFileno) -> None:
+    """Raise RuntimeError where a transport of the loop uses it, and is not held for a transfer."""
+    if type(stream) is not TransportSocket:
+        owners_of(loop).check(stream)
 
 
 class Flow:

@@ -22,6 +22,7 @@ from aiozc._api.arguments import (
     timeout_of,
 )
 from aiozc._api.sendfile import size_of_regular
+from aiozc._api.transports import check_unowned
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines import zerocopy
 from aiozc._engines.buffers import SIZE as BUFFER_SIZE
@@ -112,13 +113,13 @@ async def sendfile_zc(
     has done so. Several calls, one after the other, may be on their way at once: there is no
     need to wait for that between them.
 
-    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, a transport's, or
-    anything with `fileno()`. `file` is a file object opened in binary mode (or an async one of
-    aiofiles, anyio or trio around such), a bytes-like object, or a sequence of such, sent one
-    after the other: `[header, file]`. Of a file, of bytes, or of all of a sequence taken as one
-    (files from their beginning), bytes are sent from `offset` (0 or more) on, `count` of them (1
-    or more) or, with None, to the end that there is when it is called. A file's position is then
-    behind what was sent of it.
+    `sock` is a non-blocking TCP or UNIX stream socket: a `socket.socket`, what
+    `aiozc.lowlevel.exclusive` gives, or anything with `fileno()`. `file` is a file object opened
+    in binary mode (or an async one of aiofiles, anyio or trio around such), a bytes-like object,
+    or a sequence of such, sent one after the other: `[header, file]`. Of a file, of bytes, or of
+    all of a sequence taken as one (files from their beginning), bytes are sent from `offset` (0 or
+    more) on, `count` of them (1 or more) or, with None, to the end that there is when it is called.
+    A file's position is then behind what was sent of it.
 
     Of a sequence, neighbours of at most 16 KiB each that are bytes, bytearrays, arrays or views of
     such are copied together, whatever `fallback` says: one send of 256 KiB costs less than
@@ -146,7 +147,8 @@ async def sendfile_zc(
         TypeError: an offset or a count that is not an integer; what is no socket; what is no file
             and no bytes.
         asyncio.SendfileNotAvailableError: see `fallback`.
-        RuntimeError: another transfer into the socket is under way.
+        RuntimeError: another transfer into the socket is under way, or a transport of the loop
+            uses it.
         OSError: what the file or the socket answered; EBADF where the caller closed one of them
             meanwhile; ENODATA where a file was truncated meanwhile. `transferred` is the number
             of bytes that the send queue took, and `send` the ZeroCopySend of these: its
@@ -162,6 +164,7 @@ async def sendfile_zc(
     check_stream(sock)
     check_count(count)
     check_offset(offset)
+    check_unowned(loop, sock)
     target = outlet(sock)
     try:
         sources = await _sources_of(loop, file)

@@ -44,6 +44,7 @@ from aiozc._engines.buffers import Buffers
 from aiozc._engines.choose import choose
 from aiozc._engines.hosts import Loop, running_loop, sleep
 from aiozc._engines.loans import Loan, Loans
+from aiozc._engines.owners import owners_of
 from aiozc._engines.pipes import PipePool
 from aiozc._engines.polls import Polls, Waits, only_waits
 from aiozc._engines.records import Original, Record
@@ -149,6 +150,7 @@ class Reactor:
             raise RuntimeError(f"{loop!r} has a reactor already: close that one first")
         self.at_once = AtOnce()
         self.counters = Counters()
+        self.owners = owners_of(loop)
         self.loans = Loans()
         self.polls = Polls()
         self._waits = Waits(self)

@@ -277,6 +277,19 @@ def check_idle(sock: HasFileno) -> None:
         raise already_busy(sock, Role.WRITTEN)
 
 
+def check_free(stream: HasFileno, *roles: Role) -> None:
+    """Raise RuntimeError where a transfer has the stream in one of these roles."""
+    key = identity(stream.fileno())
+    for role in roles:
+        if key in _busy[role]:
+            raise already_busy(stream, role)
+
+
+def is_free(key: tuple[int, int]) -> bool:
+    """Return whether no transfer uses what has this identity."""
+    return not any(key in streams for streams in _busy.values())
+
+
 def already_busy(stream: HasFileno, role: Role) -> RuntimeError:
     """Return the error for a second transfer in the same role."""
     return RuntimeError(f"{stream!r} {role.value} already: await that transfer first")

@@ -1,6 +1,6 @@
-"""Gates: what is written to a transport while a file is sent through it is refused.
+"""Gates: what is written to a transport while its socket is held for a transfer is refused.
 
-Written bytes would land in the middle of the file. asyncio's transports look in each `write`
+Written bytes would land in the middle of a file. asyncio's transports look in each `write`
 whether a future waits for their buffer to be empty, `_empty_waiter`, and tell it when that is
 so: it is how the loop's own `_sendfile_native` shuts them, in each Python from 3.7 on. What is
 put there here is the gate itself, since a future that has its result already cannot take the
@@ -10,10 +10,11 @@ exception that a transport gives it when the connection is lost later.
 import asyncio
 import contextlib
 import selectors
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
 
-from aiozc._errors import connection_lost
+from aiozc._api.transports import TransportSocket
+from aiozc._errors import connection_lost, tells_of_lost_connection
 
 IN_PROGRESS = "sendfile is in progress"
 
@@ -22,7 +23,10 @@ class Gate(Protocol):
     """A transport's gate."""
 
     def check_open(self) -> None:
-        """Raise RuntimeError where nothing may be sent now."""
+        """Raise RuntimeError where it is shut already."""
+
+    def check_not_ended(self) -> None:
+        """Raise RuntimeError where the stream was ended by `write_eof`."""
 
     def number(self) -> int:
         """Return the number of the transport's socket."""
@@ -33,6 +37,9 @@ class Gate(Protocol):
     def shut(self) -> None:
         """Refuse what is written from here on."""
 
+    def defer_reading(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Have these called in place of the transport's own."""
+
     def open(self) -> None:
         """Let everything be as it was."""
 
@@ -41,31 +48,60 @@ class Gate(Protocol):
 
 
 @contextlib.contextmanager
-def shut(transport: asyncio.Transport, gate: Gate) -> Iterator[None]:
-    """Refuse what is written, and read nothing."""
+def shut(transport: asyncio.Transport, gate: Gate, *, deferring: bool = False) -> Iterator[None]:
+    """Refuse what is written, and read nothing.
+
+    With `deferring`, who resumes reading meanwhile does so at the end: somebody else reads.
+    """
     loop = asyncio.get_running_loop()
-    paused = False
+    reads, pause_reading, resume_reading = False, transport.pause_reading, transport.resume_reading
 
     def pause() -> None:
-        nonlocal paused
+        nonlocal reads
         if gate.is_watched():
-            transport.pause_reading()
-            paused = True
+            pause_reading()
+            reads = True
+
+    def set_reads(value: bool) -> None:
+        nonlocal reads
+        reads = value
 
     pause()
     # Of a connection that is being made the loop watches the socket behind `connection_made`,
     # where an eager task may be. (asyncio's loop has not read from it when this is called;
     # uvloop's may have read once.)
-    later = None if paused else loop.call_soon(pause)
+    later = None if reads else loop.call_soon(pause)
     gate.shut()
+    if deferring:
+        gate.defer_reading(lambda: set_reads(False), lambda: set_reads(True))
     try:
         yield
     finally:
         if later is not None:
             later.cancel()
         gate.open()
-        if paused and not loop.is_closed():
-            transport.resume_reading()
+        if reads and not loop.is_closed():
+            resume_reading()
+
+
+def lost_beneath(transport: Any, sock: TransportSocket, error: OSError) -> ConnectionError | None:
+    """Return what to raise where a transfer failed since the connection is lost, and tell of it.
+
+    The protocol hears of it from the transport.
+    """
+    closing = transport.is_closing()
+    if not tells_of_lost_connection(error, closing=closing):
+        return None
+    # A file on a network, or in another process, fails with the same numbers.
+    if not closing and sock.is_connected():
+        return None
+    lost = connection_lost(error)
+    for name in ("transferred", "lost", "send"):
+        if hasattr(error, name):
+            setattr(lost, name, getattr(error, name))
+    if not closing:
+        transport._force_close(lost)
+    return lost
 
 
 class SelectorGate:
@@ -75,12 +111,15 @@ class SelectorGate:
         self._transport = transport
         self._empty: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
-        self._write_eof: Any = None
+        self._put: dict[str, tuple[Any, Any]] = {}
 
     def check_open(self) -> None:
-        """Raise RuntimeError where nothing may be sent now."""
+        """Raise RuntimeError where it is shut already."""
         if self._transport._empty_waiter is not None:
             raise RuntimeError(f"unable to send; {IN_PROGRESS}")
+
+    def check_not_ended(self) -> None:
+        """Raise RuntimeError where the stream was ended by `write_eof`."""
         if self._transport._eof:
             raise RuntimeError("Cannot call sendfile() after write_eof()")
 
@@ -103,17 +142,28 @@ class SelectorGate:
     def shut(self) -> None:
         """Refuse what is written from here on, and its end."""
         self._transport._empty_waiter = self
-        self._write_eof = vars(self._transport).get("write_eof")
-        self._transport.write_eof = refuse_eof
+        self._put_method("write_eof", refuse_eof)
+
+    def defer_reading(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Have these called in place of the transport's own."""
+        self._put_method("pause_reading", pause)
+        self._put_method("resume_reading", resume)
+
+    def _put_method(self, name: str, method: Any) -> None:
+        methods = vars(self._transport)
+        self._put[name] = method, methods.get(name)
+        methods[name] = method
 
     def open(self) -> None:
         """Let everything be as it was."""
         self._transport._empty_waiter = None
         # What somebody has set, before or meanwhile, is theirs.
-        if vars(self._transport).get("write_eof") is refuse_eof:
-            del self._transport.write_eof
-            if self._write_eof is not None:
-                self._transport.write_eof = self._write_eof
+        methods = vars(self._transport)
+        for name, (method, before) in self._put.items():
+            if methods.get(name) is method:
+                del methods[name]
+                if before is not None:
+                    methods[name] = before
 
     async def wait_empty(self) -> None:
         """Wait until the write buffer is empty; ConnectionError where the connection is lost."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from aiozc._api.sendfile import loop_sendfile
+from aiozc._engines.owners import guard, unguard
 from aiozc._install.proxies import Create, connecting, serving, starting_tls
 from aiozc._install.sending import send_fallback, send_native, sendfile
 
@@ -79,13 +80,18 @@ def uninstall(loop: asyncio.AbstractEventLoop) -> None:
     Raises TypeError for what is no loop.
     """
     _check_loop(loop)
-    methods, before = vars(loop).pop(_RECORD, ({}, {}))
+    if _RECORD not in vars(loop):
+        return
+    methods, before = vars(loop).pop(_RECORD)
+    guarded = unguard(loop)  # it may have come later, and stand on ours
     for name, method in methods.items():
         if vars(loop).get(name) is method:
             if before[name] is _ABSENT:
                 delattr(loop, name)
             else:
                 setattr(loop, name, before[name])
+    if guarded:
+        guard(loop)
 
 
 def new_event_loop(

@@ -18,7 +18,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from aiozc._api.transports import Drain, has_more_to_write
-from aiozc._install.gates import IN_PROGRESS, refuse_eof, refuse_lines, refuse_write
+from aiozc._install.gates import (
+    IN_PROGRESS,
+    Gate,
+    SelectorGate,
+    refuse_eof,
+    refuse_lines,
+    refuse_write,
+)
 
 Factory = Callable[[], Any]
 Create = Callable[..., Coroutine[Any, Any, Any]]
@@ -127,11 +134,15 @@ class UvloopGate:
         self._proxy = proxy
         self._real = proxy._real
         self._drain: Drain | None = None
+        self._put: tuple[Any, Any, Any, Any] | None = None
 
     def check_open(self) -> None:
-        """Raise RuntimeError where nothing may be sent now."""
+        """Raise RuntimeError where it is shut already."""
         if self._proxy._gate is not None:
             raise RuntimeError(f"unable to send; {IN_PROGRESS}")
+
+    def check_not_ended(self) -> None:
+        """Raise RuntimeError where the stream was ended by `write_eof`."""
         if self._proxy._ended:
             raise RuntimeError("Cannot call sendfile() after write_eof()")
 
@@ -153,9 +164,22 @@ class UvloopGate:
         _redirect(self._proxy._write, refuse_write)
         _redirect(self._proxy._writelines, refuse_lines)
 
+    def defer_reading(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Have these called in place of the transport's own."""
+        proxy = self._proxy
+        self._put = pause, resume, proxy.pause_reading, proxy.resume_reading
+        proxy.pause_reading, proxy.resume_reading = pause, resume
+
     def open(self) -> None:
         """Let everything be as it was."""
         self._proxy._gate = None
+        if self._put is not None:
+            # What somebody has set meanwhile is theirs.
+            pause, resume, own_pause, own_resume = self._put
+            if self._proxy.pause_reading is pause:
+                self._proxy.pause_reading = own_pause
+            if self._proxy.resume_reading is resume:
+                self._proxy.resume_reading = own_resume
         _redirect(self._proxy._write, self._real.write)
         _redirect(self._proxy._writelines, self._real.writelines)
 
@@ -270,3 +294,10 @@ def starting_tls(start: Create) -> Create:
         return await start(transport, *arguments, **options)
 
     return start_tls
+
+
+def gate_of(transport: Any) -> Gate | None:
+    """Return a transport's gate; None where it has none."""
+    if isinstance(transport, UvloopTransport):
+        return UvloopGate(transport)
+    return SelectorGate(transport) if hasattr(transport, "_empty_waiter") else None

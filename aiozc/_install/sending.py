@@ -14,9 +14,9 @@ from typing import Any
 
 from aiozc._api.sendfile import loop_sendfile
 from aiozc._api.transports import TransportSocket, write_file
-from aiozc._errors import connection_lost, nothing_moved, tell, tells_of_lost_connection
-from aiozc._install.gates import Gate, SelectorGate, shut
-from aiozc._install.proxies import UvloopGate, UvloopTransport
+from aiozc._errors import nothing_moved
+from aiozc._install.gates import Gate, lost_beneath, shut
+from aiozc._install.proxies import gate_of
 
 _Mode = constants._SendfileMode
 _WRITTEN_TO = {"TCPTransport", "UnixTransport", "_SSLProtocolTransport"}
@@ -59,7 +59,7 @@ def _mode_of(transport: Any) -> Any:
 
 async def send_native(transport: Any, file: Any, offset: int, count: int | None) -> int:
     """Send a file by what the kernel can do, or raise SendfileNotAvailableError."""
-    gate = _gate_of(transport)
+    gate = gate_of(transport)
     if gate is None:
         raise asyncio.SendfileNotAvailableError(f"{transport!r} can be written to meanwhile")
     return await _send(transport, gate, file, offset, count, fallback=False)
@@ -67,16 +67,10 @@ async def send_native(transport: Any, file: Any, offset: int, count: int | None)
 
 async def send_fallback(transport: Any, file: Any, offset: int, count: int | None) -> int:
     """Send a file that was read into memory."""
-    gate = _gate_of(transport)
+    gate = gate_of(transport)
     if gate is None:
         return await write_file(transport, file, offset, count)
     return await _send(transport, gate, file, offset, count, fallback=True)
-
-
-def _gate_of(transport: Any) -> Gate | None:
-    if isinstance(transport, UvloopTransport):
-        return UvloopGate(transport)
-    return SelectorGate(transport) if hasattr(transport, "_empty_waiter") else None
 
 
 async def _send(
@@ -84,6 +78,7 @@ async def _send(
 ) -> int:
     with nothing_moved(0):
         gate.check_open()
+        gate.check_not_ended()
     sock = TransportSocket(transport.is_closing, gate.number)
     send = functools.partial(loop_sendfile, sock, file, offset, count, fallback=fallback)
     try:
@@ -101,17 +96,9 @@ async def _send(
         with shut(transport, gate):
             return await _rest(sending, waited)
     except OSError as error:
-        closing = transport.is_closing()
-        if not tells_of_lost_connection(error, closing=closing):
+        lost = lost_beneath(transport, sock, error)
+        if lost is None:
             raise
-        # A file on a network, or in another process, fails with the same numbers.
-        if not closing and sock.is_connected():
-            raise
-        lost = connection_lost(error)
-        tell(lost, getattr(error, "transferred", 0), 0)
-        if not closing:
-            # The protocol hears of it from the transport.
-            transport._force_close(lost)
         raise lost from lost.__cause__
 
 

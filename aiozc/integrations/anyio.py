@@ -21,6 +21,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from aiozc import loop_recvfile, loop_sendfile
 from aiozc._api.arguments import plain_file
 from aiozc._api.relay import relay_behind
+from aiozc._api.transports import socket_beneath
 from aiozc._errors import nothing_moved, tell, tells_of_lost_connection
 
 PIECE = 64 * 1024
@@ -110,11 +111,17 @@ async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
         return await relay_behind(*socks, _Early(a).pieces(), _Early(b).pieces())
 
 
-def _socket_of(stream: SocketStream) -> socket.socket:
+def _socket_of(stream: SocketStream) -> Any:
+    """Return the stream's socket; of the asyncio backend, its transport's.
+
+    Nobody but the stream writes to that transport, and it has guards against two at once.
+    """
     if not isinstance(stream, SocketStream):
         raise TypeError(f"{stream!r} is no anyio.abc.SocketStream: only plain sockets will do")
     try:
-        return stream.extra(SocketAttribute.raw_socket)
+        transport = getattr(stream, "_transport", None)
+        beneath = None if transport is None else socket_beneath(transport)
+        return beneath or stream.extra(SocketAttribute.raw_socket)
     except AttributeError:
         # A transport of uvloop that was closed has none any more.
         closed = socket.socket()

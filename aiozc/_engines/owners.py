@@ -1,0 +1,264 @@
+"""Which sockets and pipes the transports of a loop use.
+
+A transport reads its socket as soon as something is there, and writes when there is room. A
+transfer beside it loses bytes to it, or puts its own in the midst of others. So a transfer refuses
+what a transport uses, in the words of `loop.sock_sendfile`, and while a transfer uses a socket no
+transport is made of it.
+
+asyncio's selector loop and uvloop have a table of their transports by number. uvloop's is not to be
+seen from Python, but among what the loop refers to (`gc.get_referents`) it is the only one of its
+kind. A number that was duplicated stands in no table: so the table is made to tell of each new
+transport, and these are known by inode.
+
+asyncio has its transports of pipes in no table. They are known by number, as long as the loop waits
+for them.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import gc
+import os
+import stat
+import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
+from collections.abc import Callable, Coroutine
+from types import MethodType
+from typing import Any
+
+from aiozc._engines.hosts import Loop
+from aiozc._engines.records import HasFileno, Role, check_free
+
+Key = tuple[int, ...]
+"""A device and an inode, and of a pipe which of its ends it is."""
+Create = Callable[..., Coroutine[Any, Any, Any]]
+
+_MOST_CLEARED = 4096
+_GUARDED = "_aiozc_guarded"
+_REFUSES = "_aiozc_refuses"
+# The methods that make a transport of what exists already: what that is called, whether it is the
+# last of the positional arguments, and what the transport would do with a pipe.
+_MAKERS: dict[str, tuple[str, bool, tuple[Role, ...]]] = {
+    "connect_accepted_socket": ("sock", True, tuple(Role)),
+    "create_connection": ("sock", False, tuple(Role)),
+    "create_unix_connection": ("sock", False, tuple(Role)),
+    "create_server": ("sock", False, tuple(Role)),
+    "create_unix_server": ("sock", False, tuple(Role)),
+    "connect_read_pipe": ("pipe", True, (Role.READ,)),
+    "connect_write_pipe": ("pipe", True, (Role.WRITTEN,)),
+}
+
+
+class Owners:
+    """The transports of one loop, and sockets that are known to be of none."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.transports: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
+        # Sockets (no numbers) that no transport uses: asking each time takes 1 us.
+        self._cleared: set[weakref.ref[HasFileno]] = set()
+        self._cleared_keys: set[Key] = set()
+        self._loop = weakref.ref(loop)
+        table = _table_of(loop)
+        if table is not None:
+            known = list(table.items())
+            table.owners = self
+            table.__class__ = _Table
+            for number, transport in known:
+                self.note(number, transport)
+            guard(loop)
+
+    def note(self, number: int, transport: Any) -> None:
+        """Take in that a transport uses a descriptor from now on."""
+        with contextlib.suppress(OSError):
+            key = _key_of(number)
+            self.transports[key] = transport
+            if key in self._cleared_keys:
+                self._forget_cleared()
+
+    def check(self, stream: HasFileno) -> None:
+        """Raise RuntimeError where a transport of the loop uses a socket, or a pipe end."""
+        number = stream.fileno()
+        transport = self._user_of(number) or _waits_for(self._loop(), number)
+        if transport is not None:
+            raise RuntimeError(
+                f"File descriptor {number} is used by transport {transport!r}: {_advice(number)}"
+            )
+
+    def check_known(self, sock: HasFileno) -> None:
+        """Check a socket object as `check` does, and remember that no transport uses it."""
+        if weakref.ref(sock) in self._cleared:
+            return
+        self.check(sock)
+        if len(self._cleared_keys) >= _MOST_CLEARED:
+            self._forget_cleared()
+        with contextlib.suppress(OSError):
+            self._cleared_keys.add(_key_of(sock.fileno()))
+            self._cleared.add(weakref.ref(sock, self._cleared.discard))
+
+    def _user_of(self, number: int) -> Any:
+        """Return the transport that has this socket or pipe end open, by any number, or None."""
+        with contextlib.suppress(OSError):
+            if self.transports:
+                key = _key_of(number)
+                transport = self.transports.get(key)
+                if transport is not None and _uses(transport, key):
+                    return transport
+        return None
+
+    def _forget_cleared(self) -> None:
+        self._cleared.clear()
+        self._cleared_keys.clear()
+
+
+class _Table(weakref.WeakValueDictionary[int, Any]):
+    """A loop's own table of transports, which tells of each new one."""
+
+    owners: Owners
+
+    def __setitem__(self, number: int, transport: Any) -> None:
+        super().__setitem__(number, transport)
+        self.owners.note(number, transport)
+
+
+def _table_of(loop: Any) -> Any:
+    """Return a loop's table of transports; None where none is known."""
+    if isinstance(loop, BaseSelectorEventLoop):
+        tables = [getattr(loop, "_transports", None)]
+    elif _is_uvloop(loop):
+        tables = gc.get_referents(loop)
+    else:
+        return None
+    found = [table for table in tables if type(table) is weakref.WeakValueDictionary]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_uvloop(loop: Any) -> bool:
+    return any(kind.__module__ == "uvloop.loop" for kind in type(loop).__mro__)
+
+
+def _key_of(fd: int) -> Key:
+    status = os.fstat(fd)
+    if stat.S_ISFIFO(status.st_mode):
+        # Both ends of a pipe have one inode.
+        end = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        return status.st_dev, status.st_ino, end
+    return status.st_dev, status.st_ino
+
+
+def _uses(transport: Any, key: Key) -> bool:
+    """Return whether a transport still has this open, and something to do with it.
+
+    One that is closing, and has nothing left to write, neither reads nor writes any more.
+    """
+    sock = transport.get_extra_info("socket")
+    try:
+        if sock is None or _key_of(sock.fileno()) != key:
+            return False
+    except OSError:
+        return False
+    return not transport.is_closing() or _has_more(transport)
+
+
+def _has_more(transport: Any) -> bool:
+    try:
+        return bool(transport.get_write_buffer_size())
+    except NotImplementedError:  # uvloop's transports that only read
+        return False
+
+
+def _waits_for(loop: Any, number: int) -> Any:
+    """Return the transport in whose name asyncio's loop waits for a descriptor, or None."""
+    if not isinstance(loop, BaseSelectorEventLoop) or number < 0:
+        return None
+    selector: Any = loop._selector  # type: ignore[attr-defined]
+    watched = selector.get_map().get(number)
+    for handle in () if watched is None else watched.data:
+        owner = getattr(getattr(handle, "_callback", None), "__self__", None)
+        if isinstance(owner, asyncio.BaseTransport) and not owner.is_closing():
+            return owner
+    return None
+
+
+def _advice(number: int) -> str:
+    if stat.S_ISFIFO(os.fstat(number).st_mode):
+        return "use a pipe that no transport uses (os.pipe)"
+    return (
+        "send a file by loop.sendfile(transport, file), or hold the transport by"
+        " aiozc.lowlevel.exclusive(transport) and use what that gives"
+    )
+
+
+# What a transfer uses must not become a transport's.
+
+
+def guard(loop: Any) -> None:
+    """Have a loop refuse to make a transport of what a transfer uses."""
+    methods = getattr(loop, "__dict__", None)
+    if methods is None:
+        return
+    record = methods.setdefault(_GUARDED, {})
+    for name, rule in _MAKERS.items():
+        before = methods.get(name)
+        if hasattr(before, _REFUSES):
+            continue
+        if before is not None:  # somebody else's, made for this loop
+            methods[name] = _refusing(before, *rule)
+        else:
+            # A bound method, as far as anybody can see. One that holds the loop would keep it, when
+            # it is closed, until the next collection of garbage.
+            make = _on_running_loop(getattr(type(loop), name))
+            methods[name] = MethodType(_refusing(make, *rule), weakref.proxy(loop))
+        record[name] = methods[name], before
+
+
+def unguard(loop: Any) -> bool:
+    """Take back what `guard` has done where nothing stands on it; return whether it was called."""
+    record = vars(loop).pop(_GUARDED, None)
+    for name, (method, before) in (record or {}).items():
+        if vars(loop).get(name) is method:
+            if before is None:
+                del vars(loop)[name]
+            else:
+                vars(loop)[name] = before
+    return record is not None
+
+
+def _on_running_loop(method: Create) -> Create:
+    """Return a method that does not ask which loop it is called on."""
+
+    @functools.wraps(method)
+    def call(_: Any, *arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
+        return method(asyncio.get_running_loop(), *arguments, **options)
+
+    return call
+
+
+def _refusing(make: Create, parameter: str, positional: bool, roles: tuple[Role, ...]) -> Create:
+    @functools.wraps(make)
+    async def refusing(*arguments: Any, **options: Any) -> Any:
+        given = options.get(parameter, arguments[-1] if positional and arguments else None)
+        if given is not None:
+            _check_free(given, roles)
+        return await make(*arguments, **options)
+
+    setattr(refusing, _REFUSES, True)
+    return refusing
+
+
+def _check_free(given: Any, roles: tuple[Role, ...]) -> None:
+    """Raise RuntimeError where a transfer uses it; what else is wrong with it, others say."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        is_pipe = stat.S_ISFIFO(os.fstat(given.fileno()).st_mode)
+        check_free(given, *(roles if is_pipe else Role))
+
+
+_owners: "weakref.WeakKeyDictionary[Loop, Owners]" = weakref.WeakKeyDictionary()
+
+
+def owners_of(loop: Loop) -> Owners:
+    """Return what is known of a loop's transports."""
+    known = _owners.get(loop)
+    if known is None:
+        known = _owners[loop] = Owners(loop)
+    return known
