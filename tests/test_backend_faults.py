@@ -6,12 +6,14 @@ import os
 import resource
 import socket
 import threading
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import aiozc
+from aiozc._engines import readiness
 from aiozc._engines.uring import Uring
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
 
@@ -30,7 +32,7 @@ from .support import (
     until,
     write_out,
 )
-from .ways import Ends, Told, content_of
+from .ways import Ends, content_of
 
 CONTENT = pattern(4 * MIB)
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # linux/socket.h
@@ -88,23 +90,46 @@ def test_a_worker_that_cannot_be_reached_ends_a_transfer_with_what_the_peer_has(
 
 
 @pytest.mark.anyio
-async def test_a_thread_that_cannot_be_started_loses_nothing_without_a_word(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
+async def test_where_no_thread_can_be_started_files_are_written_in_the_loops_thread(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    readiness._tell_of_refusal.cache_clear()
     source, file = ends.source("tcp", CONTENT[:50_000]), ends.file(b"", "wb")
     async with aiozc.Reactor(backend="readiness"):
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError, match="can't start new thread") as caught:
-                await aiozc.splice_pipe(source.end, file)
-        told = Told(caught.value.transferred, caught.value.lost)  # type: ignore[attr-defined]
-        assert told == Told(0, 0)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
         assert await aiozc.splice_pipe(source.end, file) == 50_000
     file.close()
     assert_same(content_of(file), CONTENT[:50_000])
+    assert [record.message for record in caplog.records if record.name == "aiozc"] == [
+        "can't start new thread: files that are not cached are read in the loop's thread"
+    ]
+
+
+@pytest.mark.anyio
+async def test_where_no_thread_can_be_started_what_writes_into_a_terminal_waits_for_one(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader may never come: the loop's thread would wait for that."""
+    tried = []
+
+    def refuse(_: threading.Thread) -> None:
+        tried.append(1)
+        raise RuntimeError("can't start new thread")
+
+    master, program = os.openpty()
+    tty.setraw(program)
+    source = ends.source("tcp", CONTENT[:500])
+    with os.fdopen(master, "wb", buffering=0) as terminal, os.fdopen(program, "rb") as reader:
+        async with aiozc.Reactor(backend="readiness"):
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                moving = asyncio.create_task(aiozc.splice_pipe(source.end, terminal, 500))
+                await until(lambda: len(tried) > 1)
+            assert await moving == 500
+        assert reader.read(500) == CONTENT[:500]
 
 
 @pytest.mark.anyio

@@ -40,9 +40,15 @@ class Counters:
 class Run:
     """One chain in flight: its results so far, and who waits for its end."""
 
-    __slots__ = ("age", "chain", "ended", "number", "record", "results", "stopping", "waiter")
+    __slots__ = (
+        *("age", "asked", "backend", "chain", "ended", "evicted"),
+        *("number", "record", "results", "stopping", "waiter"),
+    )
 
-    def __init__(self, number: int, record: Record, chain: Chain) -> None:
+    def __init__(
+        self, number: int, record: Record, chain: Chain, backend: "Backend | None" = None
+    ) -> None:
+        self.backend = backend
         self.number = number
         self.record = record
         self.chain = chain
@@ -50,6 +56,10 @@ class Run:
         self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
         self.ended = False
         self.stopping = False
+        self.asked = 0
+        """How often it was asked to end."""
+        self.evicted = False
+        """Whether it was taken out of a queue."""
         self.age = 0
         self.waiter: Future | None = None
 
@@ -79,8 +89,10 @@ class LendingRun(Run):
 
     __slots__ = ("_due",)
 
-    def __init__(self, number: int, record: Record, chain: Chain) -> None:
-        super().__init__(number, record, chain)
+    def __init__(
+        self, number: int, record: Record, chain: Chain, backend: "Backend | None" = None
+    ) -> None:
+        super().__init__(number, record, chain, backend)
         self._due = len(chain)
 
     def complete(self, index: int, result: int) -> None:
@@ -113,6 +125,16 @@ class Host(Protocol):
 
     def tick(self) -> None:
         """Look at the callers' objects: TICK seconds after `Backend.tick_later`."""
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether chains go by the backend that was chosen: see `lose_workers`."""
+
+    def lose_workers(self) -> None:
+        """Have chains go by another backend: this one has no threads for them."""
+
+    def regain_workers(self) -> None:
+        """Have chains go by this backend again."""
 
     def break_down(self) -> None:
         """End at the loop's next turn: the kernel and we do not agree on what is in flight."""
@@ -147,6 +169,9 @@ class Backend(Protocol):
 
     def tick_later(self) -> None:
         """Have the host's `tick` called in TICK seconds. Raises OSError where it cannot be."""
+
+    def at_tick(self) -> None:
+        """See to it that what needs no disk does not wait for one: each tick calls it."""
 
     def end_all(self, deadline: float) -> None:
         """End what is in flight, without a loop, by the time `deadline` (time.monotonic)."""

@@ -28,6 +28,9 @@ TINY = 256
 """Bytes that are copied at once. 100,000 views keep the interpreter's collector busy for 50 ms."""
 _OWN_MEMORY = frozenset({bytes, bytearray, array.array})
 
+READ = 1 << 20
+"""Bytes of one read of what is to be cached."""
+
 
 class Gather:
     """Small objects that follow each other, copied together when they are to be sent.
@@ -342,6 +345,15 @@ class Parts(Original):
         except OSError:
             return False
         return got == len(memory)
+
+    def read_through(self, sends: Sequence[SendZero]) -> None:
+        """Read files' pieces, waiting for their disks, so that they are cached."""
+        memory = bytearray(min(max(step.length for step in sends), READ))
+        for step in sends:
+            part = self._parts[step.part]
+            if isinstance(part, _FilePart):
+                for offset in range(step.offset, step.offset + step.length, len(memory)):
+                    os.preadv(part.original.copy, (memory,), offset)
 
     def read(self, step: SendCopied, memory: memoryview) -> int:
         """Read a file's piece into memory, waiting for the disk; return how many there are."""

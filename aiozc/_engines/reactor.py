@@ -47,6 +47,7 @@ from aiozc._engines.loans import Loan, Loans
 from aiozc._engines.owners import owners_of
 from aiozc._engines.pipes import PipePool
 from aiozc._engines.polls import Polls, Waits, only_waits
+from aiozc._engines.readiness import Readiness
 from aiozc._engines.records import Original, Record
 from aiozc._errors import error_from
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice
@@ -165,6 +166,9 @@ class Reactor:
         self._closing = False
         self._patience = LONGEST_END
         self._backend: Backend = choose(self, backend, entries)
+        self._spare: Backend | None = None
+        """Runs the chains while the backend has no threads for them."""
+        self._goes_by_spare = False
         loop.add_reader(self._backend.fd, _Watch(self))
         if self.polls.fd != self._backend.fd:
             loop.add_reader(self.polls.fd, self.polls.call_ready)
@@ -175,13 +179,25 @@ class Reactor:
 
     @property
     def backend(self) -> str:
-        """What moves the bytes: "io_uring" or "readiness"."""
-        return self._backend.name
+        """What moves the bytes: "io_uring" or "readiness".
+
+        (Also the latter for as long as the ring can have no threads.)
+        """
+        return self._runner.name
 
     @property
     def closed(self) -> bool:
         """Whether the reactor has ended."""
         return self._backend.fd < 0
+
+    @property
+    def _runner(self) -> Backend:
+        return self._spare if self._goes_by_spare and self._spare is not None else self._backend
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the backend has threads for what may wait for a disk."""
+        return not self._goes_by_spare
 
     @property
     def lends(self) -> bool:
@@ -200,7 +216,7 @@ class Reactor:
     @property
     def longest_chain(self) -> int:
         """The most steps that one chain may have."""
-        return self._backend.longest_chain
+        return self._runner.longest_chain
 
     def statistics(self) -> Statistics:
         """Return the counters as they are now."""
@@ -318,7 +334,8 @@ class Reactor:
     def _start(self, record: Record, chain: Chain) -> Run:
         self._last_number += 1
         kind = Run if record.loan is None else LendingRun
-        run = kind(self._last_number, record, chain)
+        backend = self._runner if record.loan is None else self._backend
+        run = kind(self._last_number, record, chain, backend)
         # Before the chain: once that is under way, nothing may fail any more.
         self._tick_later()
         self.runs[run.number] = run
@@ -340,13 +357,13 @@ class Reactor:
         if only_waits(run.chain):
             self._waits.start(run)
         else:
-            self._backend.start(run)
+            (run.backend or self._backend).start(run)
 
     def _interrupt(self, run: Run) -> None:
         if only_waits(run.chain):
             self._waits.interrupt(run)
         else:
-            self._backend.interrupt(run)
+            (run.backend or self._backend).interrupt(run)
 
     def _readable(self) -> None:
         self.counters.wakeups += 1
@@ -366,6 +383,23 @@ class Reactor:
             self.release(run.record)
         if self.running_loop() is not None:
             run.wake()
+
+    def lose_workers(self) -> None:
+        """Have chains go by readiness: the ring has no threads for them."""
+        loop = self.running_loop()
+        if loop is None or self._closing:
+            return
+        if self._spare is None:
+            try:
+                spare = Readiness(self)
+            except OSError:
+                return  # no descriptor: the next chain that comes to nothing asks again
+            self._spare = spare
+        self._goes_by_spare = True
+
+    def regain_workers(self) -> None:
+        """Have chains go by the ring again; those that do not end where they are."""
+        self._goes_by_spare = False
 
     def break_down(self) -> None:
         """End at the loop's next turn; until then nothing more is begun."""
@@ -405,8 +439,12 @@ class Reactor:
             self._ticking = True
 
     def tick(self) -> None:
-        """Look at the callers' objects."""
+        """Look at the workers, and at the callers' objects."""
         self._ticking = False
+        if not self._closing:
+            self._backend.at_tick()
+            if self._spare is not None:
+                self._spare.at_tick()
         if not self.runs or self._closing:
             self._to_look_at.clear()
             return
@@ -445,7 +483,10 @@ class Reactor:
         for run in tuple(self.runs.values()):
             run.stopping = True
             self._waits.interrupt(run)
-        self._backend.end_all(time.monotonic() + self._patience)
+        deadline = time.monotonic() + self._patience
+        if self._spare is not None:
+            self._spare.end_all(deadline)
+        self._backend.end_all(deadline)
         for run in self.runs.values():
             run.fail()
             if self.running_loop() is not None:
@@ -458,6 +499,8 @@ class Reactor:
         self.loans.lose(wake=self.running_loop() is not None)
         self._records.clear()
         self._pipes.close()
+        if self._spare is not None:
+            self._spare.close()
         self._backend.close()
         self.polls.close()
         if self._buffers is not None:
@@ -485,6 +528,8 @@ class Reactor:
         self.loans.lose(wake=True)
         self._records.clear()
         self._pipes.close()
+        if self._spare is not None:
+            self._spare.forget()
         self._backend.forget()
         if self._buffers is not None:
             self._buffers.close()

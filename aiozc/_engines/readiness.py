@@ -9,7 +9,8 @@ The same chains, with the same results, as on a ring:
   thread, and so do the steps behind it until one has to wait for a peer. So the loop's thread
   meets a disk only where pages are evicted between the question and the read. The threads are
   the backend's own: those of the loop may be busy with anything, and are shut down before it.
-  A step in a thread cannot be interrupted: who cancels waits for the disk, or the lock.
+  A step in a thread cannot be interrupted: who cancels waits for the disk, or the lock. One that
+  has no thread yet is taken back.
 - Waiting is done by the reactor's epoll instance (`polls.py`), which the loop watches as one
   descriptor.
 
@@ -18,6 +19,8 @@ worker uses is busy until that has ended, as it is while a ring names it.
 """
 
 import errno
+import functools
+import logging
 import math
 import os
 import select
@@ -31,14 +34,22 @@ from aiozc._engines.at_once import splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
 from aiozc._engines.hosts import Loop, Timer
 from aiozc._engines.polls import Polls, Watch, awaited, find_unready, is_ready
+from aiozc._engines.records import Record
 from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
 
 WORKERS = 8
-"""Threads of one backend at the most."""
+"""Threads of one backend that are at work."""
+MOST = WORKERS + 64
+"""The same, with those that wait for disks that do not answer."""
+STUCK = 0.2
+"""Seconds at one step, after which a thread is not counted any more."""
 STREAMED = 4
 """What a byte between streams costs the loop's thread, in bytes that leave a file."""
 LONGEST_CHAIN = 8
 """Steps: the least that transfers ask for. 64 busy relays moved 1.3x as much as with 48."""
+
+
+_logger = logging.getLogger("aiozc")
 
 
 class Course:
@@ -47,7 +58,9 @@ class Course:
     The chain itself learns what became of it in the loop's thread, when it is over.
     """
 
-    __slots__ = ("_told", "fault", "finished", "granted", "index", "leave", "over", "run")
+    __slots__ = (
+        *("_told", "_unclaimed", "fault", "finished", "granted", "index", "leave", "over", "run"),
+    )
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -59,7 +72,8 @@ class Course:
         self.leave: Callable[[], object] | None = None
         """Ends the wait for a peer or for the loop's turn, where there is one."""
         self.finished: threading.Event | None = None
-        """Where a worker has it: set when that is done with it."""
+        """Where a worker has it, or will have: set when that is done with it."""
+        self._unclaimed: list[None] = []
         self.fault: Exception | None = None
         """Why it stopped, where that is no step's result."""
 
@@ -76,6 +90,20 @@ class Course:
             self._told.append((self.index, result))
             self.over = last or not may_be_short(step)
         self.index += 1
+
+    def offer(self) -> threading.Event:
+        """Let whoever comes first have it: a worker, or the loop's thread, which takes it back."""
+        self._unclaimed = [None]
+        self.finished = threading.Event()
+        return self.finished
+
+    def claim(self) -> bool:
+        """Return whether it is the caller's now."""
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
 
     def stop(self, fault: Exception) -> None:
         """Do no more steps, for a reason of our own."""
@@ -99,7 +127,7 @@ class Readiness:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._polls = host.polls
-        self._workers = _Workers(self._polls)
+        self._workers = _Workers(self._polls, self._take_done)
         self._courses: dict[int, Course] = {}
         self._timer: Timer | None = None
         self.longest_chain = LONGEST_CHAIN
@@ -119,12 +147,16 @@ class Readiness:
     def drain(self) -> None:
         """Go on with the chains whose peers are ready, or that a worker is done with."""
         self._polls.call_ready()
+
+    def _take_done(self) -> None:
         while (course := self._workers.next_done()) is not None:
             self._end_work(course)
 
     def interrupt(self, run: Run) -> None:
         """End what the chain waits for; a worker looks at `stopping` between two steps."""
         course = self._courses.get(run.number)
+        if course is not None and run.stopping:
+            self._take_back(course)
         if course is None or course.leave is None:
             return
         if run.stopping or isinstance(course.step, PollIn | PollOut):
@@ -136,6 +168,17 @@ class Readiness:
         if loop is not None:
             self._timer = loop.call_later(TICK, self._tick)
 
+    def at_tick(self) -> None:
+        """Have another thread where all are stuck."""
+        self._workers.grow()
+
+    def _take_back(self, course: Course) -> None:
+        """End a course that no worker has begun with."""
+        if course.finished is not None and course.claim():
+            course.finished = None
+            self._workers.withdraw()
+            self._go_on(course)
+
     def _tick(self) -> None:
         self._host.counters.completions += 1
         self._host.tick()
@@ -143,6 +186,9 @@ class Readiness:
     def end_all(self, deadline: float) -> None:
         """End every wait; wait for the workers."""
         for course in tuple(self._courses.values()):
+            self._take_back(course)
+            if course.run.ended:
+                continue
             if course.finished is None:
                 self._resume(course, -errno.ECANCELED)
             elif _wait_until(course.finished.is_set, deadline):
@@ -182,7 +228,7 @@ class Readiness:
         step = course.step
         if isinstance(step, Splice):
             if self._may_block(course, step):
-                return self._hand_over(course)
+                return self._hand_over(course, step)
             return self._splice(course, step)
         if isinstance(step, Pause):
             return self._pause(course, step)
@@ -268,11 +314,26 @@ class Readiness:
 
     # Worker threads.
 
-    def _hand_over(self, course: Course) -> bool:
-        """Have a worker go on with the chain, as far as it can without waiting for a peer."""
-        course.finished = finished = threading.Event()
-        self._workers.submit(course, finished)
+    def _hand_over(self, course: Course, step: Splice) -> bool:
+        """Have a worker go on with the chain, as far as it can without waiting for a peer.
+
+        Where there can be none, the step is done here; what might never end waits for one.
+        """
+        finished = course.offer()
+        try:
+            self._workers.submit(course, finished)
+        except RuntimeError as error:
+            course.finished = None
+            _tell_of_refusal(str(error))
+            if _may_never_end(course.run.record):
+                return self._try_later(course)
+            # As the loop's own sock_sendfile would.
+            return self._splice(course, step)
         self._host.counters.submissions += 1
+        return False
+
+    def _try_later(self, course: Course) -> bool:
+        course.leave = self._loop().call_later(TICK, self._resume, course, 0).cancel
         return False
 
     def _end_work(self, course: Course) -> None:
@@ -282,13 +343,14 @@ class Readiness:
             self._go_on_safely(course)
 
 
-def _work(course: Course) -> None:
+def _work(course: Course, worker: "_Worker") -> None:
     """In a worker thread: do the next step, and those behind it that need not wait."""
     try:
         while not course.over and not course.run.stopping:
             step = course.step
             if isinstance(step, Splice):
                 course.run.record.check_nonblocking()
+                worker.since = time.monotonic()
                 course.go_on(splice(course.run.record, step))
             elif isinstance(step, Pause) or not is_ready(*awaited(course.run.record, step)):
                 return
@@ -312,17 +374,31 @@ def _wait_until(condition: Callable[[], bool], deadline: float = math.inf) -> bo
     return so
 
 
+class _Worker:
+    """A thread, and since when it has been at one step."""
+
+    __slots__ = ("since", "thread")
+
+    def __init__(self, run: "Callable[[_Worker], None]") -> None:
+        self.since: float | None = None
+        self.thread = threading.Thread(target=run, args=(self,), name="aiozc", daemon=True)
+
+
 class _Workers:
     """Threads for what may wait for a disk, and how the loop hears of their ends.
 
-    They are daemons: one that waits for what never comes must not keep the process.
+    There are `WORKERS`, and one more for each that has been at the same step for `STUCK` seconds:
+    a disk that does not answer stops nobody but who asked it. `MOST` is the end of that, and is
+    logged. They are daemons: one that waits for what never comes must not keep the process.
     """
 
-    def __init__(self, polls: Polls) -> None:
+    def __init__(self, polls: Polls, take_done: Callable[[], object]) -> None:
         self._polls = polls
-        self._threads: list[threading.Thread] = []
+        self._take_done = take_done
+        self._workers: list[_Worker] = []
         self._given: SimpleQueue[tuple[Course, threading.Event] | None] = SimpleQueue()
         self._under_way = 0
+        self._leaving = 0
         self._done: deque[Course] = deque()
         self._event = -1
 
@@ -330,61 +406,117 @@ class _Workers:
         """Have a thread do what it can of a course. Where it raises, none will."""
         if self._event < 0:
             self._open()
-        if self._under_way >= len(self._threads) < WORKERS:
-            self._start(must=not self._threads)
         self._under_way += 1
+        try:
+            self.grow()
+        except BaseException:
+            self._under_way -= 1
+            raise
         self._given.put((course, finished))
 
     def _open(self) -> None:
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._polls.watch(event, select.POLLIN).call = self._clear
+            self._polls.watch(event, select.POLLIN).call = self._hear
         except BaseException:
             os.close(event)
             raise
         self._event = event
 
-    def _start(self, *, must: bool) -> None:
-        thread = threading.Thread(target=self._run, name="aiozc", daemon=True)
+    def grow(self) -> None:
+        """Have another thread if one is needed, and may be had.
+
+        Raises RuntimeError where there is none, and none can be started.
+        """
+        count = len(self._workers) - self._leaving
+        if self._under_way <= count:
+            return
+        if count >= WORKERS:
+            if count - self._count_stuck() >= WORKERS:
+                return
+            if count >= MOST:
+                _tell_of_most()
+                return
+        worker = _Worker(self._run)
         try:
-            thread.start()
+            worker.thread.start()
         except RuntimeError:
             # The process may have no more of them.
-            if must:
+            if not self._workers:
                 raise
         else:
-            self._threads.append(thread)
+            self._workers.append(worker)
 
-    def _run(self) -> None:
+    def _count_stuck(self) -> int:
+        now = time.monotonic()
+        began = [worker.since for worker in self._workers]
+        return sum(since is not None and now - since > STUCK for since in began)
+
+    def _run(self, worker: _Worker) -> None:
         while (given := self._given.get()) is not None:
             course, finished = given
-            _work(course)
+            if not course.claim():
+                continue
+            _work(course, worker)
+            worker.since = None
             self._done.append(course)
             os.eventfd_write(self._event, 1)
             finished.set()
 
-    def _clear(self) -> None:
+    def _hear(self) -> None:
         os.eventfd_read(self._event)
+        self._take_done()
+
+    def withdraw(self) -> None:
+        """Take in that a course was taken back."""
+        self._under_way -= 1
 
     def next_done(self) -> Course | None:
         """Return a course that a thread is done with, if there is one."""
         if not self._done:
             return None
         self._under_way -= 1
+        self._shrink()
         return self._done.popleft()
+
+    def _shrink(self) -> None:
+        """Let one go that was there for a disk that did not answer."""
+        count = len(self._workers)
+        if self._leaving:
+            self._workers = [worker for worker in self._workers if worker.thread.is_alive()]
+            self._leaving -= count - len(self._workers)
+        elif count > WORKERS and count - self._count_stuck() > WORKERS:
+            self._leaving = 1
+            self._given.put(None)
 
     def close(self, *, wait: bool) -> None:
         """Have the threads end; where one still waits for a disk, keep what it will write to."""
-        for _ in self._threads:
+        for _ in self._workers:
             self._given.put(None)
         if wait:
-            for thread in self._threads:
-                _wait_until(lambda: not thread.is_alive())  # noqa: B023 - called at once
+            for worker in self._workers:
+                _wait_until(lambda: not worker.thread.is_alive())  # noqa: B023 - called at once
             self.forget()
 
     def forget(self) -> None:
         """Close what a forked child has of it: no threads."""
-        self._threads.clear()
+        self._workers.clear()
         if self._event >= 0:
             os.close(self._event)
             self._event = -1
+
+
+def _may_never_end(record: Record) -> bool:
+    """Return whether a step may wait for a peer for as long as that likes: a terminal's reader."""
+    ends = [end.copy for end in (record.source, record.target) if end.interruptible]
+    return any(os.isatty(fd) and os.get_blocking(fd) for fd in ends)
+
+
+@functools.cache
+def _tell_of_refusal(cause: str) -> None:
+    _logger.warning("%s: files that are not cached are read in the loop's thread", cause)
+
+
+@functools.cache
+def _tell_of_most() -> None:
+    _logger.warning("%d threads wait for disks that do not answer: no more are started", MOST)

@@ -1,7 +1,8 @@
 """Chains run by io_uring: linked SQEs submitted, CQEs drained.
 
 Cancelling goes by the record's own duplicates of what can be waited for
-(`IORING_ASYNC_CANCEL_FD`). Such a request can arrive between two steps and find nothing (K13),
+(`IORING_ASYNC_CANCEL_FD`), and by the steps' own numbers where a chain is to end that may be queued
+for a worker. Such a request can arrive between two steps and find nothing (K13),
 and a step that may be short is hard-linked, so that the chain goes on when it alone is cancelled:
 the reactor asks again until the chain has ended. Duplicates are one file to the
 kernel: a chain that uses the socket the other way is interrupted too, and goes on from what is
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Sequence
 
 from aiozc._engines.base import TICK, Host, Run, may_be_short
 from aiozc._engines.records import Record
+from aiozc._engines.workers import BESIDE, INDEX_BITS, QUESTIONS, WORKERS, Workers
 from aiozc._kernel import abi
 from aiozc._kernel.abi import CqeFlag, Op, SpliceFlag, SqeFlag
 from aiozc._kernel.ring import (
@@ -56,10 +58,10 @@ from aiozc._transfers.steps import (
     Splice,
 )
 
-WORKERS = 8
-"""Kernel threads of one ring at the most, for regular files and for all else, each."""
 LONGEST_CHAIN = 48
 """Steps: sixteen rounds of read, poll and send; more showed no gain."""
+OFTEN = 20
+"""Requests for a chain to end, of which one looks for it among what is queued for a worker."""
 RETRY = 5
 """Milliseconds between two requests to end everything."""
 INTERRUPTED = -512
@@ -71,8 +73,7 @@ CQE shows that as it is (seen on 6.18, where cold files took longer than two tic
 make EINTR of it.
 """
 
-# user_data: the chain's number, and the step's index in its lowest bits.
-_INDEX_BITS = 12
+_INDEX_BITS = INDEX_BITS
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
 _NOBODY = 0
 _TICKER = (1 << 64) - 1
@@ -96,6 +97,7 @@ class Uring:
     def __init__(self, host: Host, entries: int) -> None:
         self._host = host
         self._ring = Ring(entries, WORKERS)
+        self._workers = Workers(self._ring, host, self._submit)
         self.longest_chain = min(self._ring.entries, LONGEST_CHAIN)
         self.lends = self._ring.opcodes >= {Op.SEND_ZC, Op.MADVISE}
 
@@ -106,7 +108,12 @@ class Uring:
 
     def start(self, run: Run) -> None:
         """Submit a chain, and take in what was ready at once (K6): no trip round the loop."""
-        self._submit(tuple(_sqes(run.number, run.record, run.chain)))
+        self._workers.begin(run)
+        try:
+            self._submit(tuple(_sqes(run.number, run.record, run.chain)))
+        except OSError:
+            self._workers.end(run)
+            raise
         self.drain()
 
     def _submit(self, sqes: Sequence[Sqe]) -> None:
@@ -135,6 +142,9 @@ class Uring:
             if user_data == _TICKER:
                 ticked = True
                 continue
+            if user_data in QUESTIONS:
+                self._workers.answered(result)
+                continue
             if flags & _NOTIF:
                 self._host.loans.take_back(user_data, result)
                 continue
@@ -148,6 +158,7 @@ class Uring:
                 self._host.loans.lend(user_data, run.record.loan, step)
             run.complete(user_data & _INDEX_MASK, result)
             if run.ended:
+                self._workers.end(run)
                 self._host.retire(run)
         if ticked:
             # Last: it drains too, and what it found must not overtake what is older.
@@ -159,10 +170,20 @@ class Uring:
             fds = run.record.numbers() if run.stopping else run.record.waits()
             self._submit([prep_cancel_fd(fd, _NOBODY) for fd in fds])
             self.drain()
+        if run.stopping and not run.ended:
+            run.asked += 1
+            # Not each time: it may have begun, and end when its disk answers.
+            if run.asked in (1, 2) or run.asked % OFTEN == 0:
+                self._workers.take_out(run)
+                self.drain()
 
     def tick_later(self) -> None:
         """Submit the timeout that is the tick."""
         self._submit((prep_timeout(_TICK, _TICKER),))
+
+    def at_tick(self) -> None:
+        """Look whether there are workers."""
+        self._workers.at_tick()
 
     def end_all(self, deadline: float) -> None:
         """Have the kernel cancel everything, and wait for it in the kernel."""
@@ -203,7 +224,7 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
                 # So that nobody waits for the disk but a worker: the send itself looks its
                 # pages up in the loop's thread, and would read there what is not cached.
                 # (It tells its result: with CQE_SKIP_SUCCESS, and failed, it silences the rest.)
-                yield prep_populate(step.address, step.length, _NOBODY, _LINK)
+                yield prep_populate(step.address, step.length, BESIDE | user_data, _LINK)
             prepare = prep_send_zc if step.lent else prep_send
             yield prepare(target, step.address, step.length, user_data, link)
         elif isinstance(step, ReadFixed):

@@ -128,6 +128,12 @@ async def _lend(
             raise
         transfer.advance(sends, [-errno.EOPNOTSUPP])
         return
+    if not reactor.has_workers and any(step.cold for step in chain):
+        # Nobody of the ring's could: then a thread of our own waits for the disk.
+        await in_thread(parts.read_through, sends)
+        record.check_open()
+        parts.check_lengths(sends)
+        chain = [step._replace(cold=False) for step in chain]
     results, cancelled = await reactor.run(record, chain)
     transfer.advance(sends, results)
     if cancelled is not None:
@@ -150,6 +156,13 @@ async def _lend_direct(
     """Send from registered buffers; where others have them all, one piece by the page cache."""
     loan = record.loan
     assert loan is not None
+    if not reactor.has_workers:
+        # What begins such a read, and waits for it where that is needed, is a thread of the ring's.
+        if transfer.may_copy:
+            parts.close_direct()
+        else:
+            transfer.error = errno.EOPNOTSUPP
+        return
     loan.take_slots(IN_HAND)
     if loan.slots:
         await _run_direct(reactor, record, transfer, parts, sends, loan)

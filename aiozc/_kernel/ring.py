@@ -136,6 +136,14 @@ def prep_populate(address: int, length: int, user_data: int, flags: int = 0) -> 
     return (abi.Op.MADVISE, flags, 0, -1, 0, address, length, advice, user_data, 0, 0, 0, 0, 0)
 
 
+def prep_cancel(number: int) -> Sqe:
+    """Return an SQE that cancels what has that `user_data`; its own is 0.
+
+    What is queued for a worker is found by nothing else: it has no file yet (seen on 6.18).
+    """
+    return (abi.Op.ASYNC_CANCEL, 0, 0, -1, 0, number, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
 def prep_cancel_fd(fd: int, user_data: int) -> Sqe:
     """Return an SQE that cancels whatever is under way on `fd` (Linux 5.19)."""
     match = abi.CancelFlag.FD | abi.CancelFlag.ALL
@@ -212,10 +220,15 @@ class Ring:
         self._peeked = (ctypes.c_void_p * cq_entries)()
 
     def _bound_workers(self, max_workers: int) -> None:
-        bounds = (ctypes.c_uint * 2)(max_workers, max_workers)
-        result = self._lib.register_iowq_max_workers(self._by_reference, bounds)
+        result = self.bound_workers(max_workers)
         if result < 0:
             raise refusal(-result, f"bounding the ring's workers to {max_workers}")
+
+    def bound_workers(self, max_workers: int) -> int:
+        """Have another bound; return 0 or a negative errno (K15)."""
+        bounds = (ctypes.c_uint * 2)(max_workers, max_workers)
+        result: int = self._lib.register_iowq_max_workers(self._by_reference, bounds)
+        return result
 
     def _check_entering(self) -> None:
         """Have the kernel do nothing once: a filter may refuse io_uring_enter alone."""
