@@ -585,6 +585,9 @@ def check_nothing_left(before: Holdings) -> None:
     for thread in threading.enumerate():
         if thread.name == "AnyIO worker thread":
             thread.join(10)  # its loop has told it to end
+    # One that has told a loop of its result has a few lines to go yet.
+    given_up = time.monotonic() + 10
+    wait_until(lambda: are_threads_at_rest() or time.monotonic() > given_up)
     nothing = before.since(before)
     left = holdings(quick=before.quick).since(before)
     if left != nothing:
@@ -610,7 +613,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 async def threads_at_rest() -> None:
     """Wait until none of aiozc's threads is at work any more."""
-    await until(lambda: "aiozc thread at work" not in [t.name for t in threading.enumerate()])
+    await until(are_threads_at_rest)
+
+
+def are_threads_at_rest() -> bool:
+    """Say whether none of aiozc's threads is at work."""
+    return "aiozc thread at work" not in [thread.name for thread in threading.enumerate()]
 
 
 def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:

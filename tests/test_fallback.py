@@ -29,6 +29,7 @@ from .support import (
     pattern,
     turns,
 )
+from .ways import Ends
 
 pytestmark = pytest.mark.anyio
 
@@ -306,6 +307,36 @@ def sys_file(request: pytest.FixtureRequest) -> Iterator[BinaryIO]:
     """Open a file that says it has more than it has."""
     with open(request.param, "rb") as file:
         yield file
+
+
+async def test_the_statistics_count_what_the_kernel_did_not_do(
+    connect: Connect, make_file: MakeFile, ends: Ends
+) -> None:
+    """The first of them too, before the loop has a reactor."""
+    sock, receiver = connect()
+    memory, file = io.BytesIO(CONTENT), make_file(CONTENT, again=True)
+    assert await aiozc.loop_sendfile(sock, memory) == len(CONTENT)
+    reactor = aiozc.get_reactor()
+    assert reactor.statistics().fallbacks == 1
+    assert await aiozc.loop_sendfile(sock, file) == len(CONTENT)
+    assert reactor.statistics().fallbacks == 1
+    source = ends.source("tcp", CONTENT).end
+    assert await aiozc.loop_recvfile(source, io.BytesIO()) == len(CONTENT)
+    assert reactor.statistics().fallbacks == 2
+    await aiozc.sendfile_zc(sock, memory)
+    assert reactor.statistics().fallbacks == 3
+    async with await aiozc.sendfile_zc(sock, file) as send:
+        sock.close()
+        assert_same(await receiver.wait_end(), CONTENT * 4)
+    assert reactor.statistics().fallbacks == (3 if reactor.lends else 4)
+    assert send.copied is not None
+    with pytest.raises(asyncio.SendfileNotAvailableError):
+        await aiozc.loop_sendfile(connect()[0], memory, fallback=False)
+    tls = Tls()
+    assert await aiozc.loop_sendfile(tls.sock, file, 0, 10) == 10
+    tls.end()
+    statistics = reactor.statistics()
+    assert (statistics.fallbacks, statistics.transfers) == ((4, 2) if reactor.lends else (5, 2))
 
 
 async def test_a_file_that_says_it_has_more_than_it_has_arrives(

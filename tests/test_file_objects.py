@@ -303,11 +303,14 @@ async def test_what_is_no_file_is_refused_before_the_first_byte(
         "object": object(),
         "class": io.BytesIO,
         "opening": opening,
+        "coroutine": None,
     }
     for name, file in wrong.items():
         for function, move in MOVES.items():
             if "splice" in function and name in ("int", "socket"):
                 continue  # they are what it takes
+            if name == "coroutine":
+                file = anyio.open_file(path)
             if name == "StreamReader" or "sendfile_zc" in function:
                 words: tuple[str, ...] = ()
             else:

@@ -79,6 +79,8 @@ def _beneath(file: Any) -> Any:
 def _check_not_async(file: Any) -> None:
     if isinstance(file, type):
         raise TypeError(f"{shown(file)} is a class: an object of it is wanted")
+    if refuse_to_await(file):
+        raise TypeError(f"{shown(file)} is to be awaited: what it gives then is wanted")
     are_async = any(inspect.iscoroutinefunction(getattr(file, name, None)) for name in _METHODS)
     if not are_async and not isinstance(file, io.IOBase) and hasattr(file, "tell"):
         # What only returns a coroutine tells so when it is called.

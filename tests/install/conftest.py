@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import io
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.support import MIB, FarEnd, Peer, socket_pair
+from tests.support import MIB, FarEnd, Peer, are_threads_at_rest, socket_pair, until, wait_until
 
 T = TypeVar("T")
 
@@ -169,7 +170,9 @@ def close_beneath(loop: Any, connect: Callable[[Any], Coroutine[Any, Any, Any]])
     async def start() -> Any:
         transport = await connect(loop)
         task = loop.create_task(loop.sendfile(transport, io.BytesIO(bytes(24 * MIB))))
-        await asyncio.sleep(0.05)
+        room = select.poll()
+        room.register(transport.get_extra_info("socket"), select.POLLOUT)
+        await until(lambda: not room.poll(0) and are_threads_at_rest())
         assert not task.done()
         return task
 
@@ -178,6 +181,8 @@ def close_beneath(loop: Any, connect: Callable[[Any], Coroutine[Any, Any, Any]])
     task._log_destroy_pending = False
     task.get_coro().close()
     del task
+    # What it was about to read on a machine that is busy holds it.
+    wait_until(are_threads_at_rest)
     gc.collect()  # the transports that nobody has closed
 
 

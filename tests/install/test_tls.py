@@ -6,9 +6,11 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiofiles
 import pytest
 import uvloop
 
+import aiozc
 from tests.conftest import MakeFile
 from tests.support import CERTIFICATE, KIB, MIB, assert_same, outcome_of, pattern, turns, until
 
@@ -91,6 +93,25 @@ async def test_a_file_arrives_between_what_is_written_before_and_after(
     sides.assert_as_before()
     sides.transport.write(AFTER)
     assert_same(await sides.finish(), PREFIX, chosen, AFTER)
+
+
+async def test_an_async_file_arrives_and_what_is_no_file_is_refused(
+    loop: Any, sides: Sides, make_file: MakeFile
+) -> None:
+    path = make_file(CONTENT).name
+    for wrong in (path, None, sides.transport, asyncio.StreamReader()):
+        with pytest.raises(TypeError) as caught:
+            await loop.sendfile(sides.transport, wrong)
+        error: Any = caught.value
+        assert (error.transferred, error.lost) == (0, 0)
+        assert "attribute" not in str(error)
+    sides.assert_as_before()
+    before = aiozc.get_reactor().statistics().fallbacks
+    async with aiofiles.open(path, "rb") as file:
+        assert await loop.sendfile(sides.transport, file, 5, MIB) == MIB
+        assert await file.tell() == 5 + MIB
+    assert aiozc.get_reactor().statistics().fallbacks == before + 1
+    assert_same(await sides.finish(), CONTENT[5 : 5 + MIB])
 
 
 async def test_it_is_refused_without_a_fallback(
