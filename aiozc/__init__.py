@@ -8,6 +8,7 @@ from aiozc._errors import RingUnavailableError
 from aiozc._version import __version__
 
 if TYPE_CHECKING or sys.platform == "linux":
+    from aiozc import lowlevel
     from aiozc._api.relay import relay
     from aiozc._api.sendfile import loop_sendfile
     from aiozc._api.splice import loop_recvfile, splice_pipe
@@ -25,6 +26,7 @@ else:
         install,
         loop_recvfile,
         loop_sendfile,
+        lowlevel,
         new_event_loop,
         probe,
         relay,
@@ -48,6 +50,7 @@ __all__ = [
     "install",
     "loop_recvfile",
     "loop_sendfile",
+    "lowlevel",
     "new_event_loop",
     "probe",
     "relay",

@@ -77,6 +77,15 @@ async def sendfile_zc(
     _refuse("sendfile_zc", "aiozc.loop_sendfile, and a file that nobody overwrites meanwhile")
 
 
+class lowlevel:  # noqa: N801 - it stands for a module
+    """What `aiozc.lowlevel` has."""
+
+    @staticmethod
+    def exclusive(transport: Any) -> NoReturn:  # noqa: ARG004 - as on Linux
+        """Raise NotImplementedError."""
+        _refuse("lowlevel.exclusive", "loop.sendfile(transport, file)")
+
+
 class ZeroCopySend:
     """What `sendfile_zc` returns: there is none here."""
 

@@ -11,7 +11,6 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-import aiozc.lowlevel
 
 from .conftest import SENDS, Connect, MakeFile, Send
 from .support import (

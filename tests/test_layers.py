@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
         "_api",
         "_install",
         "_elsewhere",
+        "lowlevel",
     },
     "__main__": set(aiozc.__all__),
 }

@@ -181,6 +181,12 @@ async def test_the_pipe_of_a_transport_is_refused_and_its_other_end_is_not(
             with pytest.raises(RuntimeError, match=r"is used by transport .*os\.pipe"):
                 await splice(end, reads=reading)
         assert file.tell() == 0
+        beside, beyond = socket_pair(socket.AF_UNIX)
+        with beside, beyond:
+            beyond.send(SMALL)
+            by_memory = aiozc.loop_sendfile if reading else aiozc.loop_recvfile
+            with pytest.raises(RuntimeError, match="is used by transport"):
+                await by_memory(beside, near)
         if reading:
             assert await splice(far, reads=False) == len(SMALL)
         else:

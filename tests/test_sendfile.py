@@ -16,7 +16,6 @@ from typing import IO, Any
 import pytest
 
 import aiozc
-import aiozc.lowlevel
 
 from .conftest import Connect, MakeFile, Send
 from .support import (

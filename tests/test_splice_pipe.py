@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-import aiozc.lowlevel
 
 from .conftest import LoopFactory
 from .full import FULL, in_full_place

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from typing import Any
+from weakref import ref
 
 from aiozc._api.arguments import (
     CANNOT,
@@ -89,8 +90,9 @@ async def loop_sendfile(
             # A device may give bytes as well, and the kernel cannot be asked to send it.
             if 0 < length <= AT_ONCE and (fallback or (status and stat.S_ISREG(status.st_mode))):
                 check_idle(sock)
-                if reactor.owners.transports and type(sock) is socket.socket:
-                    reactor.owners.check_known(sock)
+                owners = reactor.owners
+                if owners.used and type(sock) is socket.socket and ref(sock) not in owners.cleared:
+                    owners.clear(sock)
                 if not reactor.at_once.may_spend(loop, length):
                     await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
                 at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 from aiozc._engines.hosts import (
     in_thread,
     in_thread_that_may_be_left,
+    running_loop,
     shielded,
     sleep,
     take_thread,
     wait_ready,
 )
+from aiozc._engines.owners import owners_of
 from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
 from aiozc._errors import error_from, tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
@@ -139,6 +141,7 @@ class _Following:
         self._seekable = False
 
     async def __aenter__(self) -> bool:
+        owners_of(running_loop()).check_file(self._file)
         self._seekable = await seek_if_it_can(self._file, self._offset, self._progress.position)
         return self._seekable
 

@@ -23,12 +23,12 @@ import os
 import stat
 import weakref
 from asyncio.selector_events import BaseSelectorEventLoop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import MethodType
 from typing import Any
 
 from aiozc._engines.hosts import Loop
-from aiozc._engines.records import HasFileno, Role, check_free
+from aiozc._engines.records import HasFileno, Role, check_free, known
 
 Key = tuple[int, ...]
 """A device and an inode, and of a pipe which of its ends it is."""
@@ -54,9 +54,12 @@ class Owners:
     """The transports of one loop, and sockets that are known to be of none."""
 
     def __init__(self, loop: Loop) -> None:
-        self.transports: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
-        # Sockets (no numbers) that no transport uses: asking each time takes 1 us.
-        self._cleared: set[weakref.ref[HasFileno]] = set()
+        self._transports: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
+        # Two for who sends small files, and has no time: asking each time takes 1 us.
+        self.used: Mapping[Key, object] = self._transports.data  # type: ignore[attr-defined]
+        """What transports use or have used: nothing, in programs without any."""
+        self.cleared: set[weakref.ref[HasFileno]] = set()
+        """Socket objects (no numbers) that no transport uses."""
         self._cleared_keys: set[Key] = set()
         self._loop = weakref.ref(loop)
         table = _table_of(loop)
@@ -72,7 +75,7 @@ class Owners:
         """Take in that a transport uses a descriptor from now on."""
         with contextlib.suppress(OSError):
             key = _key_of(number)
-            self.transports[key] = transport
+            self._transports[key] = transport
             if key in self._cleared_keys:
                 self._forget_cleared()
 
@@ -85,29 +88,33 @@ class Owners:
                 f"File descriptor {number} is used by transport {transport!r}: {_advice(number)}"
             )
 
-    def check_known(self, sock: HasFileno) -> None:
-        """Check a socket object as `check` does, and remember that no transport uses it."""
-        if weakref.ref(sock) in self._cleared:
-            return
+    def check_file(self, file: Any) -> None:
+        """Check a file object, which may be around a pipe or a socket, or have no descriptor."""
+        with contextlib.suppress(AttributeError, OSError, ValueError, TypeError):
+            if not stat.S_ISREG(known(file.fileno()).mode):
+                self.check(file)
+
+    def clear(self, sock: HasFileno) -> None:
+        """Check a socket object, and remember that no transport uses it."""
         self.check(sock)
         if len(self._cleared_keys) >= _MOST_CLEARED:
             self._forget_cleared()
         with contextlib.suppress(OSError):
             self._cleared_keys.add(_key_of(sock.fileno()))
-            self._cleared.add(weakref.ref(sock, self._cleared.discard))
+            self.cleared.add(weakref.ref(sock, self.cleared.discard))
 
     def _user_of(self, number: int) -> Any:
         """Return the transport that has this socket or pipe end open, by any number, or None."""
         with contextlib.suppress(OSError):
-            if self.transports:
+            if self._transports:
                 key = _key_of(number)
-                transport = self.transports.get(key)
+                transport = self._transports.get(key)
                 if transport is not None and _uses(transport, key):
                     return transport
         return None
 
     def _forget_cleared(self) -> None:
-        self._cleared.clear()
+        self.cleared.clear()
         self._cleared_keys.clear()
 
 
