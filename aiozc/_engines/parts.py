@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.buffers import SIZE
 from aiozc._engines.loans import Loan
+from aiozc._engines.looks import Ask
 from aiozc._engines.records import HasFileno, Original
 from aiozc._errors import error_from
 from aiozc._kernel.memory import Export, Mapping, direct_alignment
@@ -273,8 +274,14 @@ class Parts(Original):
         for file in self._files():
             file.original.check_open()
 
-    def has_moved(self) -> bool:
-        """Return whether one of the files in use says that it is closed, or elsewhere."""
+    def ask(self) -> tuple[Ask, object]:
+        """Return what tells quickly whether one of the files in use was closed."""
+        if len(self.pieces) > 1:
+            return self._have_moved, False
+        part = self._open[0]
+        return part.original.ask() if isinstance(part, _FilePart) else (int, 0)
+
+    def _have_moved(self) -> bool:
         return any(file.original.has_moved() for file in self._files())
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import os
 from typing import Any, Protocol
 
 from aiozc._engines.loans import Loan
+from aiozc._engines.looks import Ask
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._engines.polls import Watch
 from aiozc._errors import error_from
@@ -101,6 +102,10 @@ class Original:
         except (OSError, ValueError):
             return True
 
+    def ask(self) -> tuple[Ask, object]:
+        """Return what is to be called for that, and what it returns while the object is open."""
+        return self._holder.fileno, self._number
+
     def is_open(self) -> bool:
         """Return whether the caller's object is still the same open file."""
         try:
@@ -149,12 +154,13 @@ class Original:
 class Stream(Original):
     """A socket or a pipe end: in the whole process one transfer reads it, and one writes it."""
 
-    __slots__ = ("_is_socket", "_roles")
+    __slots__ = ("_is_socket", "_is_unix", "_roles")
 
     def __init__(self, holder: HasFileno, *roles: Role, is_socket: bool = True) -> None:
         super().__init__(holder)
         self.remember()
         self._is_socket = is_socket
+        self._is_unix: bool | None = None
         self._roles = roles
         for role in roles:
             if _busy[role].setdefault(self.identity, self) is not self:
@@ -168,7 +174,9 @@ class Stream(Original):
         that waits for ever. Sending nothing does not wait. A TCP socket is writable then, and
         must not be asked: asking takes the error of a reset away from whoever reads next.
         """
-        if self._is_socket and is_unix(self.copy):
+        if self._is_unix is None:
+            self._is_unix = self._is_socket and is_unix(self.copy)
+        if self._is_unix:
             check_sendable(self.copy)
 
     def check_alive(self) -> None:
@@ -364,9 +372,9 @@ class Record:
         if self.pipe is not None:
             self._pipes.shrink(self.pipe)
 
-    def has_moved(self) -> bool:
-        """Return whether one of the two says that it was closed: a quick look."""
-        return self.source.has_moved() or self.target.has_moved()
+    def asks(self) -> tuple[tuple[Ask, object], tuple[Ask, object]]:
+        """Return of both what tells quickly whether it was closed."""
+        return self.target.ask(), self.source.ask()
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller has closed one of the two."""
