@@ -1,10 +1,14 @@
 """uvicorn's HTTP protocols with ASGI's two extensions for files, carried out by aiozc.
 
-    uvicorn --http aiozc.integrations.uvicorn:HttpToolsProtocol app:app
+    uvicorn --http aiozc.integrations.uvicorn:Auto app:app
 
 `http.response.pathsend` is offered on every connection, `http.response.zerocopysend` on those
-without TLS. Starlette's and FastAPI's `FileResponse` and `StaticFiles` use the first by
-themselves.
+without TLS; both to those alone whose messages arrive here (`_offers`), and to nobody where
+`AIOZC_PATHSEND=0` is set. Starlette's and FastAPI's `FileResponse` and `StaticFiles` use the first
+by themselves.
+
+`Auto` is `HttpToolsProtocol` where httptools is installed, otherwise `H11Protocol`. `use()` makes
+it uvicorn's default, for what runs uvicorn and lets nobody choose.
 
 Three things are uvicorn's own, as before: what is parsed, what is logged, and each byte that is
 no file's. What stands here comes between the application and the `send` of its request:
@@ -23,33 +27,41 @@ left.
 import asyncio
 import functools
 import io
+import logging
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import h11
-from uvicorn.protocols.http import h11_impl, httptools_impl
+import uvicorn
+import uvicorn.config
+from uvicorn.protocols.http import h11_impl
 
-from aiozc import loop_sendfile
-from aiozc._api.arguments import check_offset
+from aiozc import loop_sendfile, probe
+from aiozc._api.arguments import check_binary, check_offset, check_readable, plain_file, shown
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import TransportSocket, socket_beneath, wait_written
-from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left
+from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left, wait_ready
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._errors import tells_of_lost_connection
+from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
 Message = Any
 """An event of ASGI's: a dictionary."""
 
 START = "http.response.start"
-PATHSEND = "http.response.pathsend"
-ZEROCOPYSEND = "http.response.zerocopysend"
 _FILES = (PATHSEND, ZEROCOPYSEND)
+_PLAIN, _TLS = _FILES, (PATHSEND,)
+VARIABLE = "AIOZC_PATHSEND"
 
 SMALL = 16 * 1024
 """The most bytes that are read and written rather than sent by the kernel."""
 READ = 256 * 1024
 """Bytes of one read in a worker thread."""
+_LOOK = 60.0
+"""Seconds after which a stream that was silent is read again, in case it was missed."""
+
+_logger = logging.getLogger("uvicorn.error")
 
 
 async def _nothing() -> None:
@@ -171,10 +183,7 @@ class Response:
         try:
             fd, size = await open_regular(message["path"])
         except Exception:
-            if self.held is not None:
-                # Nothing has left: the application, or uvicorn, may answer otherwise.
-                self.held = self._start = None
-                self._mixed = False
+            self._forget_start()
             raise
         count = size if length is None else min(size, length)
         data = None
@@ -189,19 +198,22 @@ class Response:
             await self.flush()
             await cycle.send({"type": "http.response.body", "body": data})
             return
-        with io.BufferedReader(io.FileIO(fd)) as file:
+        raw: Any = io.FileIO(fd)
+        raw.name = message["path"]  # errors show it
+        with io.BufferedReader(raw) as file:
             await self._send_content(file, 0, count)
         await self._end(False)
 
     async def _send_object(self, message: Message) -> None:
-        file, offset, count = message["file"], message.get("offset"), message.get("count")
-        self._mixed = True
         if self._has_body():
-            if offset is None:
-                offset = file.tell()
-            check_offset(offset)
-            if count is not None and count < 0:
-                raise ValueError(f"count must be a non-negative integer (got {count!r})")
+            try:
+                file = _as_file(message["file"])
+                offset, count = _place(file, message.get("offset"), message.get("count"))
+            except Exception:
+                if not self._mixed:
+                    self._forget_start()
+                raise
+            self._mixed = True
             try:
                 rest = max(0, size_of_regular(file) - offset)
                 count = rest if count is None else min(count, rest)
@@ -209,7 +221,14 @@ class Response:
                 await self._read_content(file, offset, count)
             else:
                 await self._send_content(file, offset, count)
+        self._mixed = True
         await self._end(message.get("more_body", False))
+
+    def _forget_start(self) -> None:
+        """Let the application, or uvicorn, answer otherwise, if nothing has left."""
+        if self.held is not None:
+            self.held = self._start = None
+            self._mixed = False
 
     async def _end(self, more_body: bool) -> None:
         """End the response, as an empty last body message does, if nothing more is to come."""
@@ -292,13 +311,14 @@ class Response:
         cycle.transport = shut = _Shut(transport)
         done = 0
         try:
-            seekable = await in_thread(file.seekable)
+            seekable = _is_seekable(file)
             if seekable:
                 await in_thread(file.seek, offset)
-            read = in_thread if seekable else in_thread_that_may_be_left
             while count is None or done < count:
                 size = READ if count is None else min(READ, count - done)
-                data: Any = await read(file.read, size)
+                data: Any = await (
+                    in_thread(file.read, size) if seekable else _read_some(file, size)
+                )
                 await cycle.flow.drain()  # so that the next `send` waits for nothing
                 if not data or cycle.disconnected:
                     break
@@ -311,8 +331,66 @@ class Response:
         return done
 
 
+def _as_file(given: Any) -> Any:
+    """Return a file object for what a message has as its file: closing it is left to others."""
+    if isinstance(given, int):
+        return io.FileIO(given, closefd=False)
+    file = plain_file(given)
+    check_binary(file)
+    if not hasattr(file, "read") and hasattr(file, "fileno"):
+        return io.FileIO(file.fileno(), closefd=False)
+    check_readable(file, 0)
+    return file
+
+
+def _place(file: Any, offset: int | None, count: int | None) -> tuple[int, int | None]:
+    """Return where to begin, and how much to send. A file without places has 0 alone."""
+    seekable = _is_seekable(file)
+    if offset is None:
+        offset = file.tell() if seekable else 0
+    check_offset(offset)
+    if offset and not seekable:
+        raise ValueError(f"{shown(file)} cannot seek: its offset must be 0, not {offset}")
+    if count is not None and not isinstance(count, int):
+        raise TypeError(f"count must be a non-negative integer (got {count!r})")
+    if count is not None and count < 0:
+        raise ValueError(f"count must be a non-negative integer (got {count!r})")
+    return offset, count
+
+
+def _is_seekable(file: Any) -> bool:
+    return bool(file.seekable()) if hasattr(file, "seekable") else hasattr(file, "seek")
+
+
+async def _read_some(stream: Any, size: int) -> Any:
+    """Return what a stream has to give, once there is something; nothing at its end."""
+    read = getattr(stream, "read1", stream.read)
+    while True:
+        data = await in_thread_that_may_be_left(read, size)
+        if data:
+            return data
+        if data is not None:
+            raw = getattr(stream, "raw", None)
+            if not isinstance(raw, io.FileIO) or os.get_blocking(raw.fileno()):
+                return data
+            # `read1` says the same of an end and of nothing yet.
+            data = await in_thread_that_may_be_left(raw.read, size)
+            if data is not None:
+                return data
+        # It does not block, and has nothing yet. Others may wait for its number.
+        fd = os.dup(stream.fileno())
+        try:
+            await wait_ready(fd, _LOOK, writing=False)
+        finally:
+            os.close(fd)
+
+
 class SendsFiles:
     """What both protocols have in common."""
+
+    offers_files = os.environ.get(VARIABLE) != "0"
+    """Whether applications are offered the extensions; false in a subclass, or by AIOZC_PATHSEND=0,
+    files are sent as by uvicorn's own protocols."""
 
     transport: Any
     flow: Any
@@ -329,6 +407,7 @@ class SendsFiles:
         """See uvicorn's protocols."""
         parent: Any = super()
         parent.connection_made(transport)
+        _tell()
         self.running_loop = asyncio.get_running_loop()
         self.socket = socket_beneath(transport) if self.scheme == "http" else None
 
@@ -343,11 +422,14 @@ class SendsFiles:
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> Any:
         """Call the application with what is offered here, for one request."""
-        plain = self.socket is not None
-        scope["extensions"] = {PATHSEND: {}, ZEROCOPYSEND: {}} if plain else {PATHSEND: {}}
         response = Response(self, send.__self__)
+        send = response.send
+        if self.offers_files:
+            scope["extensions"] = offers = Offers(scope.get("extensions") or ())
+            offers.names = _TLS if self.socket is None else _PLAIN
+            offers.send, offers.application = send, self._application
         try:
-            return await self._application(scope, receive, response.send)
+            return await self._application(scope, receive, send)
         finally:
             if response.held is not None or response.leaving is not None:
                 await response.flush()
@@ -389,24 +471,6 @@ class SendsFiles:
         """Note that the response has no body, whatever its header says."""
 
 
-class HttpToolsProtocol(SendsFiles, httptools_impl.HttpToolsProtocol):
-    """uvicorn's protocol on httptools, with files."""
-
-    def frame(self, cycle: Any, count: int) -> tuple[bytes, bytes]:
-        """See SendsFiles."""
-        if cycle.chunked_encoding:
-            return b"%x\r\n" % count, b"\r\n"
-        if count > cycle.expected_content_length:
-            raise RuntimeError("Response content longer than Content-Length")
-        cycle.expected_content_length -= count
-        return b"", b""
-
-    def expect_nothing(self, cycle: Any) -> None:
-        """See SendsFiles."""
-        cycle.expected_content_length = 0
-        cycle.chunked_encoding = False
-
-
 class H11Protocol(SendsFiles, h11_impl.H11Protocol):
     """uvicorn's protocol on h11, with files."""
 
@@ -426,3 +490,70 @@ class _Placeholder:
 
     def __len__(self) -> int:
         return self._size
+
+
+try:
+    from uvicorn.protocols.http import httptools_impl
+except ImportError:
+    Auto: type[SendsFiles] = H11Protocol
+else:
+
+    class HttpToolsProtocol(SendsFiles, httptools_impl.HttpToolsProtocol):
+        """uvicorn's protocol on httptools, with files."""
+
+        def frame(self, cycle: Any, count: int) -> tuple[bytes, bytes]:
+            """See SendsFiles."""
+            if cycle.chunked_encoding:
+                return b"%x\r\n" % count, b"\r\n"
+            if count > cycle.expected_content_length:
+                raise RuntimeError("Response content longer than Content-Length")
+            cycle.expected_content_length -= count
+            return b"", b""
+
+        def expect_nothing(self, cycle: Any) -> None:
+            """See SendsFiles."""
+            cycle.expected_content_length = 0
+            cycle.chunked_encoding = False
+
+    Auto = HttpToolsProtocol
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name == "HttpToolsProtocol":
+        raise ImportError(
+            "HttpToolsProtocol needs httptools, which cannot be imported: pip install httptools, or"
+            " take H11Protocol, or Auto"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def use() -> None:
+    """Have uvicorn take `Auto` wherever nothing else is asked for.
+
+    For what runs uvicorn and has no option for its protocol, as `fastapi run`: called in the module
+    of the application, which that imports before. Servers that a program has configured already
+    stay as they are.
+    """
+    name = f"{__name__}:Auto"
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = name
+    # A process that it starts (--workers, --reload) imports the application later than that, and
+    # gets this.
+    defaults: Any = uvicorn.run.__kwdefaults__
+    if defaults and defaults.get("http") == "auto":
+        defaults["http"] = name
+
+
+@functools.cache
+def _tell() -> None:
+    """Say once how files are sent, and why."""
+    try:
+        found = probe()
+    except (OSError, ValueError) as error:
+        _logger.warning("aiozc: how files are sent cannot be told: %s", error)
+        return
+    level = logging.WARNING if found.refused or found.liburing_fault else logging.INFO
+    _logger.log(level, "aiozc: files are sent by %s: %s", found.backend, found.reason)
+
+
+if _logger.hasHandlers():  # uvicorn has set its logging up, and begins; else by a connection
+    _tell()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from aiofiles.threadpool.binary import AsyncFileIO
 
 import aiozc
 from aiozc._kernel.paths import CachedOpener
@@ -343,11 +345,12 @@ async def test_pathsend_stands_alone(serve: Serve, folder: Path) -> None:
 async def test_over_tls_files_arrive_and_zerocopysend_is_not_offered(
     serve: Serve, folder: Path
 ) -> None:
-    offers: list[set[str]] = []
+    offers: list[tuple[bool, bool]] = []
     send_path = paths(folder)
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
-        offers.append(set(scope["extensions"]))
+        extensions = scope["extensions"]
+        offers.append((PATHSEND in extensions, ZEROCOPYSEND in extensions))
         await send_path(scope, receive, send)
 
     for tls in (True, False):
@@ -355,9 +358,7 @@ async def test_over_tls_files_arrive_and_zerocopysend_is_not_offered(
         async with await served.connect() as client:
             for size in SIZES:
                 assert_same((await client.get(f"/{size}")).body, pattern(size))
-        assert [offers.pop() for _ in SIZES] == [
-            {PATHSEND} if tls else {PATHSEND, ZEROCOPYSEND} for _ in SIZES
-        ]
+        assert [offers.pop() for _ in SIZES] == [(True, not tls)] * len(SIZES)
     served = await serve(answering(start(1), zerocopysend(io.BytesIO(b"a"))), tls=True)
     async with await served.connect() as client:
         client.ask()
@@ -422,17 +423,140 @@ async def test_what_the_kernel_cannot_send_is_read(serve: Serve) -> None:
         assert_same((await client.get()).body, content[5:600_005], b"from the pipe")
 
 
-@pytest.mark.parametrize("place", [{"offset": -1}, {"count": -1}], ids=["offset", "count"])
-async def test_what_is_no_place_in_a_file_is_refused(
-    place: dict[str, int], serve: Serve, large: Path, errors: list[str]
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"offset": -1}, "offset must be a non-negative integer (got -1)"),
+        ({"offset": "1"}, "offset must be a non-negative integer (got '1')"),
+        ({"count": -1}, "count must be a non-negative integer (got -1)"),
+        ({"count": 1.0}, "count must be a non-negative integer (got 1.0)"),
+        ({"file": "/a/path"}, "'/a/path' cannot be read"),
+        ({"file": 1 << 20}, "Bad file descriptor"),
+        ({"file": io.StringIO("text")}, "binary mode"),
+    ],
+    ids=["offset", "no offset", "count", "no count", "path", "number", "text"],
+)
+async def test_what_is_no_file_or_no_place_in_one_is_refused_before_anything_leaves(
+    message: dict[str, Any], reason: str, serve: Serve, large: Path, errors: list[str]
 ) -> None:
     with large.open("rb") as file:
-        served = await serve(answering(start(), zerocopysend(file, False, **place)))
+        refused = {**zerocopysend(file), **message}
+        served = await serve(answering(start(), refused))
+        async with await served.connect() as client:
+            assert (await client.get()).status == 500
+        served = await serve(answering(start(), body(b"first", more_body=True), refused))
         async with await served.connect() as client:
             client.ask()
             await client.head()
-            assert await client.rest() == b""
-    assert "non-negative" in errors[0]
+            assert await client.rest() == b"5\r\nfirst\r\n"
+    assert [reason in error for error in errors] == [True, True]
+
+
+class HasNumber:
+    """Has a descriptor, and nothing else of a file."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        """Return it."""
+        return self.fd
+
+
+@pytest.mark.parametrize("kind", ["number", "fileno", "anyio", "aiofiles", "unbuffered"])
+async def test_whatever_has_a_descriptor_is_sent_from_its_position_on(
+    kind: str, serve: Serve, large: Path
+) -> None:
+    """It stays open: closing it is the application's."""
+    content = pattern(LARGE)
+    ends: list[tuple[bool, bool]] = []
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        with large.open("rb", buffering=0) as raw:
+            number = raw.fileno()
+            file: Any = {
+                "number": lambda: number,
+                "fileno": lambda: HasNumber(number),
+                "anyio": lambda: anyio.wrap_file(raw),
+                "aiofiles": lambda: AsyncFileIO(raw, loop=None, executor=None),  # type: ignore[no-untyped-call]
+                "unbuffered": lambda: raw,
+            }[kind]()
+            os.lseek(number, 1000, os.SEEK_SET)
+            await send(start(LARGE - 1000 + 20 + 5))
+            await send(zerocopysend(file, more_body=True, count=100_000))
+            await send(zerocopysend(file, more_body=True))
+            await send(zerocopysend(file, more_body=True, offset=7, count=20))
+            await send(body(b"quite"))
+            os.fstat(number)
+            ends.append((os.lseek(number, 0, os.SEEK_CUR) == 27, raw.closed))
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        for _ in range(2):
+            assert_same((await client.get()).body, content[1000:], content[7:27], b"quite")
+    assert ends == [(True, False)] * 2
+
+
+@pytest.mark.parametrize("kind", ["number", "file", "waiting number", "waiting file", "socket"])
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+async def test_a_stream_is_sent_until_its_end_as_it_comes(
+    framing: str, kind: str, serve: Serve
+) -> None:
+    """What comes is sent before more does; a stream that does not block is waited for."""
+    arrived = asyncio.Event()
+    parts = [b"one", b"two" * 100_000, b"three"]
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        if kind == "socket":
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            reading, writing = ours.detach(), theirs.detach()
+        else:
+            reading, writing = os.pipe()
+            os.set_blocking(reading, not kind.startswith("waiting"))
+        given: Any = reading if "number" in kind or kind == "socket" else open(reading, "rb")  # noqa: ASYNC230, SIM115
+        await send(start(sum(map(len, parts)) if framing == "content-length" else None))
+        sending = asyncio.ensure_future(send(zerocopysend(given)))
+        for part in parts:
+            arrived.clear()
+            await asyncio.to_thread(os.write, writing, part)
+            await arrived.wait()
+        os.close(writing)
+        await sending
+        if isinstance(given, int):
+            os.close(given)
+        else:
+            given.close()
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        client.ask()
+        await client.head()
+        for part in parts:
+            got = b""
+            while len(got) < len(part):
+                if framing == "chunked":
+                    size = int(await client.reader.readuntil(b"\r\n"), 16)
+                    got += await client.reader.readexactly(size)
+                    await client.reader.readexactly(2)
+                else:
+                    got += await client.reader.read(len(part) - len(got))
+            assert_same(got, part)
+            arrived.set()
+        if framing == "chunked":
+            assert await client.reader.readexactly(5) == b"0\r\n\r\n"
+
+
+async def test_a_place_in_what_has_none_is_refused(serve: Serve, errors: list[str]) -> None:
+    reading, writing = os.pipe()
+    try:
+        served = await serve(answering(start(), zerocopysend(reading, offset=1)))
+        async with await served.connect() as client:
+            assert (await client.get()).status == 500
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "its offset must be 0, not 1" in errors[0]
 
 
 async def test_more_than_the_content_length_is_refused_before_any_of_it(
@@ -555,7 +679,7 @@ async def test_a_file_that_is_cut_while_it_is_sent_ends_the_connection_and_is_lo
         assert len(rest) < 1 << 30
         assert not rest.endswith(b"0\r\n\r\n")
     assert len(errors) == 2
-    assert all("was cut" in error for error in errors)
+    assert all(f"{str(path)!r}" in error and "was cut" in error for error in errors)
 
 
 async def test_a_file_that_fails_as_connections_do_is_logged(
