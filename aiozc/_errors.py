@@ -47,6 +47,11 @@ def tell(error: BaseException, transferred: Any, lost: Any) -> None:
     error.lost = lost  # type: ignore[attr-defined]
 
 
+def lacks_descriptors(error: OSError) -> bool:
+    """Return whether it says that this process, or the system, may open no more."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 # What a socket answers whose peer is gone, beside the numbers that make a ConnectionError.
 _LOST = frozenset(
     {

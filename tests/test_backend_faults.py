@@ -3,12 +3,10 @@
 import asyncio
 import errno
 import os
-import resource
 import socket
 import threading
 import tty
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,76 +15,21 @@ from aiozc._engines import readiness
 from aiozc._engines.uring import Uring
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
 
-from .conftest import Connect, LoopFactory, MakeFile
+from .conftest import Connect, MakeFile
 from .support import (
     MIB,
     Child,
     FarEnd,
     assert_same,
     fill,
-    holdings,
-    outcome_of,
     pattern,
-    run_on,
     socket_pair,
     until,
-    write_out,
 )
 from .ways import Ends, content_of
 
 CONTENT = pattern(4 * MIB)
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # linux/socket.h
-
-
-def leave_descriptors(count: int) -> None:
-    """Let this process open no more than so many."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(holdings().descriptors) + 2, hard))
-    taken = []
-    while True:
-        try:
-            taken.append(os.dup(0))
-        except OSError:
-            break
-    for fd in taken[:count]:
-        os.close(fd)
-
-
-async def receive_all(sock: socket.socket) -> bytes:
-    """Receive to the end of the stream."""
-    received = b""
-    while chunk := await asyncio.get_running_loop().sock_recv(sock, MIB):
-        received += chunk
-    return received
-
-
-def test_a_worker_that_cannot_be_reached_ends_a_transfer_with_what_the_peer_has(
-    loop_factory: LoopFactory, tmp_path: Path
-) -> None:
-    """Half of the file is cached. For the other half no descriptor is left to hear of a thread."""
-    path = tmp_path / "file"
-    path.write_bytes(CONTENT)
-
-    async def main() -> None:
-        near, far = socket_pair()
-        with near, far, path.open("rb") as file:
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
-            write_out(file)
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            os.pread(file.fileno(), 2 * MIB, 0)
-            async with aiozc.Reactor(backend="readiness"):
-                leave_descriptors(4)  # two duplicates, and a pipe
-                task = asyncio.create_task(aiozc.loop_sendfile(near, file))
-                receiving = asyncio.create_task(receive_all(far))
-                outcome = await outcome_of(task)
-            near.close()
-            arrived = await receiving
-            assert isinstance(outcome, OSError)
-            assert outcome.errno == errno.EMFILE
-            assert len(arrived) == file.tell() <= 2 * MIB
-            assert_same(arrived, CONTENT[: len(arrived)])
-
-    Child(lambda: run_on(loop_factory, main())).wait()
 
 
 @pytest.mark.anyio

@@ -10,7 +10,7 @@ from aiozc._api.arguments import check_stream, socket_of, timeout_of
 from aiozc._api.transports import check_unowned
 from aiozc._engines import drive
 from aiozc._engines.hosts import arrive, run_all, uninterrupted
-from aiozc._engines.reactor import Reactor, get_reactor
+from aiozc._engines.reactor import Reactor, have_reactor
 from aiozc._engines.records import Role, Stream, identity, inlet
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.splice import Splicing
@@ -56,16 +56,17 @@ async def relay_behind(
     loop = await arrive((0, 0))
     a, b = socket_of(a), socket_of(b)
     with nothing_moved((0, 0)):
+        reactor = await have_reactor()
         for sock in (a, b):
             _check(sock)
             check_unowned(loop, sock)
-        reactor = get_reactor()
         first, second = _both(a, b)
     there, back = Splicing(None, swift=True), Splicing(None, swift=True)
     reactor.count(transfers=1)
     try:
-        first.duplicate()
-        second.duplicate()
+        first.hold()
+        second.hold()
+        await drive.own(first, second)
         await run_all(
             (
                 _one_way(reactor, there, to_b, first, second),

@@ -28,7 +28,7 @@ from aiozc._engines.at_once import AtOnce
 from aiozc._engines.hosts import Loop, arrive, plain_loop, uninterrupted
 from aiozc._engines.reactor import Reactor, count_fallback, get_reactor, latest_reactor
 from aiozc._engines.records import Original, check_idle, outlet, set_position
-from aiozc._errors import error_from, tell
+from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
 
@@ -149,7 +149,7 @@ async def _send_file(
         try:
             check_moved_by_kernel(sock, timeout)
             size = size_of_regular(file, status)
-            reactor = get_reactor()
+            reactor = _reactor_if_any()
         except asyncio.SendfileNotAvailableError:
             if not fallback:
                 raise
@@ -157,7 +157,8 @@ async def _send_file(
             length = max(0, size - offset if count is None else min(count, size - offset))
             if at_once is None:
                 check_idle(sock)
-                if 0 < length <= AT_ONCE and reactor.at_once.may_spend(loop, length):
+                small = reactor is not None and 0 < length <= AT_ONCE
+                if reactor is not None and small and reactor.at_once.may_spend(loop, length):
                     at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
             transfer = Sendfile(offset, length, at_once)
             await _send_by_kernel(reactor, transfer, sock, file, count)
@@ -176,10 +177,21 @@ async def _send_file(
     return await fallback_engine.send_file(sock, file, offset, count, position)
 
 
+def _reactor_if_any() -> Reactor | None:
+    """Return the reactor; None where there are no descriptors to make it of."""
+    try:
+        return get_reactor()
+    except OSError as error:
+        if not lacks_descriptors(error):
+            raise
+        return None
+
+
 async def _send_by_kernel(
-    reactor: Reactor, transfer: Sendfile, sock: Any, file: Any, count: int | None
+    reactor: Reactor | None, transfer: Sendfile, sock: Any, file: Any, count: int | None
 ) -> None:
-    reactor.count(transfers=1)
+    if reactor is not None:
+        reactor.count(transfers=1)
     try:
         if transfer.done:
             set_position(file, transfer.offset + transfer.position)
@@ -187,7 +199,8 @@ async def _send_by_kernel(
             source = Original(file, transfer.offset)
             await drive.send_file(reactor, transfer, source, outlet(sock), count)
     finally:
-        reactor.count(sent=transfer.position)
+        if reactor is not None:
+            reactor.count(sent=transfer.position)
 
 
 async def _wait_for_turn(

@@ -30,7 +30,7 @@ from aiozc._api.transports import check_unowned
 from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
-from aiozc._engines.reactor import count_fallback, get_reactor
+from aiozc._engines.reactor import count_fallback, have_reactor
 from aiozc._engines.records import Device, Original, Role, Stream, identity, inlet, known
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.sendfile import Sendfile
@@ -77,9 +77,9 @@ async def splice_pipe(
     loop = await arrive()
     check_count(count)
     with nothing_moved(0):
+        reactor = await have_reactor()
         given = _look_at(loop, src, src_offset, writing=False)
         wanted = _look_at(loop, dst, dst_offset, writing=True)
-        reactor = get_reactor()
         await _settle(given.holder)
         await _settle(wanted.holder)
         transfer = _choose(given, wanted, count)
@@ -159,7 +159,7 @@ async def loop_recvfile(
         check_moved_by_kernel(sock, timeout)
         with nothing_moved(0):
             _check_regular(file)
-        reactor = get_reactor()
+        reactor = await have_reactor()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise

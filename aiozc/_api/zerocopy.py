@@ -30,7 +30,7 @@ from aiozc._engines.buffers import Buffers
 from aiozc._engines.hosts import Loop, arrive, running_loop, uninterrupted
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Gather, Parts, is_small
-from aiozc._engines.reactor import Reactor, count_fallback, get_reactor
+from aiozc._engines.reactor import Reactor, count_fallback, have_reactor
 from aiozc._engines.records import Stream, outlet, set_position
 from aiozc._errors import error_from, tell
 from aiozc._transfers.zerocopy import CHUNK, REFUSED, ZeroCopy
@@ -170,7 +170,7 @@ async def sendfile_zc(
         sources = await _sources_of(loop, file)
         check_moved_by_kernel(sock, timeout)
         places = await _choose(loop, sources, offset, count)
-        reactor = get_reactor()
+        reactor = await have_reactor()
         lends = zerocopy.can_lend(reactor, sock)
         if not lends and not fallback:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} cannot be sent to without a copy")
@@ -217,7 +217,7 @@ async def _in_turns(loop: Loop, items: Iterable[T], do: Callable[[T], object]) -
     for number, item in enumerate(items, 1):
         do(item)
         if number % BATCH == 0:
-            at_once = get_reactor().at_once
+            at_once = (await have_reactor()).at_once
             if not at_once.may_spend(loop, BATCH * PART):
                 await at_once.wait_turn(loop, BATCH * PART)
 

@@ -1,57 +1,158 @@
 """A transfer's chains run by a reactor, one after the other, to the transfer's end."""
 
 import contextlib
-import errno
-import os
+import time
 from collections.abc import Iterator
 
+from aiozc._engines import bare
+from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import TICK
 from aiozc._engines.hosts import running_loop, shielded, sleep
-from aiozc._engines.reactor import Reactor
+from aiozc._engines.reactor import Reactor, get_reactor
 from aiozc._engines.records import Original, Record
+from aiozc._errors import lacks_descriptors
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import SendCached, Splice, Step, Transfer
 
 
 async def send_file(
-    reactor: Reactor, transfer: Sendfile, source: Original, target: Original, count: int | None
+    reactor: Reactor | None,
+    transfer: Sendfile,
+    source: Original,
+    target: Original,
+    count: int | None,
 ) -> None:
     """Run `transfer` to its end, and on where a file that has grown has more of `count`.
+
+    Where no descriptor can be had it goes on without (`bare.py`); `reactor` is None where there
+    could be none for that reason.
 
     Raises OSError where one of the two is closed meanwhile, and what the reactor raises; a
     step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
-    with _record(reactor, transfer, source, target) as record:
-        size, before = transfer.offset + transfer.length, -1
-        await _run(reactor, record, transfer)
-        while not transfer.error and transfer.position != count:
-            # Not the size alone: there are files that say they have more than they have, and
-            # some say more each time.
-            known, size = size, os.fstat(source.copy).st_size
-            if size <= known or transfer.position <= before:
+    growth = _Growth(transfer, source, count)
+    at_once = AtOnce() if reactor is None else reactor.at_once
+    with _held(source, target):
+        while True:
+            try:
+                reactor = reactor or get_reactor()
+                with _record(reactor, transfer, source, target) as record:
+                    await _run(reactor, record, transfer)
+                    while growth.is_there():
+                        await _run(reactor, record, transfer)
                 return
-            before = transfer.position
-            there = size - transfer.offset
-            transfer.extend(there if count is None else min(there, count))
-            await _run(reactor, record, transfer)
+            except OSError as error:
+                if not lacks_descriptors(error):
+                    raise
+            if await _send_bare(at_once, transfer, source, target, growth):
+                return
+
+
+async def _send_bare(
+    at_once: AtOnce, transfer: Sendfile, source: Original, target: Original, growth: "_Growth"
+) -> bool:
+    """Go on for a while without descriptors; return whether it is at its end."""
+    source.let_go()
+    target.let_go()
+    until = time.monotonic() + TICK
+    try:
+        while time.monotonic() < until:
+            if transfer.done and not growth.is_there():
+                return True
+            await bare.send_some(at_once, transfer, source, target)
+    finally:
+        source.follow(transfer.position)
+    return False
+
+
+class _Growth:
+    """Whether a file that was sent has more by now."""
+
+    def __init__(self, transfer: Sendfile, source: Original, count: int | None) -> None:
+        self._transfer = transfer
+        self._source = source
+        self._count = count
+        self._size = transfer.offset + transfer.length
+        self._before = -1
+
+    def is_there(self) -> bool:
+        """Have the transfer go on if its file has grown, as far as it is to be sent."""
+        transfer, count = self._transfer, self._count
+        if transfer.error or transfer.position == count:
+            return False
+        # Not the size alone: there are files that say they have more than they have, and
+        # some say more each time.
+        known, self._size = self._size, self._source.size()
+        if self._size <= known or transfer.position <= self._before:
+            return False
+        self._before = transfer.position
+        there = self._size - transfer.offset
+        transfer.extend(there if count is None else min(there, count))
+        return True
 
 
 async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> None:
     """Run `transfer` to its end, as `send_file` does.
 
-    Where it ends early, what had left a stream is given to the target if that can take it;
-    `transfer.lost` says how much could not be given.
+    Where no descriptor can be had it waits for some, and holds none meanwhile. Where it ends
+    early, what had left a stream is given to the target if that can take it; `transfer.lost`
+    says how much could not be given.
     """
-    with _record(reactor, transfer, source, target) as record:
+    with _held(source, target):
+        while True:
+            try:
+                with _record(reactor, transfer, source, target) as record:
+                    await _run_or_save(reactor, record, transfer)
+                return
+            except OSError as error:
+                if not lacks_descriptors(error) or transfer.in_pipe:
+                    raise
+            source.let_go()
+            target.let_go()
+            await sleep(TICK)
+            source.check_open()
+            target.check_open()
+
+
+async def own(*ends: Original) -> None:
+    """Have numbers of their own for all of these, once there are descriptors for all of them."""
+    while True:
         try:
-            await _run(reactor, record, transfer)
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            with shielded(error):
-                await _save(reactor, record, transfer)
-            raise
+            for end in ends:
+                end.own()
+            return
+        except OSError as error:
+            if not lacks_descriptors(error):
+                raise
+        for end in ends:
+            end.let_go()
+        await sleep(TICK)
+        for end in ends:
+            end.check_open()
+
+
+async def _run_or_save(reactor: Reactor, record: Record, transfer: Transfer) -> None:
+    try:
+        await _run(reactor, record, transfer)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        with shielded(error):
+            await _save(reactor, record, transfer)
+        raise
+
+
+@contextlib.contextmanager
+def _held(source: Original, target: Original) -> Iterator[None]:
+    """Keep both, with their roles, from one record to the next."""
+    source.hold()
+    target.hold()
+    try:
+        yield
+    finally:
+        target.close()
+        source.close()
 
 
 @contextlib.contextmanager
@@ -89,14 +190,7 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
             await reactor.at_once.wait_turn(loop, at_once)
-        try:
-            pipe_size = _pipe_for(transfer, record)
-        except OSError as error:
-            # A relay lives through a moment without descriptors, as one with buffers would.
-            if not at_once or error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            await sleep(TICK)
-            continue
+        pipe_size = _pipe_for(transfer, record)
         chain = transfer.next_chain(pipe_size, reactor.longest_chain)
         if record.fault is not None:
             raise record.fault

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from aiozc._engines import bare
+from aiozc._engines.drive import own
 from aiozc._engines.hosts import (
     in_thread,
     in_thread_that_may_be_left,
@@ -33,7 +35,7 @@ from aiozc._engines.hosts import (
 )
 from aiozc._engines.owners import owners_of
 from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
-from aiozc._errors import error_from, tell
+from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._transfers.steps import LONGEST_PAUSE, Tries
 
@@ -65,7 +67,14 @@ async def send_file(
     memory = _memory()
     target = outlet(sock)
     with _telling(progress), contextlib.closing(target):
-        target.duplicate()
+        target.hold()
+        try:
+            target.own()
+        except OSError as error:
+            # The stdlib needs none.
+            if not lacks_descriptors(error):
+                raise
+            target.let_go()
         async with _Following(file, offset, progress) as seekable:
             read = in_thread if seekable else in_thread_that_may_be_left
             while count is None or progress.position < count:
@@ -96,9 +105,10 @@ async def receive_file(
     with _telling(progress), contextlib.ExitStack() as stack:
         target = stack.enter_context(contextlib.closing(Original(file))) if plain else None
         source = stack.enter_context(contextlib.closing(inlet(sock)))
-        source.duplicate()
-        if target is not None:
-            target.duplicate()
+        ends = [source] if target is None else [source, target]
+        for end in ends:
+            end.hold()
+        await own(*ends)
         async with _Following(file, offset, progress):
             while count is None or progress.position < count:
                 rest = READ if count is None else count - progress.position
@@ -295,12 +305,20 @@ async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress:
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
         target.check_open()
+        fd = sock.fileno() if target.copy < 0 else target.copy
         try:
-            sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(target.copy, data)
+            sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(fd, data)
         except ssl.SSLWantReadError:
-            await wait_ready(target.copy, TICK, writing=False)
+            await _wait(target, writing=False)
         except (BlockingIOError, ssl.SSLWantWriteError):
-            await wait_ready(target.copy, TICK, writing=True)
+            await _wait(target, writing=True)
         else:
             progress.position += sent
             data = data[sent:]
+
+
+async def _wait(end: Stream, *, writing: bool) -> None:
+    if end.copy < 0:
+        await bare.wait_ready(end, writing=writing)
+    else:
+        await wait_ready(end.copy, TICK, writing=writing)

@@ -102,7 +102,7 @@ class _FilePart:
         if self.original.has_moved():
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
         try:
-            self.original.duplicate()
+            self.original.own()
         except BaseException:
             self.original.abandon()
             raise
@@ -265,9 +265,11 @@ class Parts(Original):
     def _files(self) -> list[_FilePart]:
         return [part for part in self._open.values() if isinstance(part, _FilePart)]
 
-    def duplicate(self) -> None:
-        """Have what the first part needs."""
-        self.take_up(0)
+    def hold(self) -> None:
+        """Be a record's: it has one alone."""
+
+    def own(self) -> None:
+        """Have nothing yet: what a part needs is waited for when it is its turn."""
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where one of the files in use was closed by the caller."""

@@ -102,9 +102,15 @@ class PipePool:
         pipe.shrink()
         self._count(pipe, -1)
 
+    def drop_idle(self) -> bool:
+        """Close the idle pipes, for whoever needs descriptors; return whether there were some."""
+        dropped, self._idle = self._idle, []
+        for pipe in dropped:
+            self._count(pipe, +1)
+            pipe.close()
+        return bool(dropped)
+
     def close(self) -> None:
         """Close the idle pipes, and keep none from now on; those lent are their records'."""
-        for pipe in self._idle:
-            pipe.close()
-        self._idle.clear()
+        self.drop_idle()
         self._kept = 0

@@ -44,7 +44,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.base import Backend, Counters, LendingRun, Run
+from aiozc._engines.base import TICK, Backend, Counters, LendingRun, Run
 from aiozc._engines.buffers import Buffers
 from aiozc._engines.choose import choose
 from aiozc._engines.hosts import Loop, running_loop, sleep
@@ -55,7 +55,7 @@ from aiozc._engines.pipes import PipePool
 from aiozc._engines.polls import Polls, Waits, only_waits
 from aiozc._engines.readiness import Readiness
 from aiozc._engines.records import Original, Record
-from aiozc._errors import error_from
+from aiozc._errors import error_from, lacks_descriptors
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice
 
 _logger = logging.getLogger("aiozc")
@@ -630,6 +630,17 @@ def get_reactor() -> Reactor:
         raise error_from(errno.ECANCELED, "the reactor is being closed")
     _slot.latest = known
     return known
+
+
+async def have_reactor() -> Reactor:
+    """Return what `get_reactor` does, once there are descriptors to make it of."""
+    while True:
+        try:
+            return get_reactor()
+        except OSError as error:
+            if not lacks_descriptors(error):
+                raise
+        await sleep(TICK)
 
 
 def count_fallback(loop: Loop, blocking: object = None) -> None:

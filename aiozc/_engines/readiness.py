@@ -401,11 +401,11 @@ class _Workers:
         self._leaving = 0
         self._done: deque[Course] = deque()
         self._event = -1
+        # At once: later, when a thread is needed, there may be no descriptor for it.
+        self._open()
 
     def submit(self, course: Course, finished: threading.Event) -> None:
         """Have a thread do what it can of a course. Where it raises, none will."""
-        if self._event < 0:
-            self._open()
         self._under_way += 1
         try:
             self.grow()

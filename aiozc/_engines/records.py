@@ -17,7 +17,7 @@ from aiozc._engines.loans import Loan
 from aiozc._engines.looks import Ask
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._engines.polls import Watch
-from aiozc._errors import error_from
+from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of, was_reset
 from aiozc._kernel.status import identity as identity
 from aiozc._kernel.status import is_same_open_file
@@ -69,13 +69,36 @@ class Original:
         """Keep what stands behind the number now, for who has no duplicate to compare it with."""
         self._identity = identity(self._number)
 
-    def duplicate(self) -> None:
-        """Have a number of our own, for one record more."""
+    def hold(self) -> None:
+        """Have one owner more, who closes it in the end."""
+        self._owners += 1
+
+    def own(self) -> None:
+        """Have a number of our own. Raises OSError (EMFILE, ENFILE) where there can be none."""
         if self.copy < 0:
             self.copy = self._another_number()
             if self._identity is not None and identity(self.copy) != self._identity:
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
-        self._owners += 1
+
+    def duplicate(self) -> None:
+        """Have a number of our own, for one owner more."""
+        self.hold()
+        self.own()
+
+    def let_go(self) -> None:
+        """Have no number of our own for a while, unless another owner needs it."""
+        if self._owners <= 1:
+            self._identity = self.identity
+            self.abandon()
+
+    def size(self) -> int:
+        """Return the file's size, which may be a question to a server (FUSE, NFS)."""
+        return os.fstat(self.number() if self.copy < 0 else self.copy).st_size
+
+    def number(self) -> int:
+        """Return the caller's number. Raises OSError (EBADF) where it is of something else now."""
+        self.check_open()
+        return self._holder.fileno()
 
     def _another_number(self) -> int:
         return os.dup(self._holder.fileno())
@@ -342,12 +365,22 @@ class Record:
         self.watches: dict[End, Watch] = {}
         self.source = source
         self.target = target
+        source.hold()
+        target.hold()
         try:
-            source.duplicate()
-            target.duplicate()
+            self._own()
         except BaseException:
             self.close()
             raise
+
+    def _own(self) -> None:
+        try:
+            self.source.own()
+            self.target.own()
+        except OSError as error:
+            if not lacks_descriptors(error) or not self._pipes.drop_idle():
+                raise
+            self._own()
 
     def take_pipe(self) -> int:
         """Have a pipe, lent now if need be; return its size in bytes."""

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from aiozc._engines.base import TICK
 from aiozc._engines.direct import IN_HAND, run_direct
+from aiozc._engines.drive import own
 from aiozc._engines.hosts import in_thread, running_loop, sleep, wait_ready
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import HasFileno, Record, Stream
-from aiozc._errors import error_from
+from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._transfers.steps import AwaitRoom, LoanStep, Pause, SendCopied, SendZero
 from aiozc._transfers.zerocopy import ZeroCopy
@@ -48,7 +49,12 @@ async def send(
     (ENODATA) or cannot be mapped, and what the reactor raises. When this returns or raises,
     nothing more reaches the socket; `loan` tells what the kernel still refers to.
     """
-    record = reactor.open(parts, target, loan)
+    target.hold()
+    try:
+        await own(target)
+        record = reactor.open(parts, target, loan)
+    finally:
+        target.close()
     try:
         while not transfer.done:
             await _run_next(reactor, record, transfer, parts)
@@ -70,7 +76,7 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
     chain = transfer.next_chain(reactor.longest_chain // 2)
     first = chain[0]
     if isinstance(first, SendCopied | SendZero):
-        chain = await _take_up(parts, chain)
+        chain = await _take_up(record, parts, chain)
         if parts.lacks_direct and not transfer.may_copy:
             transfer.error = errno.EOPNOTSUPP
             return
@@ -90,7 +96,7 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
             await _lend(reactor, record, transfer, parts, sends)
 
 
-async def _take_up(parts: Parts, chain: Sequence[LoanStep]) -> Sequence[LoanStep]:
+async def _take_up(record: Record, parts: Parts, chain: Sequence[LoanStep]) -> Sequence[LoanStep]:
     """Have what a chain's parts need; return as much of it as there are descriptors for.
 
     Where there are none it waits: those before may be somebody's who closes them soon.
@@ -102,11 +108,12 @@ async def _take_up(parts: Parts, chain: Sequence[LoanStep]) -> Sequence[LoanStep
                 parts.take_up(step.part)
                 break
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                if not lacks_descriptors(error):
                     raise
             if number:
                 return chain[:number]
             await sleep(TICK)
+            record.check_open()
     return chain
 
 

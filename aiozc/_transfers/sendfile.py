@@ -139,6 +139,12 @@ class Sendfile:
         self.length = length
         self.ended = False
 
+    def step_without_pipe(self) -> SendCached:
+        """Return the next step where there can be no pipe, whatever was in one before."""
+        self._taken = self.position
+        self._state = State.SENDING
+        return SendCached(self.offset + self.position, self._rest())
+
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (3 or more) at the most."""
         if self._state is State.WAITING:
