@@ -425,7 +425,8 @@ class SendsFiles:
         response = Response(self, send.__self__)
         send = response.send
         if self.offers_files:
-            scope["extensions"] = offers = Offers(scope.get("extensions") or ())
+            others = scope.get("extensions")
+            scope["extensions"] = offers = Offers(others) if others else Offers()
             offers.names = _TLS if self.socket is None else _PLAIN
             offers.send, offers.application = send, self._application
         try:
@@ -495,7 +496,7 @@ class _Placeholder:
 try:
     from uvicorn.protocols.http import httptools_impl
 except ImportError:
-    Auto: type[SendsFiles] = H11Protocol
+    _auto: type[SendsFiles] = H11Protocol
 else:
 
     class HttpToolsProtocol(SendsFiles, httptools_impl.HttpToolsProtocol):
@@ -515,10 +516,16 @@ else:
             cycle.expected_content_length = 0
             cycle.chunked_encoding = False
 
-    Auto = HttpToolsProtocol
+    _auto = HttpToolsProtocol
+
+Auto: type[SendsFiles]
+"""The one of both whose parser is there."""
 
 
-def __getattr__(name: str) -> NoReturn:
+def __getattr__(name: str) -> Any:
+    if name == "Auto":
+        _tell_if_heard()  # `use` was called, and its module imported, before there was a log
+        return _auto
     if name == "HttpToolsProtocol":
         raise ImportError(
             "HttpToolsProtocol needs httptools, which cannot be imported: pip install httptools, or"
@@ -555,5 +562,10 @@ def _tell() -> None:
     _logger.log(level, "aiozc: files are sent by %s: %s", found.backend, found.reason)
 
 
-if _logger.hasHandlers():  # uvicorn has set its logging up, and begins; else by a connection
-    _tell()
+def _tell_if_heard() -> None:
+    """Say it at once where uvicorn has set its logging up, and begins; else a connection does."""
+    if _logger.hasHandlers():
+        _tell()
+
+
+_tell_if_heard()

@@ -1,0 +1,163 @@
+"""The ways into uvicorn's protocols with files, and what is said of it at the start."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from aiozc.integrations import uvicorn as protocols
+from tests.support import case
+
+APP = """
+{first}
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    body = b"yes" if "http.response.pathsend" in scope.get("extensions", ()) else b"no"
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": body}})
+"""
+FASTAPI = """
+from fastapi import FastAPI
+from aiozc.integrations.uvicorn import use
+use()
+whole = FastAPI()
+"""
+TOLD = re.compile(r"aiozc: files are sent by (io_uring|readiness): \w+")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
+
+
+@contextlib.contextmanager
+def started(folder: Path, *command: str) -> Iterator[tuple[str, list[str]]]:
+    """Run a server; yield its address, once it says so, and the lines of its log."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "running on" in line or "Listening at" in line:
+                break
+        found = ADDRESS.search(lines[-1])
+        assert found, lines
+        yield found[0], lines
+    finally:
+        process.send_signal(signal.SIGTERM)
+        lines += process.stdout
+        process.stdout.close()
+        process.wait()
+
+
+def asked(address: str) -> bytes:
+    """Return what the application says: whether it was offered anything."""
+    with urlopen(address) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+WAYS = {
+    "uvicorn": ("uvicorn", "--http", "aiozc.integrations.uvicorn:Auto", "--port", "0", "m:app"),
+    "gunicorn": (
+        *("gunicorn", "-k", "aiozc.integrations.gunicorn.UvicornWorker"),
+        *("--bind", "127.0.0.1:0", "--no-control-socket", "m:app"),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_servers_that_are_told_which_protocol_say_so_at_the_start(way: str, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(APP.format(first=""))
+    with started(tmp_path, *WAYS[way]) as (address, lines):
+        assert asked(address) == b"yes"
+    assert sum(bool(TOLD.search(line)) for line in lines) == 1, lines
+
+
+def test_fastapis_own_command_runs_it_where_the_application_asks_for_it(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(APP.format(first=FASTAPI) + "whole.mount('/', app)\n")
+    command = ("fastapi", "run", "--host", "127.0.0.1", "--port", "0", "--app", "whole", "m.py")
+    with started(tmp_path, *command) as (address, lines):
+        before = list(lines)
+        assert asked(address) == b"yes"
+    assert sum(bool(TOLD.search(line)) for line in before) == 1, lines
+
+
+def ran(code: str, **variables: str) -> str:
+    """Run code in a process of its own; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def test_the_default_changes_for_processes_to_come_and_the_environment_switches_offers_off() -> (
+    None
+):
+    """`uvicorn.run` gives a process its arguments, and that imports the application last."""
+    code = """
+import inspect, uvicorn
+from aiozc.integrations.uvicorn import Auto, use
+use()
+print(inspect.signature(uvicorn.run).parameters["http"].default, Auto.offers_files)
+"""
+    assert ran(code, AIOZC_PATHSEND="0") == "aiozc.integrations.uvicorn:Auto False\n"
+    assert ran(code, AIOZC_PATHSEND="1") == "aiozc.integrations.uvicorn:Auto True\n"
+
+
+def test_each_protocol_is_there_without_the_others_parser() -> None:
+    code = """
+import sys
+sys.modules["httptools"] = None
+from aiozc.integrations.uvicorn import Auto, H11Protocol
+assert Auto is H11Protocol
+try:
+    from aiozc.integrations.uvicorn import HttpToolsProtocol
+except ImportError as error:
+    print(error)
+"""
+    printed = ran(code)
+    assert "HttpToolsProtocol needs httptools" in printed
+    assert "pip install httptools" in printed
+    assert protocols.Auto is protocols.HttpToolsProtocol
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = protocols.nothing
+
+
+def test_a_refusal_is_said_louder_than_a_choice(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {"backend": "readiness", "reason": "a filter refuses it"}
+    outcomes: list[tuple[Any, str]] = [
+        ({**refused, "refused": "a filter refuses it", "liburing_fault": ""}, "WARNING"),
+        ({**refused, "refused": "", "liburing_fault": "no library"}, "WARNING"),
+        ({"backend": "io_uring", "reason": "r", "refused": "", "liburing_fault": ""}, "INFO"),
+    ]
+    caplog.set_level("INFO", "uvicorn.error")
+    for facts, level in outcomes:
+        with case(facts=facts):
+            caplog.clear()
+            monkeypatch.setattr(protocols, "probe", lambda facts=facts: type("P", (), facts))
+            protocols._tell.__wrapped__()
+            [record] = caplog.records
+            assert record.levelname == level
+            assert facts["backend"] in record.getMessage()
+            assert facts["reason"] in record.getMessage()
