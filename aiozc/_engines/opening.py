@@ -25,9 +25,8 @@ async def open_regular(path: str) -> tuple[int, int]:
         OSError: what open(2) answers; EISDIR and EINVAL for what is no regular file.
         ValueError: a path with a null byte.
     """
-    fd = await _open(path)
+    fd, status = await _open(path)
     try:
-        status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
             raise error_from(number, f"{path!r} is no regular file")
@@ -37,19 +36,30 @@ async def open_regular(path: str) -> tuple[int, int]:
     return fd, status.st_size
 
 
-async def _open(path: str) -> int:
+async def _open(path: str) -> tuple[int, os.stat_result]:
     # Whatever speaks against the short way (a cold path, no such file, a kernel or a seccomp
     # filter without openat2) is told by the other in open(2)'s own words.
+    fd = -1
     with contextlib.suppress(OSError):
-        return _opener.open(os.fsencode(path))
-    opened: list[int] = []
+        fd = _opener.open(os.fsencode(path))
+    if fd >= 0:
+        return _with_status(fd)
+    opened: list[tuple[int, os.stat_result]] = []
     try:
-        await in_thread(lambda: opened.append(os.open(path, FLAGS)))
+        await in_thread(lambda: opened.append(_with_status(os.open(path, FLAGS))))
     except BaseException:
-        for fd in opened:
+        for fd, _ in opened:
             os.close(fd)
         raise
     return opened[0]
+
+
+def _with_status(fd: int) -> tuple[int, os.stat_result]:
+    try:
+        return fd, os.fstat(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def read_cached(fd: int, offset: int, size: int) -> bytearray | None:

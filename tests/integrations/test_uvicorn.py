@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,30 @@ async def test_what_is_not_cached_is_opened_and_read_elsewhere(
         assert_same((await client.get()).body, pattern(size))
     assert len(opened_by) == 1
     assert loops_thread not in opened_by
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_files_do_not_wait_for_the_applications_own_threads(
+    tls: bool, serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither over TLS nor where no path is opened at once (openat2 is refused, say)."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(CachedOpener, "open", refuse)
+    may_end = threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    busy = loop.run_in_executor(None, may_end.wait)
+    served = await serve(paths(folder), tls=tls)
+    async with await served.connect() as client:
+        for size in SIZES:
+            async with asyncio.timeout(30):
+                assert_same((await client.get(f"/{size}")).body, pattern(size))
+    assert not busy.done()
+    may_end.set()
+    await busy
 
 
 async def test_an_application_that_is_cancelled_while_a_file_is_opened_leaves_none_open(
