@@ -91,8 +91,12 @@ async def loop_sendfile(
             if 0 < length <= AT_ONCE and (fallback or (status and stat.S_ISREG(status.st_mode))):
                 check_idle(sock)
                 owners = reactor.owners
-                if owners.used and type(sock) is socket.socket and ref(sock) not in owners.cleared:
-                    owners.clear(sock)
+                if (
+                    owners.used
+                    and type(sock) is socket.socket
+                    and (owners.new or ref(sock) not in owners.cleared)
+                ):
+                    owners.remember(sock)
                 if not reactor.at_once.may_spend(loop, length):
                     await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
                 at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)

@@ -7,8 +7,7 @@ transport is made of it.
 
 asyncio's selector loop and uvloop have a table of their transports by number. uvloop's is not to be
 seen from Python, but among what the loop refers to (`gc.get_referents`) it is the only one of its
-kind. A number that was duplicated stands in no table: so the table is made to tell of each new
-transport, and these are known by inode.
+kind. A number that was duplicated stands in no table: so the table is made to know inodes too.
 
 asyncio has its transports of pipes in no table. They are known by number, as long as the loop waits
 for them.
@@ -50,34 +49,37 @@ _MAKERS: dict[str, tuple[str, bool, tuple[Role, ...]]] = {
 }
 
 
-class Owners:
-    """The transports of one loop, and sockets that are known to be of none."""
+class Owners(weakref.WeakValueDictionary[int, Any]):
+    """The transports of one loop by their numbers: its own table, made to look at what is put in.
 
-    def __init__(self, loop: Loop) -> None:
-        self._transports: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
-        # Two for who sends small files, and has no time: asking each time takes 1 us.
-        self.used: Mapping[Key, object] = self._transports.data  # type: ignore[attr-defined]
-        """What transports use or have used: nothing, in programs without any."""
-        self.cleared: set[weakref.ref[HasFileno]] = set()
-        """Socket objects (no numbers) that no transport uses."""
-        self._cleared_keys: set[Key] = set()
+    That happens for each connection: what it takes is put off until somebody asks.
+    """
+
+    used: Mapping[int, object]
+    """What transports use or have used: nothing, in programs without any."""
+    new: set[int]
+    """Numbers that were put in since somebody asked."""
+    cleared: set[weakref.ref[HasFileno]]
+    """Socket objects that no transport uses, and none of the new numbers is of them: for who sends
+    small files, and has no time (asking takes 1 us)."""
+    _cleared_keys: set[Key]
+    _keys: dict[int, Key]
+    _numbers: dict[Key, int]
+    _loop: weakref.ref[Loop]
+
+    def begin(self, loop: Loop) -> None:
+        """Be what is asked about the transports of a loop."""
+        self.used = self.data  # type: ignore[attr-defined]
+        self.new = set(self)
+        self.cleared = set()
+        self._cleared_keys = set()
+        self._keys = {}
+        self._numbers = {}
         self._loop = weakref.ref(loop)
-        table = _table_of(loop)
-        if table is not None:
-            known = list(table.items())
-            table.owners = self
-            table.__class__ = _Table
-            for number, transport in known:
-                self.note(number, transport)
-            guard(loop)
 
-    def note(self, number: int, transport: Any) -> None:
-        """Take in that a transport uses a descriptor from now on."""
-        with contextlib.suppress(OSError):
-            key = _key_of(number)
-            self._transports[key] = transport
-            if key in self._cleared_keys:
-                self._forget_cleared()
+    def __setitem__(self, number: int, transport: Any) -> None:
+        super().__setitem__(number, transport)
+        self.new.add(number)
 
     def check(self, stream: HasFileno) -> None:
         """Raise RuntimeError where a transport of the loop uses a socket, or a pipe end."""
@@ -94,7 +96,7 @@ class Owners:
             if not stat.S_ISREG(known(file.fileno()).mode):
                 self.check(file)
 
-    def clear(self, sock: HasFileno) -> None:
+    def remember(self, sock: HasFileno) -> None:
         """Check a socket object, and remember that no transport uses it."""
         self.check(sock)
         if len(self._cleared_keys) >= _MOST_CLEARED:
@@ -105,27 +107,33 @@ class Owners:
 
     def _user_of(self, number: int) -> Any:
         """Return the transport that has this socket or pipe end open, by any number, or None."""
+        if not self.used:
+            return None
+        self._look_at_new()
         with contextlib.suppress(OSError):
-            if self._transports:
-                key = _key_of(number)
-                transport = self._transports.get(key)
+            key = _key_of(number)
+            for one in (number, self._numbers.get(key, number)):
+                transport = self.get(one)
                 if transport is not None and _uses(transport, key):
                     return transport
         return None
 
+    def _look_at_new(self) -> None:
+        for number in self.new:
+            old = self._keys.pop(number, None)
+            if old is not None and self._numbers.get(old) == number:
+                del self._numbers[old]
+            with contextlib.suppress(OSError):
+                key = _key_of(number)
+                self._keys[number] = key
+                self._numbers[key] = number
+                if key in self._cleared_keys:
+                    self._forget_cleared()
+        self.new.clear()
+
     def _forget_cleared(self) -> None:
         self.cleared.clear()
         self._cleared_keys.clear()
-
-
-class _Table(weakref.WeakValueDictionary[int, Any]):
-    """A loop's own table of transports, which tells of each new one."""
-
-    owners: Owners
-
-    def __setitem__(self, number: int, transport: Any) -> None:
-        super().__setitem__(number, transport)
-        self.owners.note(number, transport)
 
 
 def _table_of(loop: Any) -> Any:
@@ -214,7 +222,7 @@ def guard(loop: Any) -> None:
         else:
             # A bound method, as far as anybody can see. One that holds the loop would keep it, when
             # it is closed, until the next collection of garbage.
-            make = _on_running_loop(getattr(type(loop), name))
+            make = _method_of(weakref.ref(loop), getattr(type(loop), name))
             methods[name] = MethodType(_refusing(make, *rule), weakref.proxy(loop))
         record[name] = methods[name], before
 
@@ -231,12 +239,12 @@ def unguard(loop: Any) -> bool:
     return record is not None
 
 
-def _on_running_loop(method: Create) -> Create:
-    """Return a method that does not ask which loop it is called on."""
+def _method_of(loop: "weakref.ref[Any]", method: Create) -> Create:
+    """Return a loop's method as it is, whatever it is called on."""
 
     @functools.wraps(method)
     def call(_: Any, *arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-        return method(asyncio.get_running_loop(), *arguments, **options)
+        return method(loop(), *arguments, **options)
 
     return call
 
@@ -265,7 +273,16 @@ _owners: "weakref.WeakKeyDictionary[Loop, Owners]" = weakref.WeakKeyDictionary()
 
 def owners_of(loop: Loop) -> Owners:
     """Return what is known of a loop's transports."""
-    known = _owners.get(loop)
-    if known is None:
-        known = _owners[loop] = Owners(loop)
-    return known
+    known_owners = _owners.get(loop)
+    if known_owners is not None:
+        return known_owners
+    table = _table_of(loop)
+    if table is None:
+        owners = Owners()
+    else:
+        owners = table
+        owners.__class__ = Owners
+        guard(loop)
+    owners.begin(loop)
+    _owners[loop] = owners
+    return owners
