@@ -1,6 +1,8 @@
 """Ends that make whoever touches them wait: a pipe that is locked, a terminal that is not read."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import socket
 import tty
@@ -14,9 +16,9 @@ import pytest
 import aiozc
 from aiozc._engines.pipes import LARGE
 
-from .conftest import Connect
+from .conftest import Connect, MakeFile
 from .holds import Hold, held, may_hold
-from .support import KIB, assert_same, outcome_of, pattern, socket_pair, until
+from .support import KIB, MIB, assert_same, outcome_of, pattern, socket_pair, until
 from .ways import Ends, Told
 
 pytestmark = pytest.mark.anyio
@@ -182,3 +184,43 @@ async def test_what_a_stalled_terminal_does_not_take_is_told_lost_and_does_not_s
         arrived = read_all(reader)
         assert_same(arrived, CONTENT[: len(arrived)])
         assert said == Told(len(arrived), len(CONTENT) - len(arrived))
+
+
+@pytest.mark.parametrize("backend", ["chosen", "readiness"])
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+async def test_a_terminals_master_that_blocks_is_waited_for_and_not_within_a_write(
+    backend: str, kind: str, make_file: MakeFile
+) -> None:
+    """Whoever waits within a write holds a worker, and can be cancelled by nobody."""
+    master, program = os.openpty()
+    tty.setraw(program)
+    os.set_blocking(program, False)
+    content = pattern(200 * KIB)
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, MIB)
+    with contextlib.ExitStack() as stack:
+        for fd in (master, program, reading):
+            stack.callback(os.close, fd)
+        with os.fdopen(writing, "wb", 0) as pipe:
+            pipe.write(content)
+        source = make_file(content) if kind == "file" else reading
+        async with aiozc.Reactor(backend="readiness" if backend == "readiness" else None):
+            moving = asyncio.create_task(aiozc.splice_pipe(source, master))
+            held = b""
+            while len(held) < 100 * KIB:
+                held += read_all(program)
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.25)  # it is full, and ticks have passed
+            moving.cancel()
+            outcome = await asyncio.wait_for(outcome_of(moving), 5)
+            assert isinstance(outcome, asyncio.CancelledError)
+            held += read_all(program)
+            assert_same(held, content[: outcome.transferred])  # type: ignore[attr-defined]
+            assert len(held) < len(content)
+            if kind == "pipe":
+                moving = asyncio.create_task(aiozc.splice_pipe(source, master))
+                while len(held) < len(content):
+                    held += read_all(program)
+                    await asyncio.sleep(0.001)
+                await moving
+                assert_same(held, content)

@@ -31,7 +31,16 @@ from aiozc._engines import drive
 from aiozc._engines import fallback as fallback_engine
 from aiozc._engines.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
 from aiozc._engines.reactor import count_fallback, have_reactor
-from aiozc._engines.records import Device, Original, Role, Stream, identity, inlet, known
+from aiozc._engines.records import (
+    Device,
+    Original,
+    Role,
+    Stream,
+    identity,
+    inlet,
+    known,
+    waits_in_writes,
+)
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.splice import Splicing
@@ -325,6 +334,7 @@ def _choose(given: _Given, wanted: _Given, count: int | None) -> Sendfile | Spli
         direct=_Kind.PIPE in kinds,
         socket=given.kind is _Kind.SOCKET,
         swift=kinds == {_Kind.SOCKET},
+        paced=wanted.kind is _Kind.OTHER and waits_in_writes(wanted.holder.fileno()),
     )
 
 

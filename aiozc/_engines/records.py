@@ -269,6 +269,12 @@ class Device(Stream):
         return identity(number) == self.identity if self._is_reopened else super()._is_same(number)
 
 
+def waits_in_writes(device: int) -> bool:
+    """Return whether a write waits in its midst: into the master of a terminal that blocks."""
+    master = os.fstat(device).st_rdev == _NUMBER_OF_PTMX
+    return master and os.isatty(device) and os.get_blocking(device)
+
+
 def outlet(sock: HasFileno) -> Stream:
     """Return a socket as a transfer's target. Raises RuntimeError where it is one already."""
     return Stream(sock, Role.WRITTEN)

@@ -34,6 +34,8 @@ The rules:
    says EAGAIN) is tried again, later and later; after MOST_TRIES in a row that the target took
    nothing of, the error that began the row ends the transfer. Waits that are interrupted are
    begun anew, and in the end now and then.
+11. What waits in the midst of a write (the master of a terminal that blocks) is written to in
+   steps of PACE, each behind a poll: it has room for so much then.
 
 States and what leads on:
 
@@ -76,6 +78,13 @@ FAST = 2
 """Rounds in a row of a source that is not slow, after which chains pay."""
 MOST_ROUNDS = 16
 """Rounds of one chain; what is planned and cut off costs the loop's thread 2 us a step."""
+PACE = 1 << 10
+"""The most bytes of one write into a terminal.
+
+One that blocks waits in the midst of a write for whoever reads it, whatever splice(2) is told.
+Where poll(2) says that there is room, there is for so many (drivers/tty: pty_write_room() is true
+while a buffer of TTY_BUFFER_PAGE bytes, 1792, may be had; a serial port has its 4 KiB but 256).
+"""
 DIRECT = 1 << 20
 """The most bytes of one direct step: what the largest pipe can hold."""
 
@@ -97,8 +106,8 @@ class Splicing:
     An offset is where a file is read or written; None says that the end is a stream. An end
     may be `direct`: a pipe, so that none is needed between. `socket` says that the source is
     one, `swift` that both ends are: they never wait for a disk, nor for who holds a pipe's
-    lock. `error` is the positive errno that ended the transfer, or 0, and `source_failed`
-    whose it was.
+    lock. `paced`: the target may wait in the midst of a write. `error` is the positive errno
+    that ended the transfer, or 0, and `source_failed` whose it was.
     """
 
     def __init__(
@@ -110,6 +119,7 @@ class Splicing:
         direct: bool = False,
         socket: bool = False,
         swift: bool = False,
+        paced: bool = False,
     ) -> None:
         self.count = count
         self.position = 0
@@ -125,6 +135,7 @@ class Splicing:
         self._interrupted = 0
         self._tries = Tries()
         self._swift = swift
+        self._paced = paced
         self._taken = 0
         self._ended = False
         self._source_error = 0
@@ -194,7 +205,7 @@ class Splicing:
         chain = [*left]
         taken = self._taken
         for _ in range(1 if self._patient else self._rounds):
-            if not self._may_read(taken) or len(chain) + 3 > most_steps:
+            if not self._may_read(taken) or len(chain) + 3 + self._paced > most_steps:
                 break
             planned = self._round(pipe_size or DIRECT, taken)
             taken += planned[-1].length  # type: ignore[union-attr]
@@ -203,7 +214,9 @@ class Splicing:
 
     def last_chain(self) -> Chain:
         """Return the chain that empties the pipe; nothing where it is empty."""
-        return (self._write(self.position, self.in_pipe),) if self.in_pipe else ()
+        if not self.in_pipe:
+            return ()
+        return *self._poll_for_write(), self._write(self.position, self.in_pipe)
 
     def _may_read(self, taken: int) -> bool:
         over = self._ended or self._source_error
@@ -226,13 +239,20 @@ class Splicing:
             size -= start % mmap.PAGESIZE
         if self.count is not None:
             size = min(size, self.count - taken)
+        if self._paced:
+            size = min(size, PACE)
         waits = [] if self._swift or self._patient else self._polls()
         if self._direct:
+            waits = waits or self._poll_for_write()
             end = None if self._target_offset is None else self._target_offset + taken
             return [*waits, Splice(End.SOURCE, End.TARGET, size, start, end)]
         in_any_case = self._source_offset is None
         read = Splice(End.SOURCE, End.PIPE, size, start, None, in_any_case)
-        return [*(waits if in_any_case else ()), read, self._write(taken, size)]
+        before = waits if in_any_case else ()
+        return [*before, read, *self._poll_for_write(), self._write(taken, size)]
+
+    def _poll_for_write(self) -> list[Step]:
+        return [PollOut()] if self._paced else []
 
     def _write(self, position: int, size: int) -> Splice:
         if self._target_offset is None:
@@ -341,7 +361,9 @@ class Splicing:
         if self._socket and not self.in_pipe and (self._at_mark or self._in_vain):
             return State.MARKED
         largest = max(reads, default=0)
-        self._patient = interrupted or (self._patient and largest < EAGER)
+        self._patient = interrupted or (
+            self._patient and largest < (PACE if self._paced else EAGER)
+        )
         if interrupted:
             return State.WAITING
         if self._state is State.FLOWING:
@@ -359,7 +381,9 @@ class Splicing:
         if self._swift and sum(read > 0 for read in reads) * 2 < len(reads):
             self._streak = 0
             return State.WAITING if dry else State.SWIFT
-        return State.WAITING if self._patient or (dry and self._can_wait) else State.FLOWING
+        waits = self._patient or (dry and self._can_wait)
+        # Between a file and a pipe that is empty there is nothing to wait for.
+        return State.WAITING if waits and self._polls() else State.FLOWING
 
     def _plan(self, chain: Chain, reads: Sequence[int]) -> None:
         """Plan as many rounds as were of use, or twice as many where all were."""

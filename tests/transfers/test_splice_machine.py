@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiozc._transfers.splice import EAGER, FAST, ROUND, Splicing, State
+from aiozc._transfers.splice import EAGER, FAST, PACE, ROUND, Splicing, State
 from aiozc._transfers.steps import (
     MOST_TRIES,
     Chain,
@@ -362,3 +362,25 @@ def test_polls_that_come_true_for_nothing_are_followed_by_a_pause() -> None:
     assert transfer.next_chain(0, 48) == (Pause(0),)
     transfer.advance([Pause(0)], [0])
     assert transfer.next_chain(0, 48) == [PollIn()]
+
+
+def test_what_waits_in_the_midst_of_a_write_is_written_to_in_small_steps_behind_polls() -> None:
+    """Interrupted too it does not wait where there is nothing to wait for: for a file."""
+    transfer = Splicing(3 * PACE, source_offset=0, paced=True)
+    assert transfer.next_chain(MIB, 48) == [
+        Splice(End.SOURCE, End.PIPE, PACE, 0),
+        PollOut(),
+        Splice(End.PIPE, End.TARGET, PACE),
+    ]
+    transfer.advance(transfer.next_chain(MIB, 48), [PACE, -errno.ECANCELED])
+    assert transfer.next_chain(MIB, 48) == [PollOut()]
+    transfer.advance([PollOut()], [0])
+    first, write, *rest = transfer.next_chain(MIB, 48)
+    assert (first, write) == (PollOut(), Splice(End.PIPE, End.TARGET, PACE))
+    assert len(rest) == 3
+    transfer.advance([first, write, *rest], [0, PACE, -errno.EINTR])
+    while not transfer.done:
+        chain = transfer.next_chain(MIB, 8)
+        assert 0 < len(chain) <= 8
+        transfer.advance(chain, [step.length if isinstance(step, Splice) else 0 for step in chain])
+    assert (transfer.position, transfer.error) == (3 * PACE, 0)
