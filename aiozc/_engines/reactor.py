@@ -610,7 +610,10 @@ os.register_at_fork(after_in_child=_forget_inherited)
 def latest_reactor(loop: Loop) -> Reactor | None:
     """Return the loop's reactor if it was the last that was asked for in this thread."""
     latest = _slot.latest
-    return latest if latest is not None and latest.serves(loop) else None
+    # As `serves` says: its call is half of what the slot of a thread costs, 37 ns.
+    if latest is not None and latest._loop() is loop and not latest._closing:
+        return latest
+    return None
 
 
 def get_reactor() -> Reactor:

@@ -43,6 +43,7 @@ from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import TransportSocket, socket_beneath, wait_written
 from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left, wait_ready
 from aiozc._engines.opening import open_regular, read_cached
+from aiozc._engines.reactor import count_fallback
 from aiozc._errors import tells_of_lost_connection
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
@@ -307,6 +308,7 @@ class Response:
     async def _read_content(self, file: Any, offset: int, count: int | None) -> int:
         """Send what can be read from a file, as body messages; return how much that was."""
         await self.flush()
+        count_fallback(self._protocol.running_loop)
         cycle, transport = self._cycle, self._cycle.transport
         cycle.transport = shut = _Shut(transport)
         done = 0

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster
 
-from tests.support import KIB, MIB, assert_same, pattern, write_out
+import aiozc
+from aiozc.integrations.uvicorn import SMALL
+from tests.support import KIB, MIB, assert_same, pattern, until, write_out
 
 from .conftest import Serve
 
@@ -46,6 +48,9 @@ async def test_no_file_of_an_application_makes_a_blocking_call(
                 for size in SIZES:
                     answer = await client.get(f"/{kind}/{size}")
                     assert_same(answer.body, pattern(size))
+        # Those over TLS that are not small went through memory, and are counted.
+        due = sum(size > SMALL for size in SIZES) if tls else 0
+        await until(lambda: aiozc.get_reactor().statistics().fallbacks == due)
     finally:
         guard.deactivate()
     for file in files.values():
