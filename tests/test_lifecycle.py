@@ -56,6 +56,30 @@ async def test_a_reactor_made_in_a_loop_is_that_loops_reactor() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("refused", [1, 2])
+async def test_a_reactor_that_the_loop_refuses_to_watch_leaves_nothing(
+    refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    real, calls = loop.add_reader, 0
+
+    def add_reader(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == refused:
+            raise MemoryError
+        return real(*arguments)
+
+    before = holdings()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "add_reader", add_reader)
+        if refused == 1 or aiozc.probe().backend == "io_uring":
+            with pytest.raises(MemoryError):
+                aiozc.Reactor()
+    check_nothing_left(before)
+
+
+@pytest.mark.anyio
 async def test_a_loop_cannot_have_a_second_reactor() -> None:
     async with aiozc.Reactor(entries=8):
         with pytest.raises(RuntimeError):

@@ -193,9 +193,13 @@ class Reactor:
         self._spare: Backend | None = None
         """Runs the chains while the backend has no threads for them."""
         self._goes_by_spare = False
-        loop.add_reader(self._backend.fd, _Watch(self))
-        if self.polls.fd != self._backend.fd:
-            loop.add_reader(self.polls.fd, self.polls.call_ready)
+        try:
+            loop.add_reader(self._backend.fd, _Watch(self))
+            if self.polls.fd != self._backend.fd:
+                loop.add_reader(self.polls.fd, self.polls.call_ready)
+        except BaseException:
+            self._end()
+            raise
         self.counters.fallbacks = _fallbacks.pop(loop, 0)
         _reactors[loop] = self
         _live.add(self)
