@@ -278,9 +278,9 @@ class Parts(Original):
 
     def ask(self) -> tuple[Ask, object]:
         """Return what tells quickly whether one of the files in use was closed."""
-        if len(self.pieces) > 1:
+        part = self._open.get(0)
+        if len(self.pieces) > 1 or part is None:  # or it is not its turn yet
             return self._have_moved, False
-        part = self._open[0]
         return part.original.ask() if isinstance(part, _FilePart) else (int, 0)
 
     def _have_moved(self) -> bool:
