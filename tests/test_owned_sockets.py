@@ -255,6 +255,36 @@ async def test_no_transport_is_made_of_a_socket_that_a_transfer_uses(
         aiozc.uninstall(loop)
 
 
+@pytest.mark.parametrize("way", ["loop_recvfile", "splice_pipe", "fallback"])
+async def test_a_transport_that_begins_while_a_file_is_written_out_is_noticed(
+    way: str, far_end: FarEnd, ends: Ends
+) -> None:
+    """What a file object holds is written in a thread, before the transfer has the socket."""
+    near, far = socket_pair()
+    peer = far_end.peer(far)
+    file = ends.file(b"", "w+b", buffering=MIB)
+    file.write(SMALL)
+    moves: dict[str, Callable[[], Coroutine[Any, Any, int]]] = {
+        "loop_recvfile": lambda: aiozc.loop_recvfile(near, file, len(SMALL)),
+        "splice_pipe": lambda: aiozc.splice_pipe(near, file),
+        "fallback": lambda: aiozc.loop_recvfile(near, file, len(SMALL)),
+    }
+    if way == "fallback":
+        near.setblocking(True)
+        asyncio.get_running_loop().set_debug(False)
+    task = asyncio.ensure_future(moves[way]())
+    await asyncio.sleep(0)
+    assert not task.done()
+    near.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=near)
+    peer.send(EARLY, end=True)
+    with pytest.raises(RuntimeError, match="is used by transport"):
+        await task
+    assert await reader.read() == EARLY
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_no_transport_is_made_of_a_pipe_end_that_a_transfer_uses(ends: Ends) -> None:
     loop = asyncio.get_running_loop()
     reading, writing = ends.pipe()

@@ -91,6 +91,7 @@ async def splice_pipe(
         wanted = _look_at(loop, dst, dst_offset, writing=True)
         await _settle(given.holder)
         await _settle(wanted.holder)
+        _check_unowned(loop, given, wanted)  # a transport may have begun meanwhile
         transfer = _choose(given, wanted, count)
     reactor.count(transfers=1)
     try:
@@ -175,6 +176,7 @@ async def loop_recvfile(
         return await _fall_back(loop, sock, file, offset, count, blocking)
     with nothing_moved(0):
         await _settle(file)
+        check_unowned(loop, sock)  # a transport may have begun meanwhile
     reactor.count(transfers=1)
     transfer = Splicing(count, target_offset=offset, socket=True)
     try:
@@ -206,6 +208,7 @@ async def _fall_back(
             await _settle(file)
         else:
             check_writable(file, offset)
+        check_unowned(loop, sock)
     count_fallback(loop, blocking)
     return await fallback_engine.receive_file(sock, file, offset, count, plain=plain)
 
@@ -301,9 +304,16 @@ def _look_at(loop: Loop, side: Any, offset: int | None, *, writing: bool) -> _Gi
         if kind is not _Kind.FILE:
             raise ValueError(f"{side!r} has no positions: its offset must be None, not {offset}")
     check_access(side, holder.fileno(), writing=writing)
-    if kind in (_Kind.SOCKET, _Kind.PIPE):
-        check_unowned(loop, holder)
-    return _Given(holder, kind, offset)
+    given = _Given(holder, kind, offset)
+    _check_unowned(loop, given)
+    return given
+
+
+def _check_unowned(loop: Loop, *sides: _Given) -> None:
+    """Raise RuntimeError where a transport uses one of the two."""
+    for side in sides:
+        if side.kind in (_Kind.SOCKET, _Kind.PIPE):
+            check_unowned(loop, side.holder)
 
 
 def _kind_of(mode: int) -> _Kind:
