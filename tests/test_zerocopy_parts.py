@@ -34,7 +34,9 @@ def some_parts(make: Make, count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "make", [bytes, bytearray, memoryview, lambda data: array.array("d", data)], ids=str
+    "make",
+    [bytes, bytearray, memoryview, lambda data: array.array("d", data)],
+    ids=["bytes", "bytearray", "memoryview", "array"],
 )
 async def test_thousands_of_small_objects_are_few_steps_and_the_loop_turns_meanwhile(
     make: Make, family: int, connect: Connect
