@@ -42,6 +42,9 @@ _ASK = frozenset(
     if name in opcode.opmap
 )
 """Instructions by which Python code looks something up."""
+_BENEATH_NAMES = ("app", "application", "asgi_app", "inner", "_app")
+"""How what stands around an application calls it. It asks for another, who will ask by itself: it
+may copy the dictionary, and look in the copy for what it has heard of."""
 _CACHE = opcode.opmap["CACHE"]
 _MOST_WRAPPERS = 64
 _MOST_KNOWN = 1024
@@ -130,9 +133,12 @@ class Offers(dict[str, Any]):
         if code[place] not in _ASK:
             return False  # code without a frame asks, called by this one
         places = asking.f_locals
+        asker = places.get("self")
+        if any(each in places or hasattr(asker, each) for each in _BENEATH_NAMES):
+            return False
         send = places.get("send")
         if send is None:
-            send = getattr(places.get("self"), "_send", None)
+            send = getattr(asker, "_send", None)
         for _ in range(_MOST_WRAPPERS):
             if send is self.send:
                 return True

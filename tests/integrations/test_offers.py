@@ -292,6 +292,27 @@ def counts(way: str) -> Callable[[Any], Any]:
     return functools.partial(Counts, way=way)
 
 
+class TakesAway:
+    """Compresses in its way, as starlette-compress does: from a copy it takes what cannot pass."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        extensions = scope.get("extensions", {})
+        if ZEROCOPYSEND in extensions:
+            extensions = dict(extensions)
+            del extensions[ZEROCOPYSEND]
+            scope = {**scope, "extensions": extensions}
+
+        async def swapped(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                message["body"] = message["body"].swapcase()
+            await send(message)
+
+        await self.app(scope, receive, swapped)
+
+
 async def read_body(request: Any, call_next: Any) -> Any:
     response = await call_next(request)
     content = b"".join([part async for part in response.body_iterator])
@@ -398,6 +419,7 @@ STOCK: dict[str, Make] = {
     "a wrapped closure counts": starlette(counts("wrapped")),
     "an object counts": starlette(counts("object")),
     "a method counts": around(counts("partial")),
+    "one takes an offer away": starlette(TakesAway),
     "a function reads": starlette(dispatched(read_body)),
     "a function calls one that reads": starlette(dispatched(read_in_passing)),
     "a function has another that reads": starlette(dispatched(call_elsewhere)),
