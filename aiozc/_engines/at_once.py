@@ -34,8 +34,8 @@ from aiozc._engines.hosts import Loop, wake
 from aiozc._engines.records import Record
 from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
-from aiozc._kernel.sockets import receive_nowait
-from aiozc._transfers.steps import Chain, End, SendCached, Splice, Step, TakeByte
+from aiozc._kernel.sockets import receive_nowait, send_nowait
+from aiozc._transfers.steps import Chain, End, Give, SendCached, Splice, Step, TakeByte
 
 COPIED = 16 * 1024
 """The most bytes that are read and sent rather than spliced."""
@@ -63,6 +63,17 @@ def splice(record: Record, step: Splice) -> int:
         )
     except OSError as error:
         return -(error.errno or errno.EIO)
+
+
+def _give(record: Record) -> int:
+    """Do the step Give."""
+    try:
+        given = send_nowait(record.target.copy, memoryview(record.held))
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    # A new one: what ctypes has seen of the old one, it does not let go of at once.
+    record.held = record.held[given:]
+    return given
 
 
 class Place:
@@ -186,6 +197,8 @@ class AtOnce:
             return self._take_byte(source, target)
         if isinstance(step, Splice):
             return splice(record, step)
+        if isinstance(step, Give):
+            return _give(record)
         raise TypeError(f"{step!r} waits")
 
     def _take_byte(self, source: int, target: int) -> int:

@@ -198,16 +198,20 @@ def find_unready(polls: Polls, record: "Record", step: Step) -> Watch | None:
 
     Raises OSError where there can be no watch.
     """
-    end = End.SOURCE if isinstance(step, PollIn) else End.TARGET
-    fd, event = awaited(record, step)
-    watch = record.watches.get(end)
+    watch = record.watches.get(End.SOURCE if isinstance(step, PollIn) else End.TARGET)
     if watch is not None and watch.told:
         watch.told = False
         return None
-    if is_ready(fd, event):
-        return None
+    fd, event = awaited(record, step)
+    return None if is_ready(fd, event) else watch_for(polls, record, step)
+
+
+def watch_for(polls: Polls, record: "Record", step: Step) -> Watch:
+    """Return what tells of the end that a poll is for. Raises OSError where there can be none."""
+    end = End.SOURCE if isinstance(step, PollIn) else End.TARGET
+    watch = record.watches.get(end)
     if watch is None or watch.gone:
-        watch = record.watches[end] = polls.watch(fd, event)
+        watch = record.watches[end] = polls.watch(*awaited(record, step))
     return watch
 
 

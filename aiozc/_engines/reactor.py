@@ -51,12 +51,13 @@ from aiozc._engines.hosts import Loop, running_loop, sleep
 from aiozc._engines.loans import Loan, Loans
 from aiozc._engines.looks import Looks
 from aiozc._engines.owners import owners_of
+from aiozc._engines.passing import Passing
 from aiozc._engines.pipes import PipePool
 from aiozc._engines.polls import Polls, Waits, only_waits
 from aiozc._engines.readiness import Readiness
 from aiozc._engines.records import Original, Record
 from aiozc._errors import error_from, lacks_descriptors
-from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Splice
+from aiozc._transfers.steps import Chain, End, Pass, PollIn, PollOut, Splice
 
 _logger = logging.getLogger("aiozc")
 
@@ -177,6 +178,7 @@ class Reactor:
         self.loans = Loans()
         self.polls = Polls()
         self._waits = Waits(self)
+        self._passing = Passing(self)
         self._buffers: Buffers | None = None
         self.runs: dict[int, Run] = {}
         self._loop = weakref.ref(loop)
@@ -384,13 +386,17 @@ class Reactor:
         return run
 
     def _begin(self, run: Run) -> None:
-        if only_waits(run.chain):
+        if isinstance(run.chain[0], Pass):
+            self._passing.start(run)
+        elif only_waits(run.chain):
             self._waits.start(run)
         else:
             (run.backend or self._backend).start(run)
 
     def _interrupt(self, run: Run) -> None:
-        if only_waits(run.chain):
+        if isinstance(run.chain[0], Pass):
+            self._passing.interrupt(run)
+        elif only_waits(run.chain):
             self._waits.interrupt(run)
         else:
             (run.backend or self._backend).interrupt(run)
@@ -531,6 +537,7 @@ class Reactor:
             return
         for run in tuple(self.runs.values()):
             run.stopping = True
+            self._passing.interrupt(run)
             self._waits.interrupt(run)
         deadline = time.monotonic() + self._patience
         if self._spare is not None:
@@ -566,6 +573,7 @@ class Reactor:
         """In a forked child: give up the copies of what is the parent's."""
         self._closing = True
         self.polls.close()
+        self._passing.forget()
         self._waits.forget()
         for run in self.runs.values():
             run.fail()

@@ -143,6 +143,9 @@ class Original:
     def check_alive(self) -> None:
         """Raise ConnectionResetError where that can be known and nobody else would see it."""
 
+    def check_nonblocking(self) -> None:
+        """Raise OSError (EINVAL) where it is a socket that somebody has made blocking meanwhile."""
+
     @property
     def interruptible(self) -> bool:
         """Whether a chain may wait for it, so that the wait may have to be ended."""
@@ -203,9 +206,23 @@ class Stream(Original):
             check_sendable(self.copy)
 
     def check_alive(self) -> None:
-        """Raise ConnectionResetError for a socket of a relay: who reads it may be waiting."""
-        if len(self._roles) > 1 and was_reset(self.copy):
+        """Raise ConnectionResetError for a socket of a relay: who reads it may be waiting.
+
+        And OSError (EINVAL) for one that blocks: messages pass without a look at that.
+        """
+        if len(self._roles) < 2:
+            return
+        if was_reset(self.copy):
             raise error_from(errno.ECONNRESET, "seen by a look at a side that stands still")
+        self.check_nonblocking()
+
+    def check_nonblocking(self) -> None:
+        """Raise OSError (EINVAL) where it is a socket that somebody has made blocking meanwhile.
+
+        The flag is the open file's: who shares that (a child process) may change it.
+        """
+        if self._is_socket and os.get_blocking(self.copy):
+            raise error_from(errno.EINVAL, "the socket was made blocking during the transfer")
 
     @property
     def interruptible(self) -> bool:
@@ -351,12 +368,13 @@ class Record:
 
     `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
     come back for it; `fault` is what a look at it found, for the coroutine to raise; `loan`
-    is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends.
+    is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends;
+    `held` is what was received and not sent, where that is in memory.
     """
 
     __slots__ = (
-        *("_pipes", "abandoned", "busy", "fault", "loan", "pipe", "source", "target"),
-        "watches",
+        *("_pipes", "abandoned", "busy", "fault", "held", "loan", "pipe", "source"),
+        *("target", "watches"),
     )
 
     def __init__(
@@ -368,6 +386,7 @@ class Record:
         self.fault: Exception | None = None
         self.pipe: Pipe | None = None
         self.loan = loan
+        self.held = bytearray()
         self.watches: dict[End, Watch] = {}
         self.source = source
         self.target = target
@@ -406,6 +425,11 @@ class Record:
             watch.drop()
         self.watches.clear()
 
+    def stop_listening(self) -> None:
+        """Have nobody called when there is news of the source."""
+        if (watch := self.watches.get(End.SOURCE)) is not None:
+            watch.call = None
+
     def shrink_pipe(self) -> None:
         """Have a pipe that is no larger than what is in it."""
         if self.pipe is not None:
@@ -419,6 +443,14 @@ class Record:
         """Raise OSError (EBADF) where the caller has closed one of the two."""
         self.target.check_open()
         self.source.check_open()
+
+    def has_moved(self) -> bool:
+        """Return whether one of the two says that it was closed: a quick look."""
+        return self.source.has_moved() or self.target.has_moved()
+
+    def is_open(self) -> bool:
+        """Return whether the caller's objects are the same open files still."""
+        return self.target.is_open() and self.source.is_open()
 
     def find_fault(self, *, writes: bool) -> bool:
         """Look whether the transfer cannot go on, and keep the reason as `fault`.
@@ -446,13 +478,9 @@ class Record:
         return self.waits() if self.pipe is None else [*self.waits(), self.pipe.write_end]
 
     def check_nonblocking(self) -> None:
-        """Raise OSError (EINVAL) where somebody has made one of the two blocking meanwhile.
-
-        The flag is the open file's: who shares that (a child process) may change it.
-        """
+        """Raise OSError (EINVAL) where somebody has made one of the two blocking meanwhile."""
         for end in (self.source, self.target):
-            if end.is_socket and os.get_blocking(end.copy):
-                raise error_from(errno.EINVAL, "the socket was made blocking during the transfer")
+            end.check_nonblocking()
 
     def close(self) -> None:
         """Give everything back. No SQE may name it any more."""

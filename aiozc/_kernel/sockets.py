@@ -103,3 +103,36 @@ def reset(fd: int) -> None:
     nobody = ctypes.create_string_buffer(_UNSPECIFIED)
     if _connect(fd, nobody, _UNSPECIFIED):
         _libc.shutdown(fd, socket.SHUT_RDWR)
+
+
+class Messenger:
+    """Memory that messages are received into and sent from, without a wait.
+
+    `receive(fd, length)` and `send(fd, length)`, of the bytes received before, return a number of
+    bytes or a negative errno, whatever the socket's mode; received 0 is the stream's end. Both keep
+    the interpreter's lock, see `copying.py`. One thread has it at a time.
+    """
+
+    SIZE = 256 << 10
+    """The most bytes of a message."""
+
+    def __init__(self) -> None:
+        libc = ctypes.PyDLL(None, use_errno=True)
+        recv, send, get_errno = libc.recv, libc.send, ctypes.get_errno
+        self._memory = bytearray(self.SIZE)
+        memory = ctypes.byref((ctypes.c_char * self.SIZE).from_buffer(self._memory))
+
+        def receive_message(fd: int, length: int) -> int:
+            got: int = recv(fd, memory, length, _DONTWAIT)
+            return got if got >= 0 else -get_errno()
+
+        def send_message(fd: int, length: int) -> int:
+            taken: int = send(fd, memory, length, _FLAGS)
+            return taken if taken >= 0 else -get_errno()
+
+        self.receive = receive_message
+        self.send = send_message
+
+    def rest(self, start: int, end: int) -> bytearray:
+        """Return a copy of what was received, from one place to another."""
+        return self._memory[start:end]

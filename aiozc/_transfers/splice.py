@@ -3,9 +3,10 @@
 The rules:
 
 1. `position` is the number of bytes that the target took, `taken` the number that left the
-   source; what is between them lies in the pipe of ours. Where one end is a pipe itself the
-   transfer is direct: one step moves both, and nothing is ever between.
-2. Bytes that left a stream cannot be read again: what lies in the pipe goes out before
+   source; what is between them lies in the pipe of ours or, of a message, in memory, never in
+   both. Where one end is a pipe itself the transfer is direct: one step moves both, and nothing
+   is ever between.
+2. Bytes that left a stream cannot be read again: what lies between goes out before
    anything else, also where the source has failed meanwhile. Its error comes after them.
 3. Offsets are numbers of this machine's own; a file's position is shared with others, so no
    step relies on it. A step whose offset depends on the one before it being complete is cut
@@ -16,15 +17,16 @@ The rules:
 5. From stream to stream no offset matters and no step cuts the chain. Nothing waits in it
    either: a chain that waited for the source with bytes in its pipe would keep them from a
    target that has room again.
-6. What has no file on either side moves at once in the loop's own thread, which costs less
-   than a trip to a worker; a source that is ahead in FAST reads in a row is one for chains,
-   until half of a chain's reads find nothing. (On 2 CPUs that its source and sink share, in
-   GB/s and ms of loop CPU per GB: at once 3.0 to 3.7 and 107 to 131, chains 2.5 to 4.9 and
-   43 to 52, steps of 1 MiB; chains of 64 KiB steps 1.2 and 230.)
+6. Between sockets a source is waited for by handing on its messages through memory, which
+   costs two system calls each, and never a pipe. A source that is ahead in FAST reads in a row
+   is one for chains, until half of a chain's reads find nothing. One whose target was full goes
+   on at once, in the loop's own thread, which costs less than a trip to a worker. (On 2 CPUs
+   that its source and sink share, in GB/s and ms of loop CPU per GB: at once 3.0 to 3.7 and 107
+   to 131, chains 2.5 to 4.9 and 43 to 52, steps of 1 MiB; chains of 64 KiB steps 1.2 and 230.)
 7. splice(2) stops at the mark of TCP's urgent data (K21): it says 0 or EAGAIN there, and a poll
    says that there is something to read. So the end of a socket is believed when recv(2) says so
-   too, and a poll that came true for nothing is followed by a byte of recv(2); where that has
-   none either (an error queue makes polls true as well), by a pause. A TCP socket with a
+   too (between sockets the next message tells), and a poll that came true for nothing is
+   followed by a byte of recv(2); where that has none either, by a pause. A TCP socket with a
    small send buffer says that it can be written to when a splice has no room: pauses start
    with a millisecond, and double while nothing moves.
 8. A file that cannot be spliced into says so before anything has left a stream for it.
@@ -39,11 +41,12 @@ The rules:
 
 States and what leads on:
 
-    SWIFT    a round at once      --> done | SWIFT | WAITING (dry or full) | FLOWING (fast)
-    FLOWING  chains in a worker   --> done | FLOWING | WAITING (dry, full, or interrupted)
-    WAITING  for what is missing  --> SWIFT, or FLOWING where an end is a file
+    PASSING  messages by memory   --> done | PASSING | WAITING (full) | FLOWING (fast)
+    SWIFT    a round at once      --> done | SWIFT | PASSING (dry) | WAITING (full) | FLOWING (fast)
+    FLOWING  chains in a worker   --> done | FLOWING | PASSING (dry) | WAITING (full, or no socket)
+    WAITING  for what is missing  --> SWIFT, or FLOWING where an end is no socket
     PROBING  an empty pipe        --> FLOWING | failed, with every byte still in the source
-    MARKED   one byte by recv(2)  --> done | SWIFT or FLOWING | PAUSING
+    MARKED   one byte by recv(2)  --> done | FLOWING | PAUSING
     PAUSING  for a moment         --> WAITING
 """
 
@@ -58,9 +61,12 @@ from aiozc._transfers.steps import (
     UNLUCKY,
     Chain,
     End,
+    Give,
+    Pass,
     Pause,
     PollIn,
     PollOut,
+    Receive,
     Splice,
     Step,
     TakeByte,
@@ -76,6 +82,8 @@ EAGER = 64 * 1024
 """A read of this many bytes shows a source that is not slow."""
 FAST = 2
 """Rounds in a row of a source that is not slow, after which chains pay."""
+MESSAGE = 256 * 1024
+"""The most bytes that are received into memory at once."""
 MOST_ROUNDS = 16
 """Rounds of one chain; what is planned and cut off costs the loop's thread 2 us a step."""
 PACE = 1 << 10
@@ -92,6 +100,7 @@ DIRECT = 1 << 20
 class State(enum.Enum):
     """Where the transfer stands."""
 
+    PASSING = enum.auto()
     SWIFT = enum.auto()
     FLOWING = enum.auto()
     WAITING = enum.auto()
@@ -142,6 +151,8 @@ class Splicing:
         self._streak = 0
         self._rounds = 1
         self._patient = False
+        self._in_memory = False
+        self._ahead = False
         self._probes = source_offset is None and target_offset is not None and not direct
         self._state = self._moving
 
@@ -149,7 +160,7 @@ class Splicing:
     def _moving(self) -> State:
         if self._probes:
             return State.PROBING
-        return State.SWIFT if self._swift else State.FLOWING
+        return State.PASSING if self._swift else State.FLOWING
 
     @property
     def state(self) -> State:
@@ -165,7 +176,7 @@ class Splicing:
 
     @property
     def in_pipe(self) -> int:
-        """Bytes that left the source and have not reached the target."""
+        """Bytes that left the source and have not reached the target: in the pipe, or in memory."""
         return self._taken - self.position
 
     @property
@@ -176,8 +187,8 @@ class Splicing:
     @property
     def needs_pipe(self) -> bool:
         """Whether the next chain goes through a pipe; where not, the pipe is given up."""
-        waits = self._state in (State.WAITING, State.PAUSING)
-        return not self._direct and (self.in_pipe > 0 or not waits)
+        waits = self._state in (State.PASSING, State.WAITING, State.PAUSING)
+        return not (self._direct or self._in_memory) and (self.in_pipe > 0 or not waits)
 
     @property
     def at_once(self) -> int:
@@ -191,6 +202,10 @@ class Splicing:
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (8 or more) at the most."""
+        if self._state is State.PASSING:
+            left = None if self.count is None else self.count - self.position
+            most = MESSAGE if left is None else min(MESSAGE, left)
+            return (Pass(left), Receive(most), Give(most))
         if self._state is State.WAITING:
             return self._polls()
         if self._state is State.PAUSING:
@@ -199,21 +214,23 @@ class Splicing:
             return (TakeByte(End.TARGET if self._direct else End.PIPE),)
         if self._state is State.PROBING:
             return (self._write(0, 1),)
-        left = self.last_chain()
+        rest = self.last_chain()
         if self._state is State.SWIFT:
-            return left or self._round(min(ROUND, pipe_size or ROUND), self._taken)
-        chain = [*left]
+            return rest or self._round(min(ROUND, pipe_size or ROUND), self._taken)
+        chain = [*rest]
         taken = self._taken
         for _ in range(1 if self._patient else self._rounds):
             if not self._may_read(taken) or len(chain) + 3 + self._paced > most_steps:
                 break
             planned = self._round(pipe_size or DIRECT, taken)
-            taken += planned[-1].length  # type: ignore[union-attr]
+            taken += planned[-1].length  # type: ignore[union-attr, operator]
             chain += planned
         return chain
 
     def last_chain(self) -> Chain:
-        """Return the chain that empties the pipe; nothing where it is empty."""
+        """Return the chain that gives the target what lies between; nothing where nothing does."""
+        if self._in_memory:
+            return (Give(self.in_pipe),)
         if not self.in_pipe:
             return ()
         return *self._poll_for_write(), self._write(self.position, self.in_pipe)
@@ -275,6 +292,15 @@ class Splicing:
             elif isinstance(step, Pause):
                 self._in_vain = self._interrupted = 0
                 self._pauses += 1
+            elif isinstance(step, Pass):
+                self._taken += result
+                self.position += result
+                interrupted = len(results) == 1
+            elif isinstance(step, Receive):
+                reads.append(result)
+                self._receive(result)
+            elif isinstance(step, Give):
+                self._written(result)
             elif not isinstance(step, Splice):
                 raise TypeError(f"{step!r} is no step of a splicing")
             elif step.source is End.PIPE:
@@ -286,6 +312,8 @@ class Splicing:
                 self._read(result)
                 if step.target is End.TARGET:
                     self._written(max(result, 0))
+        by_memory = self._in_memory or isinstance(chain[-1], Give)
+        self._in_memory = by_memory and self.in_pipe > 0
         self._fail_when_empty()
         if before != (self._taken, self.position):
             self._in_vain = self._pauses = 0
@@ -317,13 +345,17 @@ class Splicing:
             # Nothing can be waited for: a file says so, whatever it means by it.
             self._source_error = -result
 
-    def _take_byte(self, result: int) -> None:
+    def _receive(self, result: int) -> None:
+        """Take in what recv(2) says: other than splice(2), it knows a stream's end."""
         if result == 0:
             self._ended = True
         else:
             self._read(result)
-            if self._direct:
-                self._written(max(result, 0))
+
+    def _take_byte(self, result: int) -> None:
+        self._receive(result)
+        if self._direct:
+            self._written(max(result, 0))
 
     @property
     def _can_wait(self) -> bool:
@@ -351,13 +383,17 @@ class Splicing:
     def _next_state(self, chain: Chain, reads: Sequence[int], interrupted: bool) -> State:
         if self._state is State.WAITING:
             self._in_vain += not interrupted
-            return State.WAITING if interrupted else self._moving
+            if interrupted:
+                return State.WAITING
+            return State.SWIFT if self._swift else self._moving
         if self._state is State.PAUSING:
             return State.WAITING if self._polls() else self._moving
         if self._in_vain > 1:
             return State.PAUSING
         if self._state in (State.PROBING, State.MARKED):
             return self._moving
+        if self._swift:
+            return self._next_between_sockets(chain, reads)
         if self._socket and not self.in_pipe and (self._at_mark or self._in_vain):
             return State.MARKED
         largest = max(reads, default=0)
@@ -366,24 +402,35 @@ class Splicing:
         )
         if interrupted:
             return State.WAITING
-        if self._state is State.FLOWING:
-            self._plan(chain, reads)
+        self._plan(chain, reads)
         if self.in_pipe:
-            return self._with_bytes_left()
-        if self._state is State.SWIFT:
-            if not reads:
-                return State.SWIFT
-            self._streak = self._streak + 1 if largest >= EAGER else 0
-            if not self._streak:
-                return State.WAITING
-            return State.SWIFT if self._streak < FAST else State.FLOWING
+            # A stream that has no room is waited for; a file is written on.
+            return State.WAITING if self._target_offset is None else State.FLOWING
         dry = bool(reads) and reads[-1] == -errno.EAGAIN
-        if self._swift and sum(read > 0 for read in reads) * 2 < len(reads):
-            self._streak = 0
-            return State.WAITING if dry else State.SWIFT
         waits = self._patient or (dry and self._can_wait)
         # Between a file and a pipe that is empty there is nothing to wait for.
         return State.WAITING if waits and self._polls() else State.FLOWING
+
+    def _next_between_sockets(self, chain: Chain, reads: Sequence[int]) -> State:
+        if self._state is State.FLOWING:
+            self._plan(chain, reads)
+        largest = max(reads, default=0)
+        if self.in_pipe:
+            self._streak = 0
+            self._ahead = largest >= EAGER or (self._ahead and not reads)
+            return State.WAITING
+        if self._state is State.FLOWING:
+            self._streak = 0
+            found = sum(read > 0 for read in reads)
+            return State.PASSING if found * 2 < len(reads) or self._at_mark else State.FLOWING
+        if self._state is State.PASSING:
+            return State.FLOWING if largest >= EAGER else State.PASSING
+        if not reads:
+            return State.SWIFT if self._ahead else State.PASSING
+        self._streak = self._streak + 1 if largest >= EAGER else 0
+        if not self._streak:
+            return State.PASSING
+        return State.SWIFT if self._streak < FAST else State.FLOWING
 
     def _plan(self, chain: Chain, reads: Sequence[int]) -> None:
         """Plan as many rounds as were of use, or twice as many where all were."""
@@ -391,8 +438,3 @@ class Splicing:
         useful = sum(read > 0 for read in reads)
         if planned:
             self._rounds = max(1, useful if useful < planned else min(2 * planned, MOST_ROUNDS))
-
-    def _with_bytes_left(self) -> State:
-        """A stream that has no room is waited for; a file is written on."""
-        self._streak = 0
-        return State.WAITING if self._target_offset is None else State.FLOWING

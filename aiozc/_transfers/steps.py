@@ -64,6 +64,36 @@ class TakeByte(NamedTuple):
     target: End
 
 
+class Pass(NamedTuple):
+    """Hand on what the source sends, by memory, until something stands in the way.
+
+    `length` bytes at the most, if that is not None. Something is in the way where the target takes
+    less than was received, the source has ended or failed, or is so fast that a pipe pays: then
+    the steps Receive and Give behind this one tell of the last message. The result is the number
+    of bytes that were handed on before it.
+    """
+
+    length: int | None
+
+
+class Receive(NamedTuple):
+    """Receive up to `length` bytes into memory.
+
+    The result is the number of bytes (0: the stream's end), or a negative errno.
+    """
+
+    length: int
+
+
+class Give(NamedTuple):
+    """Send `length` bytes, all that lie in memory.
+
+    The result is the number of bytes sent, or a negative errno.
+    """
+
+    length: int
+
+
 class Pause(NamedTuple):
     """Let `1 << level` milliseconds pass. The result is 0."""
 
@@ -141,7 +171,7 @@ class AwaitRoom(NamedTuple):
 
 
 Lending = SendMemory | ReadFixed | SendFixed
-Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached | Lending
+Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached | Pass | Receive | Give | Lending
 Chain = Sequence[Step]
 LoanStep = SendZero | SendCopied | AwaitRoom | Pause
 

@@ -13,9 +13,11 @@ from aiozc._transfers.steps import (
     MOST_TRIES,
     AwaitRoom,
     End,
+    Pass,
     Pause,
     PollIn,
     PollOut,
+    Receive,
     SendCached,
     SendZero,
     Splice,
@@ -84,10 +86,11 @@ def with_bytes_in_hand(machine: Machine) -> None:
             return
         results = []
         for step in chain:
-            if isinstance(step, Splice) and step.source is End.SOURCE:
+            spliced = isinstance(step, Splice) and step.source is End.SOURCE
+            if isinstance(step, Receive | Splice) and (spliced or isinstance(step, Receive)):
                 results.append(step.length)
             else:
-                results.append(0 if isinstance(step, PollIn) else -errno.EAGAIN)
+                results.append(0 if isinstance(step, PollIn | Pass) else -errno.EAGAIN)
             if results[-1] < 0 and not goes_on(step):
                 break
         advance(machine, chain, results)
@@ -100,6 +103,10 @@ def answer(draw: st.DataObject, step: object) -> int:
         answers = (0, 1)
     elif isinstance(step, PollIn | PollOut | Pause):
         answers = (0, *CUT_SHORT)
+    elif isinstance(step, Pass):
+        answers = (0,)
+    elif isinstance(step, Receive):
+        answers = CUT_SHORT
     elif isinstance(step, SendCached):
         answers = (*answers, -errno.ENODATA)
     elif isinstance(step, Splice) and step.source is End.PIPE:
@@ -122,7 +129,8 @@ def test_whatever_comes_to_nothing_the_machine_ends_or_pauses_within_a_bound(
         results: list[int] = []
         for step in chain:
             results.append(answer(data, step))
-            if results[-1] < 0 and not goes_on(step):
+            alone = isinstance(step, Pass) and data.draw(st.booleans())
+            if alone or (results[-1] < 0 and not goes_on(step)):
                 break
         advance(machine, chain, results)
         in_a_row = 0 if isinstance(chain[0], Pause) else in_a_row + 1
@@ -142,7 +150,7 @@ def test_what_is_cut_short_each_time_ends_by_the_error_that_began_it(name: str, 
         chain = next_chain(machine)
         results: list[int] = []
         for step in chain:
-            waits = isinstance(step, PollIn | PollOut | Pause)
+            waits = isinstance(step, PollIn | PollOut | Pause | Pass)
             results.append(0 if waits else errors[0])
             if results[-1] < 0 and not goes_on(step):
                 break

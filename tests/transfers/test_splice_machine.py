@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiozc._transfers.splice import EAGER, FAST, PACE, ROUND, Splicing, State
+from aiozc._transfers.splice import EAGER, PACE, Splicing, State
 from aiozc._transfers.steps import (
     MOST_TRIES,
     Chain,
     End,
+    Give,
+    Pass,
     Pause,
     PollIn,
     PollOut,
+    Receive,
     Splice,
     Step,
     TakeByte,
@@ -72,6 +75,7 @@ class World:
     draws: deque[int]
     taken: int = 0
     pipe: deque[int] = field(default_factory=deque)
+    memory: deque[int] = field(default_factory=deque)
     arrived: dict[int, int] = field(default_factory=dict)
     sent: int = 0
     marks: set[int] = field(default_factory=set)
@@ -91,6 +95,8 @@ class World:
             if isinstance(step, TakeByte | Pause):
                 assert len(chain) == 1
                 return results
+            if isinstance(step, Pass):
+                return self.hand_on(chain)
             short = result < (step.length if isinstance(step, Splice) else 0)
             if short and not (isinstance(step, Splice) and step.may_be_short):
                 return results
@@ -100,6 +106,8 @@ class World:
     def step(self, step: Step) -> int:
         """Do one step, in full, in part, or not at all, as drawn."""
         self.steps += 1
+        if isinstance(step, Pass):
+            return 0
         percent = self.draws.popleft() if self.draws else 100
         if isinstance(step, Pause):
             return 0
@@ -107,7 +115,10 @@ class World:
             return self.take_byte(step, percent)
         if isinstance(step, PollIn | PollOut):
             return UNLUCKY[percent % 2] if percent < 10 else 0
+        if isinstance(step, Give):
+            return self.give(step.length)
         assert isinstance(step, Splice)
+        assert not self.memory, "what lies in memory goes first"
         self.unlucky = self.unlucky + 1 if percent < 10 else 0
         if 0 < self.unlucky < MOST_TRIES:
             return UNLUCKY[percent % 2]
@@ -123,6 +134,47 @@ class World:
             return -errno.EAGAIN
         self.pipe.extend(self.take(step, portion(step.length, percent)))
         return self.deliver(step, len(self.pipe))
+
+    def hand_on(self, chain: Chain) -> list[int]:
+        """Hand on messages of drawn sizes, until something stands in the way."""
+        wanted, receive, give = chain
+        assert isinstance(wanted, Pass)
+        assert isinstance(receive, Receive)
+        assert isinstance(give, Give)
+        before = self.sent
+        while wanted.length is None or self.sent - before < wanted.length:
+            passed = self.sent - before
+            percent = self.draws.popleft() if self.draws else 100
+            if percent < 10:
+                break
+            if self.taken == self.size:
+                return [passed, -self.source_error]
+            left = receive.length if wanted.length is None else wanted.length - passed
+            most = portion(min(receive.length, left), percent)
+            self.marks.discard(self.taken)
+            ahead = [mark for mark in self.marks if mark > self.taken]
+            message = range(self.taken, min(self.taken + most, self.size, *ahead))
+            self.taken = message.stop
+            self.memory.extend(message)
+            given = self.give(len(message))
+            if given != len(message) or len(message) >= EAGER:
+                return [passed, len(message), given]
+        return [self.sent - before]
+
+    def give(self, length: int) -> int:
+        """Send what lies in memory, in full, in part, or not at all, as drawn."""
+        assert length == len(self.memory)
+        self.steps += 1
+        percent = self.draws.popleft() if self.draws else 100
+        if self.target_error:
+            return -self.target_error
+        if percent < 20:
+            return -errno.EAGAIN
+        given = portion(length, percent)
+        for place in range(self.sent, self.sent + given):
+            self.arrived[place] = self.memory.popleft()
+        self.sent += given
+        return given
 
     def take_byte(self, step: TakeByte, percent: int) -> int:
         """Receive a byte, past the mark that nobody else passes."""
@@ -199,9 +251,10 @@ def drive(transfer: Splicing, world: World, most_steps: int) -> None:
         chain = transfer.next_chain(pipe_size, most_steps)
         assert 1 <= len(chain) <= most_steps
         if transfer.at_once:
-            assert all(isinstance(step, Splice | TakeByte) for step in chain)
+            assert all(isinstance(step, Splice | TakeByte | Give) for step in chain)
         transfer.advance(chain, world.run(chain))
-        assert transfer.in_pipe == len(world.pipe)
+        assert transfer.in_pipe == len(world.pipe) + len(world.memory)
+        assert not (world.pipe and world.memory)
         assert transfer.position == world.sent
 
 
@@ -285,24 +338,43 @@ def test_a_target_that_fails_leaves_each_byte_arrived_told_of_as_lost_or_in_the_
     if transfer.error:
         assert transfer.error == errno.ENOSPC
         assert not transfer.source_failed
-        assert transfer.lost == (len(world.pipe) if ends.source != "file" else 0)
+        between = len(world.pipe) + len(world.memory)
+        assert transfer.lost == (between if ends.source != "file" else 0)
     else:
         assert transfer.position == size
     assert transfer.position + transfer.in_pipe == world.taken
 
 
-def test_a_dry_source_is_waited_for_without_a_pipe() -> None:
-    transfer = Splicing(None, swift=True)
-    chain = transfer.next_chain(MIB, 48)
-    transfer.advance(chain, [-errno.EAGAIN])
+def between_sockets() -> Splicing:
+    return Splicing(None, swift=True)
+
+
+def hand_on(transfer: Splicing, *results: int) -> None:
+    """Have the messages end by that."""
+    chain = transfer.next_chain(0, 48)
+    assert [type(step) for step in chain] == [Pass, Receive, Give]
     assert not transfer.needs_pipe
-    assert transfer.next_chain(0, 48) == [PollIn()]
+    transfer.advance(chain, results)
+
+
+def make_flow(transfer: Splicing) -> None:
+    """Have it be fast."""
+    hand_on(transfer, 0, EAGER, EAGER)
+    assert transfer.state is State.FLOWING
+
+
+def test_a_dry_source_is_waited_for_without_a_pipe() -> None:
+    transfer = between_sockets()
+    make_flow(transfer)
+    transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN] * 2)
+    hand_on(transfer, 100)
+    assert transfer.position == 100 + EAGER
 
 
 def test_bytes_that_the_target_has_no_room_for_are_all_that_is_waited_with() -> None:
-    transfer = Splicing(None, swift=True)
-    chain = transfer.next_chain(MIB, 48)
-    transfer.advance(chain, [100 * KIB, 60 * KIB])
+    transfer = between_sockets()
+    make_flow(transfer)
+    transfer.advance(transfer.next_chain(MIB, 48), [100 * KIB, 60 * KIB])
     assert transfer.needs_pipe
     assert transfer.next_chain(MIB, 48) == [PollOut()]
     transfer.advance([PollOut()], [0])
@@ -310,11 +382,35 @@ def test_bytes_that_the_target_has_no_room_for_are_all_that_is_waited_with() -> 
     assert transfer.next_chain(MIB, 48) == rest
 
 
-def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> None:
-    transfer = Splicing(None, swift=True)
-    for _ in range(FAST):
+def test_what_is_left_of_a_message_goes_before_the_next_and_needs_no_pipe() -> None:
+    transfer = between_sockets()
+    hand_on(transfer, 5000, 1000, 600)
+    for taken, left in ((-errno.EAGAIN, 400), (100, 300), (300, 0)):
+        assert not transfer.needs_pipe
+        assert transfer.next_chain(0, 48) == [PollOut()]
+        transfer.advance([PollOut()], [0])
         assert transfer.at_once
-        transfer.advance(transfer.next_chain(MIB, 48), [ROUND, ROUND])
+        chain = transfer.next_chain(0, 48)
+        assert chain == (Give(transfer.in_pipe),)
+        transfer.advance(chain, [taken])
+        assert transfer.lost == left
+    hand_on(transfer, 0)
+    assert transfer.position == 6000
+
+
+def test_a_large_message_that_has_met_a_full_target_is_followed_by_a_round_through_a_pipe() -> None:
+    transfer = between_sockets()
+    hand_on(transfer, 0, EAGER, 1)
+    transfer.advance([PollOut()], [0])
+    transfer.advance(transfer.next_chain(0, 48), [EAGER - 1])
+    assert transfer.state is State.SWIFT
+    transfer.advance(transfer.next_chain(MIB, 48), [EAGER - 1, EAGER - 1])
+    hand_on(transfer, 0)
+
+
+def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> None:
+    transfer = between_sockets()
+    make_flow(transfer)
     found, nothing = [EAGER, EAGER], [-errno.EAGAIN] * 2
     for rounds in (1, 2, 4, 8):
         assert transfer.state is State.FLOWING
@@ -326,7 +422,7 @@ def test_a_fast_stream_goes_by_chains_until_half_of_its_reads_find_nothing() -> 
     chain = transfer.next_chain(MIB, 48)
     assert len(chain) == 2 * 9, "what was of no use is not planned again"
     transfer.advance(chain, nothing * 8 + found)
-    assert transfer.at_once, "it goes in the loop's own thread again"
+    hand_on(transfer, 0)
 
 
 def test_a_slow_upload_keeps_no_pipe_while_it_is_waited_for() -> None:
@@ -352,10 +448,23 @@ def test_a_file_that_answers_that_it_has_no_room_is_an_error_and_no_endless_loop
 
 
 def test_polls_that_come_true_for_nothing_are_followed_by_a_pause() -> None:
-    transfer = Splicing(None, swift=True)
+    transfer = between_sockets()
+    hand_on(transfer, 0, 1000, -errno.EAGAIN)
+    for _ in range(2):
+        transfer.advance(transfer.next_chain(0, 48), [0])
+        transfer.advance(transfer.next_chain(0, 48), [-errno.EAGAIN])
+    assert transfer.next_chain(0, 48) == (Pause(0),)
+    transfer.advance([Pause(0)], [0])
+    assert transfer.next_chain(0, 48) == [PollOut()]
+
+
+def test_an_upload_whose_polls_come_true_for_nothing_takes_a_byte_and_then_pauses() -> None:
+    transfer = Splicing(None, target_offset=0, socket=True)
     transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN])
-    transfer.advance([PollIn()], [0])
-    transfer.advance(transfer.next_chain(MIB, 48), [-errno.EAGAIN])
+    for _ in range(2):
+        transfer.advance(transfer.next_chain(MIB, 48), [0, -errno.EAGAIN])
+        if transfer.state is not State.MARKED:
+            transfer.advance(transfer.next_chain(MIB, 48), [0])
     assert transfer.next_chain(MIB, 48) == (TakeByte(End.PIPE),)
     transfer.advance([TakeByte(End.PIPE)], [-errno.EAGAIN])
     assert not transfer.needs_pipe

@@ -1,0 +1,160 @@
+"""Messages handed on from socket to socket, one by one, in the loop's own thread.
+
+A message costs a recv(2) and a send(2), through memory that all relays of a loop share: no chain,
+no pipe, no task that is woken. What stands in its way (a target without room, an end, an error, a
+source that is fast) ends the step Pass, and the machine sees to it. At each wake-up the callers'
+objects are asked whether they have moved; whatever else is looked at before a chain is looked at
+in the tick, as of all that waits. Neither call waits, whatever the sockets' flags say.
+
+The watch on the source tells of edges (`polls.py`), so each wake-up receives until nothing is left
+or the source has had its share of the loop's turn. A short recv(2) does not say that nothing is
+left: a UNIX socket's ends where the sender's credentials change, a TCP one's at urgent data.
+"""
+
+import errno
+
+from aiozc._engines.at_once import CALL, Place
+from aiozc._engines.base import Host, Run
+from aiozc._engines.hosts import Loop, running_loop
+from aiozc._engines.polls import watch_for
+from aiozc._kernel.sockets import Messenger
+from aiozc._transfers.splice import EAGER
+from aiozc._transfers.steps import Pass, PollIn, Receive
+
+SHARE = 4
+"""Messages that one source may have handed on in a turn of the loop."""
+STREAMED = 4
+"""What a byte between streams costs the loop's thread, in bytes that leave a file."""
+MESSAGE = 4 << 10
+"""What is asked for of the loop's turn before a wake-up; the rest is charged behind it."""
+CALLS = 2 * CALL
+"""What a message costs beside its bytes."""
+
+
+class Passing:
+    """Runs the chains that begin with the step Pass."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._messenger: Messenger | None = None
+        self._under_way: dict[int, _Passage] = {}
+
+    def start(self, run: Run) -> None:
+        """Hand on what is there; where nothing stands in the way, go on with what comes."""
+        self._messenger = self._messenger or Messenger()
+        passage = _Passage(self._host, run, self._messenger, self._under_way)
+        self._under_way[run.number] = passage
+        passage.hand_on()
+
+    def interrupt(self, run: Run) -> None:
+        """Have a chain hand on no more, if it is one of these."""
+        if run.number in self._under_way:
+            self._under_way[run.number].end()
+
+    def forget(self) -> None:
+        """In a forked child: what is under way is the parent's."""
+        self._under_way.clear()
+
+
+class _Passage:
+    """One way that messages take, for as long as nothing stands in it."""
+
+    __slots__ = (
+        *("_fast", "_host", "_left", "_loop", "_messenger", "_most", "_passed", "_place", "_run"),
+        "_under_way",
+    )
+
+    def __init__(
+        self, host: Host, run: Run, messenger: Messenger, under_way: "dict[int, _Passage]"
+    ) -> None:
+        wanted, receive = run.chain[0], run.chain[1]
+        assert isinstance(wanted, Pass)
+        assert isinstance(receive, Receive)
+        self._host = host
+        self._run = run
+        self._messenger = messenger
+        self._under_way = under_way
+        self._loop: Loop = running_loop()
+        self._left = wanted.length
+        self._most = receive.length
+        self._passed = 0
+        self._fast = False
+        self._place: Place | None = None
+
+    def hand_on(self) -> None:
+        """Go on: there may be something to receive."""
+        if self._place is not None:
+            return
+        record = self._run.record
+        if record.has_moved() and not record.is_open():
+            self.end()
+        elif self._host.at_once.may_spend(self._loop, MESSAGE):
+            self._receive_and_send()
+        else:
+            self._queue()
+
+    def _queue(self) -> None:
+        at_once = self._host.at_once
+        self._place = at_once.queue(self._loop, MESSAGE, self._receive_and_send)
+
+    def _receive_and_send(self) -> None:
+        self._place = None
+        before, share = self._passed, SHARE
+        while share and self._hand_on_one():
+            share -= 1
+        if not share:
+            self._queue()
+        cost = STREAMED * (self._passed - before) + CALLS * (SHARE - share + 1)
+        self._host.at_once.charge(self._loop, cost)
+
+    def _hand_on_one(self) -> bool:
+        """Hand on a message; return whether there may be another one, and nothing is in its way."""
+        messenger, record = self._messenger, self._run.record
+        got = messenger.receive(record.source.copy, self._most)
+        if got == -errno.EAGAIN:
+            self._fast = False
+            self._wait()
+            return False
+        if got <= 0:
+            self._tell(got)
+            return False
+        given = messenger.send(record.target.copy, got)
+        if given != got:
+            record.held = messenger.rest(max(given, 0), got)
+        # Two in a row that are not small: a source for the pipe.
+        if given != got or (self._fast and got >= EAGER):
+            self._tell(got, given)
+            return False
+        self._fast = got >= EAGER
+        self._passed += got
+        if self._left is not None:
+            self._left -= got
+            self._most = min(self._most, self._left)
+            if not self._left:
+                self.end()
+                return False
+        return True
+
+    def _wait(self) -> None:
+        try:
+            watch = watch_for(self._host.polls, self._run.record, PollIn())
+        except OSError as error:
+            self._tell(-(error.errno or errno.EIO))
+            return
+        watch.told = False
+        watch.call = self.hand_on
+
+    def end(self) -> None:
+        """Hand on no more, with nothing in hand."""
+        self._tell()
+
+    def _tell(self, *results: int) -> None:
+        """Be over: results of the steps behind Pass, of the message that was the last."""
+        run = self._run
+        del self._under_way[run.number]
+        if self._place is not None:
+            self._host.at_once.leave(self._place)
+        run.record.stop_listening()
+        run.results[:] = self._passed, *results
+        run.ended = True
+        self._host.retire(run)
