@@ -426,6 +426,7 @@ class SendsFiles:
         """Call the application with what is offered here, for one request."""
         response = Response(self, send.__self__)
         send = response.send
+        offers = None
         if self.offers_files:
             others = scope.get("extensions")
             scope["extensions"] = offers = Offers(others) if others else Offers()
@@ -434,6 +435,9 @@ class SendsFiles:
         try:
             return await self._application(scope, receive, send)
         finally:
+            if offers is not None:
+                # They are in the scope that `send` leads to: a circle, for the collector to find.
+                offers.names, offers.send = (), None
             if response.held is not None or response.leaving is not None:
                 await response.flush()
 
