@@ -1,4 +1,4 @@
-"""Seccomp filters that refuse io_uring to this process, as containers' profiles do."""
+"""Seccomp filters that refuse calls to this process, as containers' profiles do, or end it."""
 
 import ctypes
 import errno
@@ -9,10 +9,12 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38  # include/uapi/linux/prctl.h
 _SECCOMP_MODE_FILTER = 2
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_*
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_*
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # SECCOMP_RET_*
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 
 SETUP, ENTER, REGISTER = 425, 426, 427
+OPENAT2, CACHESTAT = 437, 451
+STATX = {"x86_64": 332, "aarch64": 291}[platform.machine()]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,6 +37,20 @@ def refuse_calls(first: int, last: int, number: int = errno.EPERM) -> None:
         (_JUMP_AT_LEAST, 1, 0, last + 1),
         (_RETURN, 0, 0, _ERRNO | number),
         (_RETURN, 0, 0, _ALLOW),
+    ]
+    _install(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+
+
+def end_process_for(*numbers: int) -> None:
+    """Have these system calls end the process (SIGSYS), as systemd's SystemCallFilter= does."""
+    last = len(numbers)
+    program = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_JUMP_EQUAL, 0, last + 1, _ARCHITECTURES[platform.machine()]),
+        (_LOAD, 0, 0, _NUMBER),
+        *((_JUMP_EQUAL, last - index, 0, number) for index, number in enumerate(numbers)),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _KILL),
     ]
     _install(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
 

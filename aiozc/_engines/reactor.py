@@ -57,6 +57,7 @@ from aiozc._engines.polls import Polls, Waits, only_waits
 from aiozc._engines.readiness import Readiness
 from aiozc._engines.records import Original, Record
 from aiozc._errors import error_from, lacks_descriptors
+from aiozc._kernel.permitted import look
 from aiozc._transfers.steps import Chain, End, Pass, PollIn, PollOut, Splice
 
 _logger = logging.getLogger("aiozc")
@@ -172,6 +173,7 @@ class Reactor:
         loop = running_loop()
         if loop in _reactors:
             raise RuntimeError(f"{loop!r} has a reactor already: close that one first")
+        look()
         self.at_once = AtOnce()
         self.counters = Counters()
         self.owners = owners_of(loop)

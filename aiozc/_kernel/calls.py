@@ -10,6 +10,7 @@ from typing import Any
 from aiozc._errors import error_from
 from aiozc._kernel import abi
 from aiozc._kernel.abi import Call, Op
+from aiozc._kernel.permitted import New, may_call
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall: Any = _libc.syscall
@@ -67,7 +68,12 @@ def has_cachestat() -> bool:
 
 
 def _call(number: int, *arguments: Any) -> int:
-    """Make the call; return its result, or its error number below 0."""
+    """Make the call; return its result, or its error number below 0.
+
+    It is -ENOSYS where a filter might end the process for it.
+    """
+    if not may_call(New.CACHESTAT if number == abi.CACHESTAT_NUMBER else New.IO_URING):
+        return -errno.ENOSYS
     words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
     result = int(_syscall(ctypes.c_long(number), *words))
     return -ctypes.get_errno() if result < 0 else result

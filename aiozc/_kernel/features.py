@@ -22,12 +22,16 @@ from aiozc._capabilities import Advice, Capabilities, Part, version_of
 from aiozc._errors import RingUnavailableError
 from aiozc._kernel import calls, liburing
 from aiozc._kernel.abi import Feature, Op
+from aiozc._kernel.pagecache import VARIABLE as CACHESTAT_VARIABLE
+from aiozc._kernel.pagecache import is_wanted
+from aiozc._kernel.permitted import New, look, may_call
 from aiozc._kernel.refusals import (
     FILTER,
     HERE,
     NEEDED_FEATURES,
     NEEDED_OPCODES,
     allowing,
+    forbidden,
     lacking,
     number_in,
     refusal,
@@ -61,6 +65,7 @@ def probe() -> Capabilities:
 
     Raises OSError where a ring cannot be tried for want of descriptors or memory.
     """
+    look()
     library, fault = _find_library()
     answer, fault = _ask_ring(fault)
     backend, reason = _choose(answer.refused or fault)
@@ -78,7 +83,7 @@ def probe() -> Capabilities:
         seccomp=HERE.seccomp(),
         opcodes=tuple(_opcodes(answer.opcodes)),
         features=tuple(_features(answer.features)),
-        cachestat=calls.has_cachestat(),
+        cachestat=is_wanted() and calls.has_cachestat(),
         liburing=library.path if library else "",
         liburing_version=library.version if library else "",
         liburing_fault=_sentence(fault),
@@ -118,6 +123,8 @@ def _ask_ring(
 
 
 def _ask_kernel() -> _Answer:
+    if not may_call(New.IO_URING):
+        return _Answer(forbidden())
     try:
         fd, features = calls.set_up(_ENTRIES, SETUP_FLAGS)
     except OSError as error:
@@ -210,6 +217,11 @@ def _advice(
 
 def _cachestat_advice(facts: Capabilities) -> Advice:
     missing = "cachestat(2) cannot be called: how much of a file is cached is not known"
+    if not is_wanted():
+        missing = (
+            f"{CACHESTAT_VARIABLE}=0: how much of a file is cached is not asked by cachestat(2)"
+        )
+        return Advice(missing, f"unset {CACHESTAT_VARIABLE}", (f"unset {CACHESTAT_VARIABLE}",))
     if facts.kernel_version < _CACHESTAT_SINCE or facts.seccomp != FILTER:
         return Advice(missing, "Linux 6.5 or newer", ())
     remedy = "allow cachestat in the container's seccomp profile"

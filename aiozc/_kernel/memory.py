@@ -16,6 +16,7 @@ from typing import Any
 
 from aiozc._errors import error_from
 from aiozc._kernel import abi
+from aiozc._kernel.permitted import New, may_call
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap: Any = _libc.mmap64 if hasattr(_libc, "mmap64") else _libc.mmap
@@ -94,7 +95,7 @@ def direct_alignment(fd: int) -> int:
     the file system does not tell.
     """
     found = abi.Statx()
-    if not hasattr(_libc, "statx"):
+    if not hasattr(_libc, "statx") or not may_call(New.STATX):
         return mmap.PAGESIZE
     flags = abi.AT_EMPTY_PATH | abi.AT_STATX_DONT_SYNC
     _libc.statx(fd, b"", flags, abi.STATX_DIOALIGN, ctypes.byref(found))

@@ -4,10 +4,12 @@ It takes 3.1 us with its close, os.open 2.6, and a worker thread 80.
 """
 
 import ctypes
+import errno
 from typing import Any
 
 from aiozc._errors import error_from
 from aiozc._kernel import abi
+from aiozc._kernel.permitted import New, may_call
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall: Any = _libc.syscall
@@ -30,6 +32,8 @@ class CachedOpener:
         """
         if b"\0" in path:
             raise ValueError("embedded null byte")
+        if not may_call(New.OPENAT2):
+            raise error_from(errno.ENOSYS, "opening a file")
         fd = int(_syscall(abi.OPENAT2_NUMBER, abi.AT_FDCWD, path, self._address, _SIZE))
         if fd < 0:
             raise error_from(ctypes.get_errno(), "opening a file")

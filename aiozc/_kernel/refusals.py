@@ -15,7 +15,6 @@ Several refuse by the same error numbers, and are told apart so:
 
 import errno
 import os
-import posix
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._kernel import calls
 from aiozc._kernel.abi import Call, Feature, Op
+from aiozc._kernel.permitted import read_at_once
 
 OLDEST = "Linux 5.19"
 """The first kernel whose io_uring does what is needed."""
@@ -49,7 +49,7 @@ class Places:
 
     def status(self, field: str) -> str:
         """Return a field of the process's status; "" where there is none."""
-        for line in _read(self.process / "status").splitlines():
+        for line in read_at_once(self.process / "status").splitlines():
             name, _, value = line.partition(":")
             if name == field:
                 return value.strip()
@@ -81,7 +81,7 @@ def allowing(*names: str) -> tuple[str, ...]:
 def number_in(path: Path) -> int | None:
     """Return the number that is all there is in a file; None where there is none."""
     try:
-        return int(_read(path))
+        return int(read_at_once(path))
     except ValueError:
         return None
 
@@ -111,6 +111,14 @@ def refusal(number: int, doing: str = "setting up an io_uring") -> Exception:
             ["ulimit -l 8192"],
         )
     return error_from(number, doing)
+
+
+def forbidden() -> RingUnavailableError:
+    """Return what to raise where io_uring's calls may not even be tried."""
+    culprit = _seccomp("a seccomp filter, which ends a process that calls it")
+    return RingUnavailableError(
+        f"io_uring is refused by {culprit.who} ({culprit.sign})", culprit.remedy, culprit.lines
+    )
 
 
 def lacking(features: int, opcodes: Collection[int]) -> RingUnavailableError | None:
@@ -180,7 +188,7 @@ def _sysctl(places: Places) -> _Culprit | None:
 def _has_sys_admin(places: Places) -> bool:
     """Return whether the process has CAP_SYS_ADMIN where the sysctl asks for it."""
     effective = int(places.status("CapEff") or "0", 16)
-    first = _read(places.process / "uid_map").split() == _ALL_USERS
+    first = read_at_once(places.process / "uid_map").split() == _ALL_USERS
     return first and bool(effective >> _CAP_SYS_ADMIN & 1)
 
 
@@ -194,17 +202,3 @@ _MODULE = _Culprit(
     "a security module",
     "allow io_uring in its policy (SELinux: the permission io_uring { allowed })",
 )
-
-
-def _read(path: Path) -> str:
-    # The kernel answers by itself, without a disk: no guard against blocking calls is to see it.
-    try:
-        fd = posix.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return b"".join(iter(lambda: posix.read(fd, 65536), b"")).decode("ascii")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)

@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._kernel import abi, calls, liburing
-from aiozc._kernel.refusals import lacking, refusal
+from aiozc._kernel.permitted import New, may_call
+from aiozc._kernel.refusals import forbidden, lacking, refusal
 
 SETUP_FLAGS = abi.SetupFlag.CLAMP | abi.SetupFlag.SUBMIT_ALL | abi.SetupFlag.COOP_TASKRUN
 
@@ -164,6 +165,8 @@ class Ring:
     """
 
     def __init__(self, entries: int = 256, max_workers: int = 4) -> None:
+        if not may_call(New.IO_URING):
+            raise forbidden()
         self._lib = liburing.load()
         self._uring = abi.Uring()
         self._by_reference = ctypes.byref(self._uring)
