@@ -150,17 +150,19 @@ async def test_a_pipe_whose_target_stalls_is_made_as_small_as_what_it_holds_and_
     connect: Connect,
 ) -> None:
     """What has left the source is nowhere else: the kernel refuses to shrink below it."""
-    content = pattern(200 * KIB)
+    content = pattern(1500 * KIB)
     near, far = socket_pair()
-    target, receiver = connect(limit=0, sndbuf=30_000, rcvbuf=30_000)
+    # The first message to meet a full target is held in memory.
+    target, receiver = connect(limit=700 * KIB, sndbuf=30_000, rcvbuf=30_000)
     with near, far:
-        far.sendall(content)
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(far, content))
         moving = asyncio.create_task(aiozc.splice_pipe(near, target, len(content)))
         lent = aiozc.get_reactor()._pipes._lent
         await until(lambda: any(pipe.size < LARGE for pipe in lent))
         assert not moving.done()
         receiver.allow(None)
         assert await moving == len(content)
+        await sending
     target.close()
     assert_same(await receiver.wait_end(), content)
 
