@@ -33,6 +33,7 @@ from .support import (
     pattern,
     run_on,
     socket_pair,
+    turns,
     until,
     write_out,
 )
@@ -339,26 +340,6 @@ def test_idle_pipes_are_given_up_for_who_lacks_descriptors(
     run(main)
 
 
-def test_a_cold_file_is_read_by_threads_that_were_there_before(
-    run: Callable[[Main], None], path: Path
-) -> None:
-    """By readiness a thread tells the loop that it is done by a descriptor."""
-
-    async def main() -> None:
-        aiozc.get_reactor()
-        with pair() as (near, far), path.open("rb") as file:
-            write_out(file)
-            taken = take_all(10)
-            taken.free(4)
-            sending = asyncio.create_task(aiozc.loop_sendfile(near, file))
-            assert_same(await receive(far, len(CONTENT)), CONTENT)
-            assert await sending == len(CONTENT)
-            await until(lambda: aiozc.get_reactor().statistics().in_flight == 0)
-            assert aiozc.get_reactor().statistics().chains > 0
-
-    run(main)
-
-
 def test_on_trio_it_is_the_same(path: Path) -> None:
     async def main() -> None:
         running_loop()  # imports what it needs
@@ -376,3 +357,32 @@ def test_on_trio_it_is_the_same(path: Path) -> None:
             assert scope.cancelled_caught
 
     Child(lambda: trio.run(main)).wait()
+
+
+def test_where_descriptors_are_scarce_who_waits_for_a_peer_holds_none(
+    run: Callable[[Main], None], path: Path
+) -> None:
+    """So that a process serves as many who do not read as without this library."""
+
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            ends = [stack.enter_context(pair()) for _ in range(12)]
+            files = [stack.enter_context(path.open("rb")) for _ in ends]
+            aiozc.get_reactor()
+            before = len(holdings().descriptors)
+            lowest = os.dup(0)
+            os.close(lowest)
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 40, hard))
+            tasks = [
+                asyncio.create_task(aiozc.loop_sendfile(near, file))
+                for (near, _), file in zip(ends, files, strict=True)
+            ]
+            await turns(20)
+            assert not any(task.done() for task in tasks)
+            await until(lambda: len(holdings().descriptors) <= before)
+            for (_, far), task in zip(ends, tasks, strict=True):
+                assert_same(await receive(far, len(CONTENT)), CONTENT)
+                assert await task == len(CONTENT)
+
+    run(main)

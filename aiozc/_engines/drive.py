@@ -15,6 +15,10 @@ from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import Give, SendCached, Splice, Step, Transfer
 
 
+class _ScarceError(Exception):
+    """Descriptors are scarce, and a transfer holds some that it can do without."""
+
+
 async def send_file(
     reactor: Reactor | None,
     transfer: Sendfile,
@@ -24,8 +28,8 @@ async def send_file(
 ) -> None:
     """Run `transfer` to its end, and on where a file that has grown has more of `count`.
 
-    Where no descriptor can be had it goes on without (`bare.py`); `reactor` is None where there
-    could be none for that reason.
+    Where descriptors are scarce, or none can be had, it goes on without (`bare.py`): those who
+    do not read keep none from others. `reactor` is None where there could be none for that.
 
     Raises OSError where one of the two is closed meanwhile, and what the reactor raises; a
     step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
@@ -38,13 +42,20 @@ async def send_file(
             try:
                 reactor = reactor or get_reactor()
                 with _record(reactor, transfer, source, target) as record:
+                    record.may_let_go = True
+                    if reactor.is_pressed:
+                        raise _ScarceError
                     await _run(reactor, record, transfer)
                     while growth.is_there():
                         await _run(reactor, record, transfer)
                 return
+            except _ScarceError:
+                pass
             except OSError as error:
                 if not lacks_descriptors(error):
                     raise
+                if reactor is not None:
+                    reactor.press()
             if await _send_bare(at_once, transfer, source, target, growth):
                 return
 
@@ -55,6 +66,7 @@ async def _send_bare(
     """Go on for a while without descriptors; return whether it is at its end."""
     source.let_go()
     target.let_go()
+    transfer.lose_pipe()
     until = time.monotonic() + TICK
     try:
         while time.monotonic() < until:
@@ -184,6 +196,8 @@ def _record(
 async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
     loop = running_loop()
     while not transfer.done:
+        if record.may_let_go and transfer.waits and reactor.is_pressed:
+            raise _ScarceError
         at_once = transfer.at_once
         if at_once and not reactor.at_once.may_spend(loop, at_once):
             # Others need the pipe more than one who waits.

@@ -36,6 +36,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import threading
 import time
 import weakref
@@ -74,6 +75,10 @@ THOROUGHLY = 16
 """Chains looked at thoroughly in one tick, if there are so many; each takes 3 to 7 us."""
 SECONDS = 0.0002
 """How long a tick goes on with that."""
+MANY = 0.75
+"""What of a process's descriptors is left to others: beyond, who waits for a peer has none."""
+PRESSED = 1.0
+"""Seconds for which that lasts."""
 PATIENCE = 1
 """Ticks after the first one that a chain keeps a pipe for, when it has it in hand."""
 
@@ -185,6 +190,7 @@ class Reactor:
         self.runs: dict[int, Run] = {}
         self._loop = weakref.ref(loop)
         self._pipes = PipePool()
+        self._pressed_until = 0.0
         self._records: set[Record] = set()
         self._looks = Looks()
         self._to_look_at = _Round()
@@ -321,7 +327,27 @@ class Reactor:
         record = Record(self._pipes, source, target, loan)
         self._records.add(record)
         self._looks.add(record)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit >= 0 and max(source.copy, target.copy) >= limit * MANY:
+            self.press()
         return record
+
+    def press(self) -> None:
+        """Take in that descriptors are scarce: who waits with some gives them up."""
+        loop = self.running_loop()
+        if loop is not None and not self.is_pressed:
+            loop.call_soon(self._ease)
+        self._pressed_until = time.monotonic() + PRESSED
+
+    def _ease(self) -> None:
+        for run in tuple(self.runs.values()):
+            if run.record.may_let_go and not run.ended:
+                self._interrupt(run)
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether descriptors were scarce a moment ago."""
+        return time.monotonic() < self._pressed_until
 
     def release(self, record: Record) -> None:
         """Close a record now, or when the chain has ended that its coroutine has left."""

@@ -369,11 +369,12 @@ class Record:
     `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
     come back for it; `fault` is what a look at it found, for the coroutine to raise; `loan`
     is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends;
-    `held` is what was received and not sent, where that is in memory.
+    `held` is what was received and not sent, where that is in memory; `may_let_go`: its transfer
+    can wait for its peer without the duplicates.
     """
 
     __slots__ = (
-        *("_pipes", "abandoned", "busy", "fault", "held", "loan", "pipe", "source"),
+        *("_pipes", "abandoned", "busy", "fault", "held", "loan", "may_let_go", "pipe", "source"),
         *("target", "watches"),
     )
 
@@ -383,6 +384,7 @@ class Record:
         self._pipes = pipes
         self.busy = False
         self.abandoned = False
+        self.may_let_go = False
         self.fault: Exception | None = None
         self.pipe: Pipe | None = None
         self.loan = loan

@@ -139,9 +139,18 @@ class Sendfile:
         self.length = length
         self.ended = False
 
-    def step_without_pipe(self) -> SendCached:
-        """Return the next step where there can be no pipe, whatever was in one before."""
+    @property
+    def waits(self) -> bool:
+        """Whether the next chain does nothing but wait."""
+        return self._state in (State.WAITING, State.PAUSING)
+
+    def lose_pipe(self) -> None:
+        """Have no pipe any more: what was in it is read again (rule 1)."""
         self._taken = self.position
+
+    def step_without_pipe(self) -> SendCached:
+        """Return the next step where there can be no pipe."""
+        self.lose_pipe()
         self._state = State.SENDING
         return SendCached(self.offset + self.position, self._rest())
 

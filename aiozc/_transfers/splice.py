@@ -191,6 +191,11 @@ class Splicing:
         return not (self._direct or self._in_memory) and (self.in_pipe > 0 or not waits)
 
     @property
+    def waits(self) -> bool:
+        """Whether the next chain does nothing but wait."""
+        return self._state in (State.WAITING, State.PAUSING)
+
+    @property
     def at_once(self) -> int:
         """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
         return COST if self._state in (State.SWIFT, State.MARKED) else 0

@@ -247,6 +247,10 @@ class Transfer(Protocol):
         """Whether the next chain goes through a pipe; where not, the pipe is given up."""
 
     @property
+    def waits(self) -> bool:
+        """Whether the next chain does nothing but wait."""
+
+    @property
     def at_once(self) -> int:
         """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
 
