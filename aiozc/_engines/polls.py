@@ -20,7 +20,7 @@ Facts about waiting (read in the kernel's source, tested on 6.18):
   epoll would go on telling about it.
 
 400 clients that asked for a file, ended their own streams and did not read cost 60 % of a core by
-polls on the ring with pauses of up to 128 ms between them, and 0.3 % by edges.
+polls on the ring with pauses of up to 128 ms between them, and 0.7 % by edges.
 """
 
 import errno
