@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -158,3 +159,29 @@ def test_where_no_more_workers_may_be_had_what_needs_no_disk_goes_by_readiness(
 
     in_a_thread(lambda: run_on(loop_factory, main()))
     assert len([record for record in caplog.records if record.name == "aiozc"]) == 1
+
+
+@pytest.mark.ring
+def test_a_ring_that_ends_beside_a_dead_disk_says_nothing_of_a_limit(
+    dead: Fuse, loop_factory: LoopFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What asks for a worker is cancelled with all else."""
+
+    async def main() -> None:
+        reactor = Reactor()
+        backend: Any = reactor._backend
+        async with stuck(dead, NUMBER):
+            await until(lambda: backend._workers._asked > 0 and dead.asked(Op.READ) >= NUMBER)
+            timer = Timer(0.05, dead.go_on)
+            timer.start()
+            reactor._end()
+            timer.join()
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        in_a_thread(lambda: run_on(loop_factory, main()))
+    assert not [record for record in caplog.records if record.name == "aiozc"]
+
+
+class EndedError(Exception):
+    """The reactor has."""

@@ -187,6 +187,7 @@ class Uring:
 
     def end_all(self, deadline: float) -> None:
         """Have the kernel cancel everything, and wait for it in the kernel."""
+        self._workers.stop_asking()
         readable = select.poll()
         readable.register(self._ring.fd, select.POLLIN)
         while self._host.runs and time.monotonic() < deadline:

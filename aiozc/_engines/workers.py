@@ -57,6 +57,11 @@ class Workers:
         self._refused_at: float | None = None
         """When it was last found that no worker can be made (time.monotonic)."""
         self._crowded = False
+        self._ended = False
+
+    def stop_asking(self) -> None:
+        """Take in that the ring ends: what is cancelled now says nothing."""
+        self._ended = True
 
     def begin(self, run: Run) -> None:
         """Take in that a chain is begun."""
@@ -88,7 +93,7 @@ class Workers:
             self._ask()
 
     def _ask(self) -> None:
-        if not self._asked:
+        if not self._asked and not self._ended:
             self._late = self._refused = False
             self._put_questions()
 
@@ -109,6 +114,8 @@ class Workers:
     def answered(self, result: int) -> None:
         """Take in an answer."""
         self._asked -= 1
+        if self._ended:
+            return
         if result == -errno.ECANCELED:
             self._refused = True
             self._refused_at = time.monotonic()
