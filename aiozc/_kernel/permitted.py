@@ -28,7 +28,7 @@ PATIENCE = 2.0
 """Seconds that a child has."""
 
 
-class New(enum.Enum):
+class New(enum.IntEnum):
     """What may not be known to a filter."""
 
     STATX = enum.auto()
