@@ -3,6 +3,7 @@
 import argparse
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -43,30 +44,25 @@ def run_command(action: Callable[[Console], int]) -> int:
     try:
         return action(notes)
     except KeyboardInterrupt:
-        notes.print("bench: stopped")
+        say(notes, "stopped")
         return status
     except BadInputError as error:
-        notes.print(f"bench: {error}", markup=False, highlight=False)
+        say(notes, str(error))
         return 2
     except (BenchError, OSError) as error:
-        notes.print(f"bench: {describe(error)}", markup=False, highlight=False)
+        say(notes, describe(error))
         return 1
 
 
-def check_places(options: argparse.Namespace) -> None:
-    """Raise BadInputError where `--dir` or `--json` cannot be, before anything is measured."""
-    if options.dir is not None and not options.dir.is_dir():
-        raise BadInputError(f"--dir: {options.dir} is not a directory")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise BadInputError(f"--json: {options.json.parent} is not a directory")
-    if options.json is not None and options.json.is_dir():
-        raise BadInputError(f"--json: {options.json} is a directory")
+def say(notes: Console, text: str) -> None:
+    """Say something beside the results."""
+    notes.print(f"bench: {text}", markup=False, highlight=False)
 
 
-def console_for_tables() -> Console:
+def console_for_tables(width: int = _WIDTH) -> Console:
     """Make the console on standard output: as wide as its tables where it is no terminal."""
     out = Console()
-    return out if out.is_terminal else Console(width=_WIDTH)
+    return out if out.is_terminal else Console(width=width)
 
 
 def make_progress(notes: Console) -> Progress:
@@ -113,3 +109,20 @@ def sizes(text: str) -> list[int]:
 def numbers(text: str) -> list[int]:
     """Read whole numbers, with commas between them."""
     return [positive(part) for part in text.split(",")]
+
+
+def folder(text: str) -> Path:
+    """Read the path of a directory that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return Path(text)
+
+
+def new_file(text: str) -> Path:
+    """Read the path of a file that can be written."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not a directory")
+    return path

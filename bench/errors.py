@@ -10,14 +10,9 @@ class BadInputError(BenchError):
 
 
 def describe(error: BaseException) -> str:
-    """Say in one line what went wrong."""
+    """Say in one line what went wrong: of a group, its first, for all fail for one reason."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, BenchError):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def first(error: BaseException) -> BaseException:
-    """Give the first plain exception of a group: all lanes fail for one reason."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

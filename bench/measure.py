@@ -1,224 +1,128 @@
-"""Turns, medians, ratios, and the clock that shows how late a loop is.
+"""The one runner: contenders take turns, round by round (A B C A B C ...).
 
-Contenders take turns, round by round (A B C A B C ...), so that a machine that becomes slower or
-faster meanwhile does so for all of them. What is compared is always a pair from one round; the
-ratio that is shown is the median of the pairs' ratios.
+So a machine that becomes slower or faster meanwhile does so for all of them.
 """
 
-import asyncio
-import gc
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import Any
 
-T = TypeVar("T")
+import aiozc
+from bench.errors import BenchError
+from bench.samples import Sample
 
-Sample = Mapping[str, float]
+Values = Mapping[str, float]
 """What one turn gave: a number for each metric's name, but for those a contender cannot give."""
 
 
-class Verdict(Enum):
-    """How a contender stands to a target."""
-
-    AIM = "aim"
-    PASS = "pass"
-    MISS = "miss"
-
-
-@dataclass(frozen=True, slots=True)
-class AtLeast:
-    """A target for the ratio to the baseline, where more is better."""
-
-    must: float
-    aim: float | None = None
-
-    def verdict(self, worst: float, ratio: float) -> Verdict:  # noqa: ARG002
-        """Judge one contender by its ratio."""
-        if ratio < self.must:
-            return Verdict.MISS
-        return Verdict.AIM if self.aim is not None and ratio >= self.aim else Verdict.PASS
-
-
-@dataclass(frozen=True, slots=True)
-class AtMost:
-    """A target for the measured value itself, in the metric's unit, in every round."""
-
-    must: float
-
-    def verdict(self, worst: float, ratio: float) -> Verdict:  # noqa: ARG002
-        """Judge one contender by the largest value it had."""
-        return Verdict.PASS if worst <= self.must else Verdict.MISS
-
-
-class Contender(Protocol):
-    """Whoever takes turns."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables; no two of a work have one name."""
-
-    @property
-    def judged(self) -> bool:
-        """Whether targets are for it; else it only stands beside."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number that a turn gives, and which way is better; a count has no ratio."""
+@dataclass(slots=True)
+class Case:
+    """One thing that contenders do, each in a process of its own."""
 
     name: str
-    unit: str
-    better: Literal["less", "more", "neither"]
-    target: AtLeast | AtMost | None = None
-    against: str | None = None
-    """The contender that ratios are to, where that is not the work's baseline."""
+    """That of its work, a colon, and what tables call it."""
+    units: Mapping[str, str]
+    """The unit of each metric."""
+    contenders: Sequence[str]
+    turn: Callable[[str], Values]
+    """Lets a contender do it, and counts at the far end what came of it."""
+    check: Callable[[str], None] = lambda _: None
+    """Lets a contender do something once whose bytes are compared by their hash."""
+    check_peers: Callable[[], None] = lambda: None
+    """Raises BenchError where a contender may have failed because its peer has."""
+    rounds: tuple[int, int] = (1, 1)
+    """How many there are at most: with --quick, and without."""
+    budget: float = math.inf
+    """Seconds, with --quick, after which no further round begins."""
 
-    def ratio(self, baseline: float, value: float) -> float:
-        """How many times better than the baseline a value is; 1 is as good, 0.5 half as good."""
-        worse, good = (baseline, value) if self.better == "less" else (value, baseline)
-        if good == 0:
-            return 1.0 if worse == 0 else math.inf
-        return worse / good
+
+@dataclass(slots=True)
+class Settings:
+    """How much is to be done, where files may lie, and what the command line asked for."""
+
+    options: Any
+    scratch: Path
+    """A directory for files, which someone else removes."""
+    stack: ExitStack
+    """Ends processes that works share, when all is done."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What works leave for those after them."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Who cannot run here, and why."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Who takes no turns any more, and why."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether less of all is to be done."""
+        return bool(self.options.quick)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """One contender's result in one metric."""
+class Work:
+    """A family of cases, which share a table and a baseline."""
 
-    median: float
-    ratio: float
-    verdict: Verdict | None
-
-
-def compare(metric: Metric, baseline: Sequence[Sample], samples: Sequence[Sample]) -> Standing:
-    """Set a contender's samples against the baseline's of the same rounds."""
-    values = [sample[metric.name] for sample in samples]
-    pairs = zip((sample[metric.name] for sample in baseline), values, strict=True)
-    median = statistics.median(values)
-    ratio = statistics.median(metric.ratio(base, value) for base, value in pairs)
-    verdict = metric.target.verdict(max(values), ratio) if metric.target is not None else None
-    return Standing(median, ratio, verdict)
+    name: str
+    title: str
+    baseline: str
+    prepare: Callable[[Settings, ExitStack], Iterator[Case]]
+    """Gives the cases; makes files and starts processes, which end with the stack."""
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """What is to be said of a contender, and why one is not here."""
+    by_contender: bool = False
+    """Whether its tables have a row for each contender, not for each metric of each case."""
+    brief: Sequence[str] = ()
+    """The metrics that a narrow terminal shows of such a table; none: all."""
 
 
-def take_turns(
-    contenders: Sequence[T],
-    run: Callable[[T], Sample],
-    *,
+def present(settings: Settings, contenders: Mapping[str, Any]) -> list[str]:
+    """Give those of some contenders that can run here; those that lack a ring are noted."""
+    probe = aiozc.probe()
+    if not probe.io_uring:
+        rings = [n for n, each in contenders.items() if getattr(each, "backend", "") == "io_uring"]
+        settings.missing.update(dict.fromkeys(rings, probe.refused or probe.reason))
+    return [name for name in contenders if name not in settings.missing]
+
+
+def measure(
+    command: str,
+    case: Case,
+    contenders: Sequence[str],
     rounds: int,
+    *,
+    failed: dict[str, str],
     budget: float = math.inf,
+    done: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
-) -> list[list[Sample]]:
-    """Let each contender run once a round; give the samples of each, in the contenders' order.
+) -> Iterator[Sample]:
+    """Let contenders take turns at a case, each checked before its first; yield the samples.
 
-    There is always one round. Another is begun only while fewer than ``rounds`` are done, and if
-    one like the last still fits into ``budget`` seconds.
+    One that fails has its reason in ``failed`` and no turn any more; where its peer has failed
+    that is raised. There is always one round; another is begun only while fewer than ``rounds`` are
+    done, and if one like the last still fits into ``budget`` seconds.
     """
-    samples: list[list[Sample]] = [[] for _ in contenders]
     began = clock()
-    for _ in range(rounds):
+    for number in range(rounds):
         round_began = clock()
-        for mine, contender in zip(samples, contenders, strict=True):
-            mine.append(run(contender))
+        for contender in contenders:
+            if contender not in failed:
+                try:
+                    if not number:
+                        case.check(contender)
+                    values = case.turn(contender)
+                except BenchError as error:
+                    case.check_peers()
+                    failed[contender] = str(error)
+                else:
+                    for metric, unit in case.units.items():
+                        if metric in values:
+                            row = (command, case.name, contender, number, metric, unit)
+                            yield Sample(*row, values[metric])
+            done()
         now = clock()
         if now - began + (now - round_began) > budget:
             break
-    return samples
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Give the smallest value that at least ``percent`` percent of the values do not exceed."""
-    ordered = sorted(values)
-    rank = math.ceil(len(ordered) * percent / 100)
-    return ordered[max(rank, 1) - 1]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one turn took, in seconds."""
-
-    elapsed: float
-    """From before the first transfer until the receiver had the last byte."""
-    loop_cpu: float
-    """CPU time of the loop's thread."""
-    process_cpu: float
-    """CPU time of the whole process.
-
-    io_uring's workers are threads of it and count: 2 GB read by a worker (IOSQE_ASYNC) added
-    0.208 s to ``time.process_time`` and 0.004 s to ``time.thread_time`` (Linux 6.18).
-    """
-    lateness: Sequence[float] = field(default=())
-
-
-class Meter:
-    """Measures a turn from the thread whose CPU time is the loop's."""
-
-    def __init__(self, *, timer: bool) -> None:
-        """Begin; with a timer, call it on the loop."""
-        self._timer = LatenessTimer() if timer else None
-        if self._timer is not None:
-            self._timer.start()
-        self._process_cpu, self._loop_cpu = time.process_time(), time.thread_time()
-        self.started = time.monotonic()
-
-    def stop(self) -> Turn:
-        """End, and give what was measured."""
-        elapsed = time.monotonic() - self.started
-        loop_cpu = time.thread_time() - self._loop_cpu
-        process_cpu = time.process_time() - self._process_cpu
-        lateness = self._timer.stop() if self._timer is not None else ()
-        return Turn(elapsed, loop_cpu, process_cpu, lateness)
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collect now, and not again before the end of the block."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-class LatenessTimer:
-    """A timer of 1 ms on the running loop, which notes how late it fires each time.
-
-    Each time is set anew from the moment the last one fired, so a loop that stands still for a
-    second adds one sample of a second, not a thousand: the percentiles are kind to a loop that
-    stalls; the maximum is exact. Loops count timers in whole milliseconds: a loop that has
-    nothing else to do is up to 1 ms late (or early, which counts as 0).
-    """
-
-    def __init__(self, period: float = 0.001) -> None:
-        self.period = period
-        self.lateness: list[float] = []
-        self._due = 0.0
-        self._handle: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Begin; call it on the loop."""
-        self._set()
-
-    def stop(self) -> list[float]:
-        """End, and give all lateness in seconds, also that of a time that is due already."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-            late = time.monotonic() - self._due
-            if late > 0 or not self.lateness:
-                self.lateness.append(max(late, 0.0))
-        return self.lateness
-
-    def _set(self) -> None:
-        # Not loop.time(): uvloop's is cached, and counts whole milliseconds.
-        self._due = time.monotonic() + self.period
-        self._handle = asyncio.get_running_loop().call_later(self.period, self._fire)
-
-    def _fire(self) -> None:
-        self.lateness.append(max(time.monotonic() - self._due, 0.0))
-        self._set()

@@ -1,11 +1,10 @@
-"""``python -m bench plot FILE``: the pictures of a run, each readable without colour."""
+"""``python -m bench plot FILE...``: the pictures of runs, each readable without colour."""
 
+import math
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 
@@ -13,317 +12,328 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter, NullLocator
 from rich.console import Console
 
-from bench import findings
-from bench.console import Parser
+from bench.console import Parser, folder, say
 from bench.errors import BadInputError
-from bench.findings import number, sweep_named
-from bench.found import Point, load
-from bench.report import show_number
+from bench.figures import Figures, show_number, size_in
+from bench.samples import Record, read
 from bench.units import show_size
 
-_Line = str | tuple[int, tuple[float, ...]]
-_STYLES: Final[dict[str, tuple[str, _Line]]] = {
-    "read+write": ("o", ":"),
-    "mmap+write": ("X", ":"),
-    "splice": ("s", ":"),
-    "sendfile": ("^", ":"),
-    "io_uring": ("D", "--"),
-    "io_uring linked": ("d", "--"),
-    "io_uring splice": ("P", "--"),
-    "io_uring splice linked": ("p", "--"),
-    "sock_sendfile": ("v", "-."),
-    "sock_sendall": ("<", "-."),
-    "to_thread(sendfile)": (">", "-."),
-    "streams": ("h", "-."),
-    "aiozc": ("*", "-"),
-    "aiozc readiness": ("x", (0, (7, 1.5))),
-}
-"""A marker for each, and a line for each family: system calls, rings, asyncio, aiozc."""
-_LINE_STYLES: Final[tuple[_Line, ...]] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-"""What tells a few lines apart, be they of one family."""
-_LATENESS_FLOOR: Final = 0.01
-"""Milliseconds; what is less late is drawn here."""
+_STDLIB, _OURS = "sock_sendfile", "aiozc"
+_LIGHT: Final = {"ink": "#1f2328", "faint": "#818b98", "rule": "#d8dee4", "paper": "#ffffff"}
+_DARK: Final = {"ink": "#f0f6fc", "faint": "#9198a1", "rule": "#3d444d", "paper": "#0d1117"}
+_FONT, _FONTS = "'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif"
+"""The font that is measured, and those that a browser may take."""
+_FLOOR: Final = 0.01
+"""Milliseconds, or percent; what is less is drawn here, where the scale is logarithmic."""
 
 
-_METRICS: Final = {
-    "throughput": "throughput, GB/s",
-    "CPU": "CPU time of the process, ms/GB",
-    "time": "time for one file, us",
-}
-_SIZE: Final = ("size", "size of the file")
+class Row(NamedTuple):
+    """One contender's place in a picture of rows."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """Lines of a metric, one for each sender."""
-
-    title: Callable[[Sequence[Point]], str]
-    over: tuple[str, str]
-    """What changes from point to point, and how the axis calls it."""
-    metric: str
-    log: bool = False
-    label_first: bool = False
-    """Whether the lines are told apart better at the first point than at the last."""
-
-
-_OVER_SIZES: Final = {
-    "throughput": _Picture(findings.throughput_title, _SIZE, "throughput"),
-    "cpu": _Picture(findings.cpu_title, _SIZE, "CPU", log=True),
-    "time": _Picture(findings.time_title, _SIZE, "time", log=True, label_first=True),
-}
-_OVER_BUFFERS: Final = {
-    "buffers": _Picture(findings.buffers_title, ("buffer", "bytes that one call moves"), "CPU"),
-    "linked": _Picture(findings.linked_title, ("buffer", "bytes that one SQE moves"), "throughput"),
-}
-"""The pictures of the sweeps that have these names."""
+    name: str
+    values: Sequence[float]
+    """From left to right: an open dot, ticks, and a filled one; they may be one alone."""
+    told: str
+    """What is written behind the last."""
 
 
 def main(arguments: Sequence[str], notes: Console) -> int:
-    """Draw what a file has; give the exit status."""
+    """Draw what there are figures for; give the exit status."""
     parser = Parser(
         prog="python -m bench plot",
-        description="Draw what python -m bench send or http has written with --json.",
+        description="Draw what commands have written with --json, each picture in light and dark.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path)
-    parser.add_argument(
-        "--into", metavar="DIR", type=Path, default=Path(), help="where pictures go (default: .)"
-    )
+    parser.add_argument("files", metavar="FILE.jsonl", nargs="+", type=Path)
+    where = "where pictures go (default: .)"
+    parser.add_argument("--into", metavar="DIR", type=folder, default=Path(), help=where)
     parser.add_argument("--format", choices=["svg", "png"], default="svg")
     options = parser.parse_args(arguments)
-    found = load(options.file, "send", "http")
-    if not options.into.is_dir():
-        raise BadInputError(f"--into: {options.into} is not a directory")
-    for path in draw(found, options.into, options.format):
-        notes.print(f"bench: {path}", markup=False, highlight=False)
+    drawn = draw(Figures(read(options.files)), options.into, options.format)
+    if not drawn:
+        raise BadInputError("there are no figures in these files that a picture is made of")
+    for path in drawn.values():
+        say(notes, str(path))
     return 0
 
 
-def draw(found: dict[str, Any], into: Path, kind: str = "svg") -> list[Path]:
-    """Draw every picture that there are figures for; give their paths."""
-    mpl.rcParams["svg.hashsalt"] = "aiozc"
-    pictures: dict[str, Callable[[], Figure]] = {}
-    sizes = sweep_named(found, "sizes") or _over_size(sweep_named(found, "own"))
-    if sizes:
-        for name, picture in _OVER_SIZES.items():
-            pictures[name] = partial(_over, sizes, picture)
-        if any(result["lateness"] for result in sizes[-1]["senders"].values()):
-            pictures["lateness"] = partial(_lateness, sizes[-1])
-    for name, picture in _OVER_BUFFERS.items():
-        if points := sweep_named(found, name):
-            pictures[name] = partial(_over, points, picture)
-    if http := sweep_named(found, "http"):
-        pictures["http"] = partial(_http, http)
-    paths = []
-    for name, make in pictures.items():
-        figure = make()
-        figure.text(0.995, 0.005, _machine(found), ha="right", va="bottom", fontsize=7, color="0.3")
-        paths.append(into / f"{name}.{kind}")
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(paths[-1], metadata=metadata, dpi=150)
-        plt.close(figure)
-    return paths
+def draw(figures: Figures, into: Path, kind: str = "svg") -> dict[str, Path]:
+    """Draw every picture that there are figures for; give the paths of the light ones."""
+    look: Any = {
+        "svg.hashsalt": "aiozc",
+        "svg.fonttype": "none",
+        "font.size": 9,
+    }
+    drawn: dict[str, Path] = {}
+    for name, make in PICTURES.items():
+        for suffix, colours in (("", _LIGHT), ("-dark", _DARK)):
+            with plt.rc_context(look | _colours(colours)):
+                picture = make(figures, colours)
+                if picture is None:
+                    continue
+                told = _machine(figures.record)
+                picture.text(0.99, 0.01, told, ha="right", fontsize=7, color=colours["faint"])
+                path = into / f"{name}{suffix}.{kind}"
+                metadata = {"Date": None} if kind == "svg" else None
+                picture.savefig(path, metadata=metadata, dpi=120)
+                plt.close(picture)
+                if kind == "svg":
+                    path.write_text(path.read_text().replace(_FONT, _FONTS))
+                drawn.setdefault(name, path)
+    return drawn
 
 
-def _over_size(points: Sequence[Point]) -> list[Point]:
-    """Give the points of a sweep over anything that are over the size alone, in its order."""
-    rest = [(point["connections"], point["buffer"]) for point in points]
-    alone = {p["size"]: p for p, other in zip(points, rest, strict=True) if other == rest[0]}
-    return [alone[size] for size in sorted(alone)]
+def _colours(colours: dict[str, str]) -> dict[str, Any]:
+    ink = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor", "lines.color")
+    rule = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    paper = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    keys = ((ink, "ink"), (rule, "rule"), (paper, "paper"))
+    return {key: colours[colour] for group, colour in keys for key in group}
 
 
-def _machine(found: dict[str, Any]) -> str:
-    machine = found["machine"]
+def _machine(record: Record) -> str:
+    machine = record.machine
     kernel = machine["kernel"].split("-")[0]
     return f"Linux {kernel}, {machine['cpus']} CPUs, {machine['python']}, {machine['date'][:10]}"
 
 
-# Lines over a size.
+def _figure(title: str, height: float, panels: int = 1) -> tuple[Picture, list[Axes]]:
+    picture, axes = plt.subplots(1, panels, figsize=(8, height), sharey=True, squeeze=False)
+    lines = textwrap.wrap(title, 88)
+    picture.text(0.02, 1 - 0.12 / height, "\n".join(lines), va="top", fontsize=11, weight="bold")
+    picture.subplots_adjust(top=1 - (0.3 + 0.22 * len(lines)) / height, bottom=0.62 / height)
+    for each in axes[0]:
+        for side in ("top", "right", "left"):
+            each.spines[side].set_visible(False)
+        each.tick_params(length=0)
+        each.set_axisbelow(True)
+    return picture, list(axes[0])
 
 
-def _over(points: Sequence[Point], picture: _Picture) -> Figure:
-    figure, axes = _figure(picture.title(points))
-    if picture.log:
-        axes.set_yscale("log")
-    over, label = picture.over
-    senders = findings.DRAWN if over == "size" else list(points[0]["senders"])
-    _lines(axes, points, over, picture.metric, senders, label_first=picture.label_first)
-    if not picture.log:
-        axes.set_ylim(bottom=0)
-    axes.set_ylabel(_METRICS[picture.metric])
-    axes.set_xlabel(label)
-    return figure
+# Rows: one for each contender, on one scale.
 
 
-def _figure(title: str, height: float = 4.6) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(8, height))
-    figure.subplots_adjust(left=0.1, right=0.76, top=0.9, bottom=0.14)
-    _title(figure, title)
-    _plain(axes, "y")
-    return figure, axes
+def _rows(
+    title: str, groups: Sequence[tuple[str, Sequence[Row]]], label: str, colours: dict[str, str]
+) -> Picture:
+    """Draw a panel for each group; aiozc's rows are bold, and its dots filled."""
+    names = list(dict.fromkeys(row.name for _, rows in groups for row in rows))
+    picture, panels = _figure(title, 0.24 * len(names) + 1.5, len(groups))
+    left = 0.03 + 0.0098 * max(map(len, names))
+    picture.subplots_adjust(left=left, right=0.94, wspace=0.12)
+    values = [value for _, rows in groups for row in rows for value in row.values]
+    for axes, (name, rows) in zip(panels, groups, strict=True):
+        axes.set_title(name, fontsize=9, loc="left", color=colours["faint"])
+        axes.set_xscale("log")
+        axes.set_xlim(max(min(values), _FLOOR) / 1.5, max(values) * (4 if len(groups) < 3 else 9))
+        for row in rows:
+            place, ours = names.index(row.name), row.name.startswith(_OURS)
+            drawn = [max(value, _FLOOR) for value in row.values]
+            axes.plot([drawn[0], drawn[-1]], [place, place], color=colours["faint"], linewidth=1)
+            axes.plot(drawn[1:-1], [place] * len(drawn[1:-1]), "|", color=colours["ink"])
+            if len(drawn) > 1:
+                axes.plot(drawn[0], place, "o", mfc=colours["paper"], mec=colours["ink"], ms=5)
+            face = colours["ink"] if ours or len(drawn) > 1 else colours["paper"]
+            axes.plot(drawn[-1], place, "o", mfc=face, mec=colours["ink"], ms=6)
+            axes.annotate(
+                row.told,
+                (max(drawn), place),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                weight="bold" if ours else "normal",
+            )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(axis="x", linewidth=0.6)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    for tick in panels[0].get_yticklabels():
+        if tick.get_text().startswith(_OURS):
+            tick.set_fontweight("bold")
+    picture.supxlabel(label, fontsize=8, y=0.24 / picture.get_figheight(), color=colours["faint"])
+    return picture
 
 
-def _title(figure: Figure, title: str) -> None:
-    figure.suptitle(textwrap.fill(title, 92), fontsize=10, fontweight="bold", x=0.02, ha="left")
+def _spans(figures: Figures, command: str, case: str, metrics: Sequence[str]) -> list[Row]:
+    """Make a row for each contender of a case, from its metrics, which grow."""
+    rows = []
+    for contender in figures.contenders(command, case):
+        found = [figures.get(command, case, contender, metric) for metric in metrics]
+        values = [figure.median for figure in found if figure is not None]
+        if values:
+            told = " to ".join(
+                show_number(value) for value in dict.fromkeys(values[:: len(values) - 1 or 1])
+            )
+            rows.append(Row(contender, values, told))
+    return rows
 
 
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis=grid, color="0.9")
-    axes.set_axisbelow(True)
+def _told(rows: Sequence[Row], name: str, place: int = -1) -> str:
+    """Give what the row of a contender has at a place."""
+    return next((show_number(row.values[place]) for row in rows if row.name == name), "?")
 
 
-def _lines(
-    axes: Axes,
-    points: Sequence[Point],
-    over: str,
-    metric: str,
-    senders: Sequence[str],
-    *,
-    label_first: bool = False,
-) -> None:
-    """Draw a line for each sender, with its name beside its last point, or its first."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([point[over] for point in points], [show_size(p[over]) for p in points])
-    axes.xaxis.set_minor_locator(NullLocator())
-    ends = []
-    for sender in senders:
-        drawn = [(p[over], y) for p in points if (y := number(p, sender, metric)) is not None]
-        if not drawn:
-            continue
-        marker, line = _STYLES.get(sender, (".", "-"))
-        if len(senders) <= len(_LINE_STYLES):
-            line = _LINE_STYLES[senders.index(sender)]
-        ours = sender.startswith("aiozc")
-        axes.plot(
-            *zip(*drawn, strict=True),
-            marker=marker,
-            linestyle=line,
-            color="black" if ours else "0.4",
-            linewidth=2 if ours else 1.2,
-            markersize=9 if marker == "*" else 6,
-        )
-        x, y = drawn[0 if label_first else -1]
-        ends.append((x, y, f"{sender} {show_number(y)}", ours))
-    if axes.get_yscale() == "log":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
-    if label_first:
-        axes.figure.subplots_adjust(left=0.24, right=0.87)
-        axes.yaxis.tick_right()
-        axes.yaxis.set_label_position("right")
-        axes.spines["right"].set_visible(True)
-        axes.spines["left"].set_visible(False)
-    _label(axes, ends, left=label_first)
-
-
-def _label(
-    axes: Axes, ends: Sequence[tuple[float, float, str, bool]], *, left: bool = False
-) -> None:
-    """Write names beside the ends of lines, moved apart where they would touch."""
-    axes.figure.canvas.draw()
-    to_axes = axes.transData + axes.transAxes.inverted()
-    places = sorted((to_axes.transform((x, y))[1], name, x, y, ours) for x, y, name, ours in ends)
-    step = 0.052
-    heights: list[float] = []
-    for wanted, *_ in places:
-        heights.append(max(wanted, heights[-1] + step) if heights else wanted)
-    # What was pushed beyond the top comes down again, and pushes others down.
-    ceiling = 1.0
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], ceiling)
-        ceiling = heights[i] - step
-    for height, (_, name, x, y, ours) in zip(heights, places, strict=True):
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(-0.02 if left else 1.04, height),
-            textcoords="axes fraction",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=8,
-            fontweight="bold" if ours else "normal",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": "0.7",
-                "linewidth": 0.7,
-                "shrinkB": 4,
-                "relpos": (1 if left else 0, 0.5),
-            },
-        )
-
-
-# How late a timer is.
-
-
-def _lateness(point: Point) -> Figure:
-    rows = [(name, r["lateness"]) for name, r in point["senders"].items() if r["lateness"]]
-    figure, axes = _figure(findings.lateness_title(point), height=0.42 * len(rows) + 1.6)
-    figure.subplots_adjust(left=0.24, right=0.97, bottom=0.2 if len(rows) < 6 else 0.13)
-    for row, (name, lateness) in enumerate(rows):
-        late = sorted(max(value, _LATENESS_FLOOR) for value in lateness)
-        axes.plot(late, [row] * len(late), "|", color="0.6", markersize=9)
-        quarter, middle, third = (late[int(part * (len(late) - 1))] for part in (0.25, 0.5, 0.75))
-        axes.plot([quarter, third], [row, row], color="black", linewidth=4, solid_capstyle="butt")
-        axes.plot(middle, row, "o", color="black", markerfacecolor="white", markersize=7)
-        axes.plot(late[-1], row, "D", color="black", markersize=5)
-        axes.annotate(
-            f"{show_number(late[-1])} ms",
-            (late[-1], row),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            fontweight="bold" if name.startswith("aiozc") else "normal",
-        )
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.12)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
-    axes.grid(axis="x", color="0.9")
-    axes.set_xlabel("ms late: each |, half of them within the bar, ○ the median, ◆ the latest")
-    return figure
-
-
-# Web servers.
-
-
-def _http(points: Sequence[Point]) -> Figure:
-    rows = [len(point["senders"]) for point in points]
-    height = 0.2 * sum(rows) + 0.5 * len(points) + 1.1
-    figure, panels = plt.subplots(
-        len(points), figsize=(8, height), height_ratios=[max(row, 1) for row in rows], squeeze=False
+def _time(figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw the time of one file, by every sender."""
+    cases = [case for case in figures.cases("send", "sizes: *") if size_in(case) <= 1 << 20]
+    cases = cases[:: max(1, len(cases) // 2)][:3] if len(cases) > 3 else cases
+    if not cases:
+        return None
+    groups = [(show_size(size_in(case)), _spans(figures, "send", case, ["time"])) for case in cases]
+    rows = groups[0][1]
+    rows.sort(key=lambda row: row.values[0])
+    title = (
+        f"A cached file of {groups[0][0]} takes aiozc {_told(rows, _OURS)} us, "
+        f"{_STDLIB} {_told(rows, _STDLIB)}, blocking read and write {_told(rows, 'read+write')}"
     )
-    figure.subplots_adjust(
-        left=0.24, right=0.84, top=1 - 0.75 / height, bottom=0.7 / height, hspace=0.35
+    return _rows(title, groups, "us for one file, one after another over a connection", colours)
+
+
+def _late(figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw how late a timer is while cold files are read."""
+    for case in figures.cases("sendfile", "cold: *"):
+        metrics = ("lateness p50", "lateness p99", "lateness max")
+        rows = _spans(figures, "sendfile", case, metrics)
+        title = (
+            f"While {case.partition(': ')[2]} are read from the disk, a 1 ms timer is up to "
+            f"{_told(rows, _OURS)} ms late with aiozc, {_told(rows, _STDLIB)} with {_STDLIB}"
+        )
+        label = "ms late: ○ the median, | the 99th percentile, ● the latest"
+        return _rows(title, [("", rows)], label, colours)
+    return None
+
+
+def _pace(figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw what slow clients cost."""
+    cases = figures.cases("pace", "default: *")
+    if not cases:
+        return None
+    groups = []
+    for case in cases:
+        rows = _spans(figures, "pace", case, ["steady CPU", "filling CPU"])
+        groups.append((case.partition(": ")[2], rows))
+    rows = groups[0][1]
+    title = (
+        f"{groups[0][0]} take aiozc {_told(rows, _OURS, 0)} % of a core, by readiness "
+        f"{_told(rows, 'aiozc readiness', 0)} %, {_STDLIB} {_told(rows, _STDLIB, 0)} %"
     )
-    _title(figure, findings.http_title(points))
-    for axes, point in zip(panels[:, 0], points, strict=True):
-        _bars(axes, point)
-    panels[-1, 0].set_xlabel("throughput, GB/s (with aiozc: filled); each size on its own scale")
-    return figure
+    label = "% of a core: ○ steady, ● while their buffers fill"
+    return _rows(title, groups, label, colours)
 
 
-def _bars(axes: Axes, point: Point) -> None:
-    """Draw the throughput of each server with files of one size."""
-    axes.set_title(show_size(point["size"]), fontsize=9, fontweight="bold", loc="left")
-    names = list(point["senders"])
-    for row, name in enumerate(names):
-        speed, requests = number(point, name, "throughput"), number(point, name, "requests")
-        if speed is None or requests is None:
-            continue
-        axes.barh(
-            row, speed, 0.8, color="0.25" if "aiozc" in name else "white", edgecolor="black",
-            hatch="////" if name == "nginx" else "",
-        )  # fmt: skip
-        told = f" {show_number(speed)} GB/s, {show_number(requests)}/s"
-        axes.text(speed, row, told, va="center", fontsize=7)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="x", labelsize=7)
-    _plain(axes, "x")
+def _mixed(figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw what small requests wait beside everything."""
+    for case in figures.cases("mixed"):
+        rows = _spans(figures, "mixed", case, ["wait p50", "wait p99", "wait max"])
+        title = (
+            "Beside streams, slow clients and cold files one of 100 small requests waits "
+            f"{_told(rows, _OURS, 1)} ms with aiozc or more, {_told(rows, _STDLIB, 1)} "
+            f"with {_STDLIB}"
+        )
+        label = "ms: ○ the median, | the 99th percentile, ● the longest wait"
+        return _rows(title, [("", rows)], label, colours)
+    return None
+
+
+def _web(figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw the requests that web servers answer."""
+    cases = figures.cases("http", "files: *")
+    if not cases:
+        return None
+    groups = [
+        (show_size(size_in(case)), _spans(figures, "http", case, ["requests"])) for case in cases
+    ]
+    case, rows = cases[-1], groups[-1][1]
+    title = (
+        f"Of {show_size(size_in(case))} files uvicorn serves {_told(rows, 'uvicorn')} a second, "
+        "and "
+        f"{_told(rows, 'uvicorn+aiozc')} with aiozc; nginx {_told(rows, 'nginx')}"
+    )
+    return _rows(title, groups, "requests in a second", colours)
+
+
+# Lines over the size of the file.
+
+
+def _sizes(figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw how many times better than the standard library aiozc is, over the size."""
+    points = sorted(_ratios(figures), key=lambda point: point[2])
+    if not points:
+        return None
+    panels = {"time": "time", "loop CPU": "CPU of the loop", "process CPU": "CPU of the process"}
+    ours = [
+        (size, better) for metric, who, size, better in points if (metric, who) == ("time", _OURS)
+    ]
+    (small, best), (worst_at, worst) = ours[0], min(ours, key=lambda each: each[1])
+    title = (
+        f"Of the time of {_STDLIB} aiozc takes {show_number(1 / best)}x for a cached file of "
+        f"{show_size(small)}, and {show_number(1 / worst)}x at the worst, for {show_size(worst_at)}"
+    )
+    picture, axes = _figure(title, 3.6, len(panels))
+    picture.subplots_adjust(left=0.07, right=0.86, wspace=0.22)
+    ends: dict[str, tuple[int, float]] = {}
+    styles = {_OURS: "-", "aiozc readiness": ":", "aiozc uvloop": "--"}
+    for each, (metric, name) in zip(axes, panels.items(), strict=True):
+        each.set_title(name, fontsize=9, loc="left", color=colours["faint"])
+        each.set_xscale("log", base=2)
+        each.set_yscale("log", base=2)
+        each.axhline(1, color=colours["ink"], linewidth=0.8)
+        for who, style in styles.items():
+            line = [(size, better) for m, w, size, better in points if (m, w) == (metric, who)]
+            if line:
+                each.plot(*zip(*line, strict=True), style, color=colours["ink"], linewidth=1.4)
+                if each is axes[-1]:
+                    ends[who] = line[-1]
+        sizes = sorted({size for m, _, size, _ in points if m == metric})
+        shown = sizes[:: max(3, len(sizes) // 3)]
+        each.set_xticks(shown, [show_size(size) for size in shown])
+        each.xaxis.set_minor_locator(NullLocator())
+        each.grid(axis="y", linewidth=0.6)
+    for place, (who, end) in enumerate(sorted(ends.items(), key=lambda item: -item[1][1])):
+        _name_end(axes[-1], who, end, place)
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    label = f"times better than {_STDLIB}, above the line; cached, 1 connection, peer discards"
+    picture.supxlabel(label, fontsize=8, y=0.2 / 3.6, color=colours["faint"])
+    return picture
+
+
+def _name_end(axes: Axes, who: str, end: tuple[float, float], place: int) -> None:
+    axes.annotate(
+        who,
+        end,
+        xytext=(1.05, 0.62 - 0.12 * place),
+        textcoords="axes fraction",
+        va="center",
+        fontsize=8,
+        annotation_clip=False,
+        arrowprops={"arrowstyle": "-", "color": axes.spines["bottom"].get_edgecolor()},
+    )
+
+
+def _ratios(figures: Figures) -> Iterator[tuple[str, str, int, float]]:
+    """Give metric, contender, size and ratio, small files first."""
+    parts = (("sendfile", "small: *[46] KiB, 1 conn."), ("middle", "discards: *, 1 conn."))
+    seen: set[tuple[str, str, int]] = set()
+    for command, pattern in parts:
+        for case in figures.cases(command, pattern):
+            for figure in figures.of(command, case):
+                key = (figure.metric, figure.contender, size_in(case))
+                if figure.has_ratio and key not in seen and not math.isinf(figure.ratio):
+                    seen.add(key)
+                    yield (*key, figure.ratio)
+
+
+Make = Callable[[Figures, dict[str, str]], Picture | None]
+PICTURES: Final[dict[str, Make]] = {
+    "sizes": _sizes,
+    "time": _time,
+    "late": _late,
+    "pace": _pace,
+    "mixed": _mixed,
+    "web": _web,
+}

@@ -1,9 +1,10 @@
 """Processes of the benchmark's own, and how it talks to them: lines of JSON over a socket pair.
 
-A helper ends when its control socket does, however its parent ended. CLOCK_MONOTONIC is one clock
-for all processes, so that a time that a helper tells can be set against the parent's.
+A helper ends with its parent, however that ends. CLOCK_MONOTONIC is one clock for all processes, so
+that a time that a helper tells can be set against the parent's.
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -12,52 +13,66 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from bench.errors import BenchError
+from bench.errors import BenchError, describe
+
+_PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 
 
 class Helper:
-    """A process that runs a module of this package, from its start to its end; a context manager.
+    """A process that serves one object, from its start to its end; a context manager.
 
-    The module is called with the arguments and, last, the number of its control socket.
+    The object is what ``factory`` ("module:name") gives for the control socket and the arguments:
+    its ``ready`` is told to the parent, and then its methods do what the parent asks for. One that
+    has a method ``serve`` talks to the parent itself.
     """
 
-    def __init__(self, name: str, module: str, *arguments: str) -> None:
+    def __init__(self, name: str, factory: str, /, **arguments: Any) -> None:
         self.name = name
         """What messages call it: "the receiver"."""
         ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "bench.processes", factory, json.dumps(arguments)]
         # A session of its own, so that Ctrl-C comes to the parent alone.
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, str(theirs.fileno())],
+                [*command, str(theirs.fileno())],
                 env=importing_bench(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self.pid = self._process.pid
         self._control = ours
         self._incoming = ours.makefile("rb")
 
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
+    @cached_property
+    def ready(self) -> Any:
+        """What the object tells first, waited for."""
+        return self.hear(30)
 
-    def tell(self, **message: object) -> None:
-        """Send a message; raise BenchError if the process has ended."""
+    def ask(self, do: str, timeout: float = 60, late: str = "no longer answers", **how: Any) -> Any:
+        """Let it do something, and give what comes of it; raise BenchError as `hear` does."""
+        self.begin(do, **how)
+        return self.hear(timeout, late)
+
+    def begin(self, do: str, **how: Any) -> None:
+        """Let it do something that `hear` waits for; raise BenchError if the process has ended."""
+        assert self.ready is self.ready  # it has told that it is there
         try:
             self._control.settimeout(None)
-            tell(self._control, **message)
+            tell(self._control, do=do, **how)
         except OSError:
-            raise self.death() from None
+            raise self._death() from None
 
-    def hear(self, timeout: float, late: str = "no longer answers") -> dict[str, Any]:
-        """Wait for a message.
+    def hear(self, timeout: float = 60, late: str = "no longer answers") -> Any:
+        """Wait for what it gives.
 
-        Raises BenchError when the process dies or tells an ``error``, or the time is over; then
+        Raises BenchError when the process dies or tells of a failure, or the time is over; then
         ``late`` is what the message says of the process.
         """
         self._control.settimeout(max(timeout, 0.001))
@@ -68,23 +83,20 @@ class Helper:
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
-            raise self.death()
+            raise self._death()
         message: dict[str, Any] = json.loads(line)
         if "failed" in message:
             raise BenchError(f"{self.name} failed: {message['failed']}")
-        return message
+        return message["gave"]
 
     def check(self, patience: float = 0.2) -> None:
         """Raise BenchError if the process is dead or dying: why connections may have broken."""
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
-            return
-        while True:  # until its last words, or the end
-            self.hear(timeout=1)
+            while True:  # until its last words, or the end
+                self.hear(timeout=1)
 
-    def death(self) -> BenchError:
-        """Say how the process ended."""
+    def _death(self) -> BenchError:
         try:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -92,51 +104,28 @@ class Helper:
         return BenchError(f"{self.name} process ended too early, with status {status}")
 
     def close(self) -> None:
-        """End the process, if it has not ended by itself."""
+        """End the process at once: it has nothing to put in order."""
+        self._process.kill()
+        self._process.wait()
         self._incoming.close()
         self._control.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def importing_bench() -> dict[str, str]:
     """Give an environment in which a child process finds this package, wherever it starts."""
-    path = [str(Path(__file__).resolve().parent.parent)]
-    if inherited := os.environ.get("PYTHONPATH"):
-        path.append(inherited)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    path = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
-# For the helpers themselves.
-
-
-def begin_helper(control: int) -> socket.socket:
-    """Prepare a helper process; give its control socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    allow_many_descriptors()
-    return socket.socket(fileno=control)
-
-
-def tell(control: socket.socket, **message: object) -> None:
-    """Send one message."""
-    control.sendall(json.dumps(message).encode() + b"\n")
-
-
-# Looking at a process.
+def end_with_parent() -> None:
+    """Let this process be killed when its parent ends: it may wait for what never comes."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def allow_many_descriptors() -> int:
@@ -146,21 +135,62 @@ def allow_many_descriptors() -> int:
     return hard
 
 
+def tell(control: socket.socket, **message: object) -> None:
+    """Send one message."""
+    control.sendall(json.dumps(message).encode() + b"\n")
+
+
+class Watch:
+    """Looks at a process from outside: the most threads and memory it had, and its CPU time."""
+
+    def __init__(self, pid: int) -> None:
+        import psutil  # type: ignore[import-untyped]  # only now: most helpers need it not
+
+        self._process = psutil.Process(pid)
+        self._before = self._process.memory_info().rss
+        self.growth = self.threads = 0
+
+    def look(self, seconds: float, every: float = 0.05) -> float:
+        """Look for so long; give the CPU time it took, in percent of the time that passed."""
+        cpu, began = cpu_time(self._process.pid), time.monotonic()
+        while (left := began + seconds - time.monotonic()) > 0:
+            self.threads = max(self.threads, self._process.num_threads())
+            self.growth = max(self.growth, self._process.memory_info().rss - self._before)
+            time.sleep(min(every, left))
+        cpu = cpu_time(self._process.pid) - cpu
+        return cpu / (time.monotonic() - began) * 100
+
+
 def cpu_time(pid: int) -> float:
     """Give the CPU time of all threads of a process, to the nanosecond.
 
-    ``/proc/PID/stat`` has the same in ticks of 10 ms. The clock's number is what
-    clock_getcpuclockid(3) gives (MAKE_PROCESS_CPUCLOCK in Linux's posix-timers_types.h).
+    psutil has the same in ticks of 10 ms. The clock's number is what clock_getcpuclockid(3) gives
+    (MAKE_PROCESS_CPUCLOCK in Linux's posix-timers_types.h).
     """
     return time.clock_gettime(~pid << 3 | 2)
 
 
-def count_threads(pid: int) -> int:
-    """Count a process's threads; io_uring's workers are among them."""
-    return len(os.listdir(f"/proc/{pid}/task"))
+def _main(factory: str, arguments: str, control: int) -> None:
+    """Serve an object to the parent; an order that fails is the last."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allow_many_descriptors()
+    channel = socket.socket(fileno=control)
+    module, _, name = factory.partition(":")
+    with suppress(BrokenPipeError, ConnectionResetError):  # the parent has gone
+        try:
+            served = getattr(import_module(module), name)(channel, **json.loads(arguments))
+            tell(channel, gave=served.ready)
+            if hasattr(served, "serve"):
+                served.serve()
+                return
+            for line in channel.makefile("rb"):
+                order = json.loads(line)
+                tell(channel, gave=getattr(served, order.pop("do"))(**order))
+        except Exception as error:
+            tell(channel, failed=describe(error))
+            os._exit(1)  # at once: threads may still be sending to a far end that does not read
 
 
-def resident_memory(pid: int) -> int:
-    """Give the bytes of memory that a process has resident."""
-    with open(f"/proc/{pid}/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

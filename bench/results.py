@@ -1,247 +1,244 @@
-"""``python -m bench results``: RESULTS.md and its pictures, from what runs have written."""
+"""``python -m bench results``: RESULTS.md, its pictures and the README's tables, from runs."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from rich.console import Console
 
-from bench import findings
-from bench.console import Parser
+from bench.console import Parser, folder, say
 from bench.errors import BadInputError
-from bench.found import (
-    Point,
-    load,
-    median,
-    ratio_of,
-    show_count,
-    show_median,
-    show_with_spread,
-)
-from bench.http.metrics import METRICS as HTTP_METRICS
-from bench.measure import Metric
+from bench.figures import Figures, show_number, show_ratio, show_spread, show_value
 from bench.plot import draw
-from bench.report import show_number
-from bench.send.metrics import SPLIT, metric_named, shortness_unknown
-from bench.units import show_size
+from bench.samples import read
 
-_HERE: Final = Path(__file__).parent
+HERE: Final = Path(__file__).parent
 _PICTURES: Final = "results"
-_MOST: Final = ("time", "throughput", "CPU", "loop CPU", "lateness p50", "lateness p99")
-_COUNTS: Final = (
-    "calls",
-    "bytes per call",
-    "short reads",
-    "short writes",
-    "user CPU",
-    "system CPU",
-    "voluntary",
-    "involuntary",
-    "minor faults",
-    "major faults",
-    "memory",
-    "lateness max",
-)
-_CAPTIONS: Final = {
-    "throughput": "Throughput over the size of the file",
-    "cpu": "CPU time for a GB over the size of the file",
-    "time": "Time for one file over its size",
-    "lateness": "How late a timer of 1 ms was on the loop",
-    "buffers": "CPU time for a GB over the bytes of one call",
-    "linked": "Throughput over the bytes of one SQE",
-    "http": "Throughput of web servers",
+_BASE: Final = ""
+"""In the place of a contender: whom ratios are to."""
+_THREE: Final = {"aiozc": "aiozc", "by readiness": "aiozc readiness", "on uvloop": "aiozc uvloop"}
+
+
+class Rows(NamedTuple):
+    """A table with a row for each thing that is told, and a column for each contender."""
+
+    columns: dict[str, str]
+    rows: Sequence[tuple[str, str, str, str]]
+    """The label, in which {case} is what that is called; command, case pattern and metric."""
+
+
+class Matrix(NamedTuple):
+    """A table of one metric, a row for each contender and a column for each case."""
+
+    command: str
+    pattern: str
+    metric: str
+    turned: bool = False
+    """Whether there is a row for each case and a column for each contender."""
+
+
+TABLES: Final[dict[str, Rows | Matrix]] = {
+    "sendfile": Rows(
+        {"sock_sendfile": _BASE, **_THREE, "bare `os.sendfile`": "os.sendfile alone"},
+        [
+            ("{case}, cached", "sendfile", "small: 4 KiB, 1 conn.", "time"),
+            ("{case}, cached", "sendfile", "small: 4 KiB, 64 conn.", "time"),
+            ("{case}, cached", "sendfile", "small: 64 KiB, 1 conn.", "time"),
+            ("{case}, cached", "sendfile", "small: 256 KiB, 16 conn.", "time"),
+            ("{case}, cached", "middle", "discards: 1 MiB, 1 conn.", "time"),
+            ("CPU of the process for it", "middle", "discards: 1 MiB, 1 conn.", "process CPU"),
+            ("{case}, cached", "sendfile", "stream: *discards", "throughput"),
+            ("loop's CPU for it", "sendfile", "stream: *discards", "loop CPU"),
+            ("{case}, cached", "sendfile", "stream: *reads", "throughput"),
+            ("loop's CPU for it", "sendfile", "stream: *reads", "loop CPU"),
+            ("cold files, {case}: latest timer", "sendfile", "cold: *", "lateness max"),
+            ("their throughput", "sendfile", "cold: *", "throughput"),
+            ("{case}: CPU, of a core", "pace", "default: * of 400 KB/s", "steady CPU"),
+            ("{case}: CPU, of a core", "pace", "default: * of 50 KB/s", "steady CPU"),
+        ],
+    ),
+    "relay": Rows(
+        {"the stdlib's way": _BASE, **_THREE, "HAProxy": "HAProxy"},
+        [
+            ("relay of {case}", "relay", "stream: * 1 conn.", "throughput"),
+            ("relay of {case}", "relay", "stream: * 64 conn.", "throughput"),
+            ("upload of {case}", "recvfile", "tmpfs: *", "throughput"),
+            ("loop's CPU for it", "recvfile", "tmpfs: *", "loop CPU"),
+            ("upload of {case}", "recvfile", "disk: *", "throughput"),
+            ("loop's CPU for it", "recvfile", "disk: *", "loop CPU"),
+        ],
+    ),
+    "http": Matrix("http", "files: *", "requests"),
+    "middle": Matrix("middle", "discards: *", "time", turned=True),
+    "middle-cpu": Matrix("middle", "discards: *", "process CPU", turned=True),
+    "pace": Matrix("pace", "*", "steady CPU", turned=True),
+    "pace-filling": Matrix("pace", "*", "filling CPU", turned=True),
+    "mixed": Rows(
+        {"sock_sendfile": _BASE, **_THREE, "uvloop, readiness": "aiozc uvloop readiness"},
+        [
+            ("median wait", "mixed", "*", "wait p50"),
+            ("99th percentile", "mixed", "*", "wait p99"),
+            ("longest wait", "mixed", "*", "wait max"),
+            ("CPU of the process", "mixed", "*", "process CPU"),
+            ("throughput of the streams", "mixed", "*", "streams"),
+        ],
+    ),
+    "zc": Matrix("zc", "*", "throughput"),
+    "send": Matrix("send", "sizes: *", "time"),
+    "web": Matrix("web", "*", "requests"),
+    "flood": Matrix("flood", "*", "wait p99"),
+    "calls": Matrix("calls", "*", "time"),
 }
+"""Every table of RESULTS.md and the README, by the name that stands in its markers."""
+_PAGE: Final = (
+    ("Files, one after another", ("sendfile", "calls"), ("sizes", "late")),
+    ("Cached files between the small and the large: time", ("middle",), ()),
+    ("The same: CPU of the process", ("middle-cpu",), ()),
+    ("Many slow clients: CPU over time", ("pace",), ("pace",)),
+    ("The same, while their buffers fill", ("pace-filling",), ()),
+    ("Small requests beside streams, slow clients and cold files", ("mixed",), ("mixed",)),
+    ("Relays and uploads", ("relay",), ()),
+    ("Web servers: requests for files", ("http",), ("web",)),
+    ("Web servers: ranges, StaticFiles and uploads", ("web",), ()),
+    ("A request for 4 KiB beside slow readers and a flood: 99th percentile", ("flood",), ()),
+    ("Sends without a copy", ("zc",), ()),
+    ("Every sender: time for a file", ("send",), ("time",)),
+)
+"""The parts of RESULTS.md: tables, and pictures."""
 
 
 def main(arguments: Sequence[str], notes: Console) -> int:
-    """Write RESULTS.md; give the exit status."""
+    """Write RESULTS.md, its pictures, and the README's tables; give the exit status."""
     parser = Parser(
         prog="python -m bench results",
-        description="Write RESULTS.md and its pictures from what python -m bench send and http "
+        description="Write RESULTS.md, its pictures and the README's tables from what commands "
         "have written with --json.",
     )
-    parser.add_argument("files", metavar="FILE.json", nargs="+", type=Path)
-    parser.add_argument(
-        "--into", metavar="DIR", type=Path, default=_HERE, help="default: this package's directory"
-    )
+    add = parser.add_argument
+    add("files", metavar="FILE.jsonl", nargs="*", type=Path, help="default: results/*.jsonl")
+    add("--into", metavar="DIR", type=folder, default=HERE, help="default: this package's")
+    add("--readme", metavar="FILE", type=Path, default=HERE.parent / "README.md")
     options = parser.parse_args(arguments)
-    founds = {found["kind"]: found for found in (load(p, "send", "http") for p in options.files)}
-    if len(founds) != len(options.files):
-        raise BadInputError("one file of each command, not two of one")
-    if not options.into.is_dir():
-        raise BadInputError(f"--into: {options.into} is not a directory")
-    pictures = options.into / _PICTURES
-    pictures.mkdir(exist_ok=True)
-    drawn = {path.stem for found in founds.values() for path in draw(found, pictures)}
-    text = "\n\n".join(_parts(founds, drawn)) + "\n"
-    target = options.into / "RESULTS.md"
-    target.write_text(text, encoding="utf-8")
-    notes.print(f"bench: {target}", markup=False, highlight=False)
+    files = options.files or sorted((HERE / _PICTURES).glob("*.jsonl"))
+    if not files:
+        raise BadInputError("there are no results yet: python -m bench record makes them")
+    figures = Figures(read(files))
+    (options.into / _PICTURES).mkdir(exist_ok=True)
+    drawn = draw(figures, options.into / _PICTURES)
+    page, readme = options.into / "RESULTS.md", options.readme
+    page.write_text(results(figures, list(drawn)), encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(with_tables(text, figures), encoding="utf-8")
+    for path in (page, readme):
+        say(notes, str(path))
     return 0
 
 
-def _parts(founds: dict[str, dict[str, Any]], drawn: set[str]) -> Iterator[str]:
-    """Give the text, paragraph by paragraph."""
+def with_tables(text: str, figures: Figures) -> str:
+    """Put tables between a text's markers, ``<!-- bench:NAME -->`` and ``<!-- /bench -->``."""
+
+    def replace(found: re.Match[str]) -> str:
+        if found[1] not in TABLES:
+            raise BadInputError(f"there is no table {found[1]!r}; there are {', '.join(TABLES)}")
+        table = "\n".join(lines(figures, TABLES[found[1]]))
+        return f"<!-- bench:{found[1]} -->\n{table}\n<!-- /bench -->"
+
+    return re.sub(r"<!-- bench:(\S+) -->\n.*?<!-- /bench -->", replace, text, flags=re.DOTALL)
+
+
+def results(figures: Figures, drawn: Sequence[str]) -> str:
+    """Give the text of RESULTS.md."""
+    return "\n\n".join(_parts(figures, drawn)) + "\n"
+
+
+def _parts(figures: Figures, drawn: Sequence[str]) -> Iterator[str]:
+    record = figures.record
+    machine = record.machine
     yield "# Results"
     yield (
-        "Written by `python -m bench results` from one run of each command: every number and "
-        "every sentence about a number is made from its samples. A number is the median of the "
-        "rounds, ± half of what lies between the smallest and the largest of them; a ratio the "
-        "median of the rounds' ratios. GB is 10^9 bytes."
+        "Written by `python -m bench results` from the samples in [results](results): a number is "
+        "the median of the rounds, a ratio the median of the rounds' ratios to the first column: "
+        "how many times better (less time, more throughput). GB is 10^9 bytes; CPU is that of the "
+        "process, the kernel's workers for it included."
     )
-    yield "## The machine, and how to repeat it"
-    yield "\n".join(_machine(next(iter(founds.values()))["machine"]))
-    needs = "`bench-http`, nginx and `wrk`" if "http" in founds else "`bench`"
-    yield f"In a checkout, installed with the extra {needs}:"
-    commands = [found["command"] for found in founds.values()]
-    names = " ".join(_written(command) for command in commands)
-    yield "\n".join(["```sh", *commands, f"python -m bench results {names}", "```"])
-    if (send := founds.get("send")) is not None:
-        yield from _send(send, drawn)
-    if (http := founds.get("http")) is not None:
-        yield from _http(http, drawn)
-
-
-def _written(command: str) -> str:
-    words = command.split()
-    return words[words.index("--json") + 1] if "--json" in words else "FILE.json"
-
-
-def _machine(machine: dict[str, Any]) -> Iterator[str]:
-    yield f"- {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB of memory"
-    yield f"- Linux {machine['kernel']} on {machine['architecture']}"
+    told = (
+        f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB of memory",
+        f"Linux {machine['kernel']} on {machine['architecture']}",
+        "{python}, uvloop {uvloop}, aiozc {aiozc}, liburing {liburing}".format(**machine),
+        machine["date"][:10],
+    )
+    yield "\n".join(f"- {line}" for line in told)
+    for title, tables, pictures in _PAGE:
+        found = [list(lines(figures, TABLES[table])) for table in tables]
+        if any(found):
+            yield f"## {title}"
+            yield from (_picture(name) for name in pictures if name in drawn)
+            yield from ("\n".join(table) for table in found if table)
+    if record.missing or record.failed:
+        yield "## Not measured"
+        wrong = {**record.missing, **record.failed}
+        yield "\n".join(f"- {name}: {reason}" for name, reason in wrong.items())
+    yield "## To repeat it"
     yield (
-        f"- {machine['python']}, uvloop {machine['uvloop']}, aiozc {machine['aiozc']}, "
-        f"liburing {machine['liburing']}"
+        "In a checkout, installed with the extra `bench-http`, with Debian's `nginx`, `haproxy` "
+        "and `wrk`; it takes about 25 minutes, on a machine that does nothing else:"
     )
-    yield f"- {machine['date'][:10]}"
+    yield "```sh\npython -m bench record\n```"
+    yield "These commands made what is above:"
+    yield "```sh\n" + "\n".join(record.commands) + "\n```"
 
 
-def _send(found: dict[str, Any], drawn: set[str]) -> Iterator[str]:
-    sizes = findings.sweep_named(found, "sizes")
-    buffers = findings.sweep_named(found, "buffers")
-    linked = findings.sweep_named(found, "linked")
-    own = findings.sweep_named(found, "own")
-    yield "## Senders"
-    where = "over loopback" if found["receiver"] == "own" else "elsewhere"
-    yield (
-        f"Each sender in a process of its own, to a receiver {where}; {found['rounds']} rounds, "
-        f"files {'cold' if found['cold'] else 'in the page cache'}. Each sender's bytes were "
-        "checked by hash at the receiver before, and counted in every turn. Ratios are to "
-        f"`{found['baseline']}`. CPU is that of the sender's process, io_uring's workers included; "
-        f"loop CPU that of the loop's thread. {SPLIT} A sender that does not wait while the send "
-        "buffer has room gives a timer no chance before its end: one sample, as late as the turn "
-        "is long."
+def _picture(name: str) -> str:
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_PICTURES}/{name}-dark.svg">'
+    return f'<picture>{dark}<img alt="{name}" src="{_PICTURES}/{name}.svg"></picture>'
+
+
+def lines(figures: Figures, table: Rows | Matrix) -> Iterator[str]:
+    """Give the lines of a table; none where there are no figures for it."""
+    rows = list(_rows(figures, table) if isinstance(table, Rows) else _matrix(figures, table))
+    if len(rows) > 1:
+        yield "| " + " | ".join(rows[0]) + " |"
+        yield "| --- |" + " ---: |" * (len(rows[0]) - 1)
+        yield from ("| " + " | ".join(row) + " |" for row in rows[1:])
+
+
+def _cell(figures: Figures, command: str, case: str, contender: str, metric: str) -> str:
+    found = figures.get(command, case, contender, metric)
+    if found is None:
+        return ""
+    base = figures.baseline(command, case) == contender
+    return (
+        f"{show_value(found)} {show_spread(found)}"
+        if base
+        else (f"{show_number(found.median)}, {show_ratio(found)}")
     )
-    if unknown := shortness_unknown(found["sweeps"]):
-        yield unknown
-    if found["unchecked"]:
-        yield f"The receiver told no hash for {', '.join(found['unchecked'])}."
-    for name, reason in found["missing"].items():
-        yield f"`{name}` was not measured: {reason}."
-    for reason in found["failed"].values():
-        yield f"Failed: {reason}."
-    for points in (sizes, own):
-        if points:
-            yield from findings.sizes(points)
-            for picture in ("throughput", "cpu", "time", "lateness"):
-                yield from _picture(picture, drawn)
-            for point in points:
-                yield f"### {_title(point)}"
-                yield _table(point, found["baseline"], [metric_named(name) for name in _MOST])
-                yield _counts(point)
-    if buffers:
-        yield "### sendfile beside read and write"
-        yield from findings.buffers(buffers)
-        yield from _picture("buffers", drawn)
-        yield from _sweep_table(buffers, "CPU", "CPU ms/GB")
-        yield from _sweep_table(buffers, "throughput", "GB/s")
-        yield from _sweep_table(buffers, "voluntary", "voluntary context switches")
-        yield from _sweep_table(buffers, "involuntary", "involuntary context switches")
-    if linked:
-        yield "### Linked SQEs beside single ones"
-        yield from findings.linked(linked)
-        yield (
-            "All of it is driven from Python, which takes some us for each SQE: with few bytes "
-            "for each SQE that is most of the time."
+
+
+def _rows(figures: Figures, table: Rows) -> Iterator[list[str]]:
+    yield ["", *table.columns]
+    for label, command, pattern, metric in table.rows:
+        for case in figures.cases(command, pattern)[:1]:
+            told = [label.format(case=case.partition(": ")[2])]
+            for contender in table.columns.values():
+                who = contender or figures.baseline(command, case)
+                told.append(_cell(figures, command, case, who, metric))
+            yield told
+
+
+def _matrix(figures: Figures, table: Matrix) -> Iterator[list[str]]:
+    command, metric = table.command, table.metric
+    cases = figures.cases(command, table.pattern)
+    who = dict.fromkeys(name for case in cases for name in figures.contenders(command, case))
+    names = {case: case.partition(": ")[2] for case in cases}
+    if len(set(names.values())) < len(cases):
+        names = {case: case for case in cases}
+    cells = [[_cell(figures, command, case, name, metric) for case in cases] for name in who]
+    if table.turned:
+        yield ["", *who]
+        yield from (
+            [names[case], *row] for case, row in zip(cases, zip(*cells, strict=True), strict=True)
         )
-        yield from _picture("linked", drawn)
-        yield from _sweep_table(linked, "throughput", "GB/s")
-        yield from _sweep_table(linked, "CPU", "CPU ms/GB")
-
-
-def _http(found: dict[str, Any], drawn: set[str]) -> Iterator[str]:
-    points = findings.sweep_named(found, "http")
-    yield "## Web servers"
-    yield (
-        f"`wrk` with one thread on the same machine; {found['rounds']} rounds, servers taking "
-        f"turns. Ratios of throughput to `{found['baseline']}`. CPU is that of all of a server's "
-        "processes. No latency stands where no answer was complete."
-    )
-    for name, reason in found["missing"].items():
-        yield f"`{name}` was not measured: {reason}."
-    for reason in found["failed"].values():
-        yield f"Failed: {reason}."
-    yield from findings.http(points)
-    yield from _picture("http", drawn)
-    for point in points:
-        yield f"### {show_size(point['size'])}, {point['connections']} connections"
-        yield _table(point, found["baseline"], HTTP_METRICS)
-
-
-def _picture(name: str, drawn: set[str]) -> Iterator[str]:
-    if name in drawn:
-        yield f"![{_CAPTIONS[name]}]({_PICTURES}/{name}.svg)"
-
-
-def _title(point: Point) -> str:
-    times = f"{point['times']} files of " if point["times"] > 1 else "One file of "
-    over = f", {point['connections']} connections" if point["connections"] > 1 else ""
-    return f"{times}{show_size(point['size'])}{over}, buffer {show_size(point['buffer'])}"
-
-
-def _table(point: Point, baseline: str, metrics: Sequence[Metric]) -> str:
-    heads = []
-    for metric in metrics:
-        heads.append(f"{metric.name} {metric.unit}".strip())
-        if metric.name == "throughput":
-            heads.append("ratio")
-    rows = [["", *heads]]
-    for name, result in point["senders"].items():
-        row = [name]
-        for metric in metrics:
-            row.append(show_with_spread(result["samples"], metric.name))
-            if metric.name == "throughput":
-                ratio = ratio_of(point, name, baseline, metric)
-                row.append("" if ratio is None else f"{show_number(ratio)}x")
-        rows.append(row)
-    return _markdown(rows)
-
-
-def _counts(point: Point) -> str:
-    """Lay out what was counted, folded away: medians of a whole turn."""
-    rows = [["", *(f"{name} {metric_named(name).unit}".strip() for name in _COUNTS)]]
-    for name, result in point["senders"].items():
-        rows.append([name, *(show_count(result["samples"], count) for count in _COUNTS)])
-    table = _markdown(rows)
-    return f"<details><summary>Counts of a turn</summary>\n\n{table}\n\n</details>"
-
-
-def _sweep_table(points: Sequence[Point], metric: str, title: str) -> Iterator[str]:
-    names = list(points[0]["senders"])
-    rows = [[title, *names]]
-    for point in points:
-        cells = []
-        for name in names:
-            samples = findings.samples_of(point, name)
-            counted = metric_named(metric).unit == ""
-            shown = show_median if counted or not median(samples, metric) else show_with_spread
-            cells.append(shown(samples, metric))
-        rows.append([show_size(point["buffer"]), *cells])
-    yield _markdown(rows)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in rows[0][1:])]
-    lines = [rows[0], rule, *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    else:
+        yield ["", *names.values()]
+        yield from ([name, *row] for name, row in zip(who, cells, strict=True))

@@ -1,6 +1,7 @@
 """Files to send: real, incompressible, and cold when they have to be."""
 
 import ctypes
+import hashlib
 import os
 import socket
 import tempfile
@@ -66,6 +67,12 @@ def warm(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def hash_of(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_cold(path: Path) -> None:

@@ -1,15 +1,18 @@
 """Where bytes come from: a process of its own that sends a file, by sendfile(2) that blocks."""
 
+import hashlib
 import json
 import os
 import socket
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from bench.processes import Helper, begin_helper, tell
+from bench.errors import BenchError
+from bench.processes import Helper
+from bench.sink import MARK
 
 CONGESTION: Final = b"cubic"
 """The senders' congestion control: the kernel's default, whatever this machine has set.
@@ -21,83 +24,85 @@ AT_ONCE: Final = 64
 """The connections, at most, that are sent to at once; the others wait for their turn."""
 
 
-class Source(Helper):
-    """A process that sends parts of one file, which should be cached."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__("the source", "bench.sources", str(file))
-
-    def connect(self, address: tuple[str, int], connections: int) -> None:
-        """Open connections; they stand until ``send`` has ended them."""
-        self.tell(do="connect", address=address, connections=connections)
-        self.hear(timeout=30)
-
-    def send(self, size: int, *, end: bool = True) -> None:
-        """Begin to send so many bytes over each connection, to all at once, each its own part.
-
-        With ``end`` each is shut down after its last byte, and closed when the far end has ended
-        it too.
-        """
-        self.tell(do="send", size=size, end=end)
-
-    def wait_sent(self, timeout: float = 60) -> None:
-        """Wait until all is done that ``send`` began."""
-        self.hear(timeout, late="has not seen the end of every connection")
+def connect(address: Sequence[Any], *, mark: bool = False) -> socket.socket:
+    """Connect to a receiver, which with ``mark`` is to hash what it gets."""
+    sock = socket.create_connection((address[0], address[1]), timeout=10)
+    sock.settimeout(None)
+    with suppress(OSError):  # a module that may not be loaded
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
+    if mark:
+        sock.sendall(MARK)
+    return sock
 
 
-# What follows runs in the source process.
+def check_answer(answer: dict[str, Any] | None, count: int, sha256: str | None = None) -> None:
+    """Raise BenchError where a receiver has something else than was sent."""
+    received = None if answer is None else answer["received"]
+    if answer is None or received != count:
+        raise BenchError(f"the receiver got {received or 0} bytes in place of {count}")
+    if sha256 is not None and answer["sha256"] != sha256:
+        raise BenchError("the receiver's bytes are not those of the file, by their hash")
 
 
-class _Sender:
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.length = os.fstat(file.fileno()).st_size
-        self.socks: list[socket.socket] = []
-        self.threads = ThreadPoolExecutor(AT_ONCE)
+def source_of(file: Path) -> Helper:
+    """Start a process that sends parts of a file, which should be cached."""
+    return Helper("the source", "bench.sources:Source", file=str(file))
 
-    def connect(self, address: tuple[str, int], connections: int) -> None:
-        for _ in range(connections):
-            sock = socket.create_connection(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
-            self.socks.append(sock)
 
-    def send(self, size: int, end: bool) -> None:
+class Source:
+    """Connections, each with its own part of a file."""
+
+    ready = True
+
+    def __init__(self, _: socket.socket, file: str) -> None:
+        self._file = os.open(file, os.O_RDONLY)
+        self._length = os.fstat(self._file).st_size
+        self._socks: list[socket.socket] = []
+        self._threads = ThreadPoolExecutor(AT_ONCE)
+
+    def connect(self, address: Sequence[Any], connections: int, mark: bool = False) -> None:
+        """Open connections; they stand until `end`."""
+        self._socks = [connect(address, mark=mark) for _ in range(connections)]
+
+    def send(self, size: int) -> None:
+        """Send so many bytes over each connection, to all at once."""
+        self._all(size, self._send_one)
+
+    def end(self, size: int, before: int = 0, answered: bool = True) -> None:
+        """Send so many bytes, end each connection, and check what its receiver answers."""
+        for at, answer in self._all(size, self._end_one):
+            if answered:
+                told = json.loads(answer or "null")
+                marked = told is not None and told["sha256"] is not None
+                check_answer(told, before + size, self._hash(at, size) if marked else None)
+
+    def _all(self, size: int, do: Callable[[int, int, socket.socket], Any]) -> list[Any]:
         # A thread each, which is one system call for most of a GB: it costs next to no CPU time.
-        list(self.threads.map(lambda i: self._send_one(i, size, end), range(len(self.socks))))
-        if end:
-            for sock in self.socks:
-                if sock.recv(1):
-                    raise ValueError("the far end sent something")
-                sock.close()
-            self.socks.clear()
+        starts = [place * size % self._length for place in range(len(self._socks))]
+        gave = self._threads.map(do, starts, [size] * len(starts), self._socks)
+        return list(zip(starts, gave, strict=True))
 
-    def _send_one(self, index: int, size: int, end: bool) -> None:
-        sock, sent = self.socks[index], 0
-        offset = index * size % self.length
-        while sent < size:
-            at = (offset + sent) % self.length
-            sent += os.sendfile(
-                sock.fileno(), self.file.fileno(), at, min(size - sent, self.length - at)
-            )
-        if end:
-            sock.shutdown(socket.SHUT_WR)
+    def _pieces(self, at: int, size: int) -> Iterator[tuple[int, int]]:
+        """Give the parts of the file that are so many bytes from an offset on, round and round."""
+        while size:
+            length = min(size, self._length - at)
+            yield at, length
+            size, at = size - length, 0
 
+    def _send_one(self, at: int, size: int, sock: socket.socket) -> None:
+        for place, length in self._pieces(at, size):
+            sent = 0
+            while sent < length:
+                sent += os.sendfile(sock.fileno(), self._file, place + sent, length - sent)
 
-def _main(path: str, control: int) -> None:
-    with begin_helper(control) as channel, Path(path).open("rb") as file:
-        sender = _Sender(file)
-        actions: dict[str, Callable[..., None]] = {"connect": sender.connect, "send": sender.send}
-        for line in channel.makefile("rb"):
-            order: dict[str, Any] = json.loads(line)
-            action = actions[order.pop("do")]
-            try:
-                action(**order)
-            except (OSError, ValueError) as error:
-                tell(channel, failed=str(error))
-                # At once: threads may still be sending to a far end that does not read.
-                os._exit(1)
-            tell(channel, done=True)
+    def _end_one(self, at: int, size: int, sock: socket.socket) -> bytes:
+        self._send_one(at, size, sock)
+        sock.shutdown(socket.SHUT_WR)
+        with sock, sock.makefile("rb") as stream:
+            return stream.read()
 
-
-if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    def _hash(self, at: int, size: int) -> str:
+        digest = hashlib.sha256()
+        for place, length in self._pieces(at, size):
+            digest.update(os.pread(self._file, length, place))
+        return digest.hexdigest()

@@ -1,23 +1,21 @@
-"""What is compared: ways to receive a stream into a file, and one turn of one of them."""
+"""What is compared: ways to receive a stream into a file, each in a process of its own."""
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Final
-
-import uvloop
+from typing import IO, Any, Final
 
 import aiozc
 from bench.errors import BenchError
-from bench.measure import Meter, Turn, no_garbage_collection
-from bench.receivers import HOST
-from bench.senders import LoopFactory
-from bench.sources import Source
-from bench.transfers import TIME_LIMIT, run_on_loop, time_limit
+from bench.meter import LatenessTimer, Meter, late_values, no_garbage_collection
+from bench.processes import Helper, tell
+from bench.senders.worker import loop_factory
+from bench.sink import listen
 from bench.units import KIB
 
 Receive = Callable[[socket.socket, IO[bytes]], Awaitable[int]]
@@ -25,6 +23,7 @@ Receive = Callable[[socket.socket, IO[bytes]], Awaitable[int]]
 
 _AT_ONCE: Final = 256 * KIB
 _WARM_SIZE: Final = 1024 * KIB
+_TIME_LIMIT: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +31,12 @@ class Uploader:
     """One way to receive, and the kind of loop it runs on."""
 
     name: str
-    loop_factory: LoopFactory
+    loop: str
     receive: Receive
+    backend: str | None = None
+    """The backend of aiozc, where it is aiozc that receives."""
     blocking: bool = False
     """Whether it takes a socket that blocks; then the loop stands still meanwhile."""
-
-    @property
-    def judged(self) -> bool:
-        """Targets are for aiozc alone."""
-        return self.receive is aiozc.loop_recvfile
 
 
 async def _write_in_threads(sock: socket.socket, file: IO[bytes]) -> int:
@@ -59,62 +55,82 @@ async def _copy(sock: socket.socket, file: IO[bytes]) -> int:
     return file.tell()
 
 
-UPLOADERS: Final = (
-    Uploader("recv_into, write", asyncio.SelectorEventLoop, _write_in_threads),
-    Uploader("recv_into, write, uvloop", uvloop.new_event_loop, _write_in_threads),
-    Uploader("aiozc, asyncio", asyncio.SelectorEventLoop, aiozc.loop_recvfile),
-    Uploader("aiozc, uvloop", uvloop.new_event_loop, aiozc.loop_recvfile),
-    Uploader("copyfileobj, blocking", asyncio.SelectorEventLoop, _copy, blocking=True),
-)
-"""The baseline, then those that are set against it."""
+BASELINE: Final = "recv_into, write"
+UPLOADERS: Final = {
+    uploader.name: uploader
+    for uploader in (
+        Uploader(BASELINE, "asyncio", _write_in_threads),
+        Uploader("recv_into, write, uvloop", "uvloop", _write_in_threads),
+        Uploader("aiozc", "asyncio", aiozc.loop_recvfile, "io_uring"),
+        Uploader("aiozc readiness", "asyncio", aiozc.loop_recvfile, "readiness"),
+        Uploader("aiozc uvloop", "uvloop", aiozc.loop_recvfile, "io_uring"),
+        Uploader("copyfileobj, blocking", "asyncio", _copy, blocking=True),
+    )
+}
+
+
+def start_uploader(name: str, factory: str = "bench.uploads:Receiver") -> Helper:
+    """Start the process of one of them."""
+    return Helper(name, factory, name=name)
 
 
 def take_upload(
-    uploader: Uploader, source: Source, path: Path, size: int, *, timer: bool = False
-) -> Turn:
-    """Receive an upload into a new file, on a new loop; raise BenchError if a byte is missing.
+    uploader: Helper, source: Helper, path: Path, size: int, *, timer: bool = False
+) -> dict[str, Any]:
+    """Let one receive an upload into a new file; raise BenchError if a byte is missing.
 
     The time is the one until all is in the file, which is not synced.
     """
-    with socket.create_server((HOST, 0)) as listener, path.open("xb") as file:
-        try:
-            received, turn = run_on_loop(
-                uploader.loop_factory,
-                lambda: _take_upload(uploader, source, listener, file, size, timer),
-            )
-        except TimeoutError:
-            raise BenchError(f"{uploader.name} was not done after {TIME_LIMIT:.0f} s") from None
-    source.wait_sent()
-    if received != size:
-        raise BenchError(f"{uploader.name} says it received {received} bytes in place of {size}")
+    uploader.begin("receive", path=str(path), timer=timer)
+    found: Any = None
+    for part in (_WARM_SIZE, size):
+        source.ask("connect", address=uploader.ready, connections=1)
+        uploader.hear(_TIME_LIMIT)
+        source.begin("end", size=part, answered=False)
+        found = uploader.hear(_TIME_LIMIT, "was not done in time")
+        source.hear()
     if (length := path.stat().st_size) != size:
         raise BenchError(f"{uploader.name} wrote {length} bytes in place of {size}")
-    return turn
+    if found["received"] != size:
+        raise BenchError(f"it says it received {found['received']} bytes in place of {size}")
+    return dict(found)
 
 
-async def _take_upload(
-    uploader: Uploader,
-    source: Source,
-    listener: socket.socket,
-    file: IO[bytes],
-    size: int,
-    timer: bool,
-) -> tuple[int, Turn]:
-    def accept() -> socket.socket:
-        source.connect(listener.getsockname(), 1)
-        sock, _ = listener.accept()
-        sock.setblocking(uploader.blocking)
-        return sock
+class Receiver:
+    """An uploader in its process."""
 
-    with time_limit():
-        with accept() as sock, tempfile.TemporaryFile() as warm_file:
-            source.send(_WARM_SIZE)
-            await uploader.receive(sock, warm_file)
-        source.wait_sent()
-        with accept() as sock, no_garbage_collection():
-            meter = Meter(timer=timer)
-            source.send(size)
-            received = await uploader.receive(sock, file)
+    def __init__(self, channel: socket.socket, name: str) -> None:
+        self._channel, self._uploader = channel, self.find(name)
+        self._listener = listen()
+        self.ready = self._listener.getsockname()
+        if self._uploader.backend is not None:
+            os.environ["AIOZC_BACKEND"] = self._uploader.backend
+
+    def find(self, name: str) -> Uploader:
+        """Find the uploader."""
+        return UPLOADERS[name]
+
+    def receive(self, path: str, timer: bool) -> dict[str, Any]:
+        """Receive a little, so that loop and engine are set up, and then what is measured."""
+        with asyncio.Runner(loop_factory=loop_factory(self._uploader.loop)) as runner:
+            return runner.run(self._receive(Path(path).open("xb"), timer))
+
+    async def _receive(self, file: IO[bytes], timer: bool) -> dict[str, Any]:
+        with self._accept() as sock, tempfile.TemporaryFile() as warm_file:
+            await self._uploader.receive(sock, warm_file)
+        tell(self._channel, gave="warm")
+        with file, self._accept() as sock, no_garbage_collection():
+            late = LatenessTimer()
+            if timer:
+                late.start()
+            meter = Meter()
+            received = await self._uploader.receive(sock, file)
             file.flush()
-            turn = meter.stop()
-    return received, turn
+            spent = asdict(meter.stop()) | {"received": received}
+            return spent | (late_values(late.stop()) if timer else {})
+
+    def _accept(self) -> socket.socket:
+        sock, _ = self._listener.accept()
+        sock.setblocking(self._uploader.blocking)
+        tell(self._channel, gave="accepted")
+        return sock

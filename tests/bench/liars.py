@@ -1,23 +1,34 @@
-"""Senders that are wrong, in processes of their own as `bench.send.worker` runs them.
-
-Run as a module, with the sender's name and the number of the control socket.
-"""
+"""Senders and receivers that are wrong, in processes of their own as the benchmark runs them."""
 
 import os
-import sys
+import socket
 import time
-from typing import IO
+from collections.abc import Callable
+from typing import IO, Any
 
-from bench.send.lanes import Lane
-from bench.send.plain import SendFile, read_write
-from bench.send.table import Sender
-from bench.send.worker import serve
+from bench.senders.lanes import Lane, SendFile
+from bench.senders.plain import read_write
+from bench.senders.table import Sender
+from bench.senders.worker import Worker
+from bench.uploads import UPLOADERS, Receiver, Uploader
 
 
 def lose_a_byte(lane: Lane) -> SendFile:
     """Send all but the last byte."""
     send = read_write(lane)
     return lambda file, size: send(file, size - 1 if size > 1 else size)
+
+
+def double_a_byte(lane: Lane) -> SendFile:
+    """Send the last byte twice."""
+    send = read_write(lane)
+
+    def double(file: IO[bytes], size: int) -> None:
+        send(file, size)
+        if size > 1:
+            lane.sock.sendall(os.pread(file.fileno(), 1, size - 1))
+
+    return double
 
 
 def turn_a_byte(lane: Lane) -> SendFile:
@@ -55,11 +66,47 @@ def refuse(lane: Lane) -> SendFile:  # noqa: ARG001
     raise OSError(38, "no such call here")
 
 
-LIARS = {
-    maker.__name__: maker
-    for maker in (lose_a_byte, turn_a_byte, send_for_ever, sleep_for_ever, refuse)
-}
+async def say_less(_: Lane) -> Callable[[IO[bytes], int], Any]:
+    """Say that a byte less was sent than there were."""
+
+    async def send(_: IO[bytes], size: int) -> int:
+        return size - 1
+
+    return send
 
 
-if __name__ == "__main__":
-    serve(Sender(sys.argv[1], LIARS[sys.argv[1]]), int(sys.argv[2]))
+class Liar(Worker):
+    """A sender's process, of one of these."""
+
+    def find(self, name: str) -> Sender:
+        """Find the liar."""
+        if name == "say_less":
+            return Sender(name, awaited=say_less)
+        return Sender(name, globals()[name])
+
+
+async def lose_a_byte_of(sock: socket.socket, file: IO[bytes]) -> int:
+    """Receive all but the last byte."""
+    received = await UPLOADERS["recv_into, write"].receive(sock, file)
+    file.truncate(received - 1)
+    return received
+
+
+async def say_less_of(sock: socket.socket, file: IO[bytes]) -> int:
+    """Say that a byte less was received."""
+    return await UPLOADERS["recv_into, write"].receive(sock, file) - 1
+
+
+async def double_a_byte_of(sock: socket.socket, file: IO[bytes]) -> int:
+    """Write the last byte twice."""
+    received = await UPLOADERS["recv_into, write"].receive(sock, file)
+    file.write(b"?")
+    return received
+
+
+class LyingReceiver(Receiver):
+    """An uploader's process, of one of these."""
+
+    def find(self, name: str) -> Uploader:
+        """Find the liar."""
+        return Uploader(name, "asyncio", globals()[name])

@@ -1,0 +1,1 @@
+"""The commands that measure: each function gives the works of one."""

@@ -1,0 +1,108 @@
+"""``calls``: what a single call of a small cached file costs, measured by pyperf.
+
+pyperf calibrates the number of calls of a sample and lets each contender run in several processes.
+Run as a module, this is the script that pyperf runs in each of them.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pyperf  # type: ignore[import-untyped]
+
+from bench.errors import BenchError
+from bench.measure import Case, Settings, Work
+from bench.processes import importing_bench
+from bench.scratch import make_file, warm
+from bench.senders.fleet import checking, fleet_of, receive
+from bench.senders.lanes import Lane
+from bench.senders.table import FLOOR, OURS, SENDERS, STDLIB
+from bench.senders.worker import loop_factory
+from bench.sources import check_answer, connect
+from bench.units import KIB, show_size
+
+_WHO: Final = (STDLIB, *OURS, FLOOR)
+_JOB: Final = "AIOZC_BENCH_CALL"
+_AMOUNT: Final = "--processes=2 --values=3 --warmups=1 --min-time=0.02"
+
+
+def calls(_: argparse.Namespace) -> list[Work]:
+    """Give the work."""
+    title = "One call for a small cached file, as pyperf measures it; peer discards"
+    return [Work("calls", title, STDLIB, _cases)]
+
+
+def _cases(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    names = fleet_of(settings).present(_WHO)
+    sink = receive(settings, stack, discard=True)
+    for size in (4 * KIB, 16 * KIB, 64 * KIB)[: 1 if settings.quick else None]:
+        file = make_file(settings.scratch / f"call-{size}", size)
+        warm(file)
+        turn = partial(_turn, settings.scratch / "pyperf.json", sink.address, file)
+        checks = checking(settings, sink)
+        yield Case(
+            f"calls: {show_size(size)}", {"time": "us"}, names, turn, **checks, rounds=(1, 3)
+        )
+
+
+def _turn(found: Path, address: tuple[str, int], file: Path, name: str) -> dict[str, float]:
+    """Let pyperf measure one; give the mean of its values."""
+    found.unlink(missing_ok=True)
+    job = json.dumps({"name": name, "address": address, "file": str(file)})
+    script = ["bench.commands.calls", "-o", str(found), "--quiet", *_AMOUNT.split()]
+    done = subprocess.run(
+        [sys.executable, "-m", *script, "--inherit-environ", f"PYTHONPATH,{_JOB}"],
+        env={**importing_bench(), _JOB: job},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BenchError(f"pyperf failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return {"time": pyperf.BenchmarkSuite.load(str(found)).get_benchmark(name).mean() * 1e6}
+
+
+# What follows runs in pyperf's processes.
+
+
+def _calls(job: dict[str, Any], loops: int) -> float:
+    """Send the file so often, one call after another; give the seconds."""
+    sender = SENDERS[job["name"]]
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory(sender.loop)))
+        sock = stack.enter_context(connect(job["address"]))
+        sock.setblocking(False)
+        file = stack.enter_context(Path(job["file"]).open("rb"))
+        size = os.fstat(file.fileno()).st_size
+
+        async def main() -> float:
+            assert sender.awaited is not None
+            send = await sender.awaited(Lane(sock, stack))
+            await send(file, size)
+            began = time.perf_counter()
+            for _ in range(loops):
+                await send(file, size)
+            return time.perf_counter() - began
+
+        seconds = runner.run(main())
+        sock.shutdown(socket.SHUT_WR)
+        sock.setblocking(True)
+        check_answer(json.loads(sock.makefile().readline()), (loops + 1) * size)
+    return seconds
+
+
+if __name__ == "__main__":
+    _job = json.loads(os.environ[_JOB])
+    if (_backend := SENDERS[_job["name"]].backend) is not None:
+        os.environ["AIOZC_BACKEND"] = _backend
+    pyperf.Runner().bench_time_func(_job["name"], partial(_calls, _job))

@@ -1,0 +1,337 @@
+"""``send``: every way to send a file, side by side, to a receiver here or elsewhere.
+
+A sender that is awaited has a second turn each time, not timed, in which a timer of 1 ms runs on
+its loop and its system calls are counted: both would be seen in the figures of the first.
+"""
+
+import argparse
+import itertools
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from bench.console import numbers, size, sizes
+from bench.errors import BadInputError, BenchError
+from bench.measure import Case, Settings, Work
+from bench.meter import LATE_UNITS
+from bench.processes import allow_many_descriptors
+from bench.scratch import make_cold, make_file, warm
+from bench.senders.fleet import CHECKED, fleet_of
+from bench.senders.table import SENDERS, SENT
+from bench.sink import AWAKE, SinkProcess
+from bench.units import KIB, MIB, show_size
+
+BASELINE: Final = "read+write"
+_BUFFER: Final = 64 * KIB
+_WARM: Final = 64 * KIB
+_COUNTED: Final = {
+    "calls": "",
+    "bytes per call": "B",
+    "short reads": "",
+    "mean short read": "B",
+    "short writes": "",
+    "mean short write": "B",
+}
+_UNITS: Final = {
+    "throughput": "GB/s",
+    "time": "us/file",
+    **dict.fromkeys(("CPU", "user CPU", "system CPU", "loop CPU"), "ms/GB"),
+    **_COUNTED,
+    **dict.fromkeys(("voluntary", "involuntary", "minor faults", "major faults"), ""),
+    "memory": "MiB",
+    **LATE_UNITS,
+}
+_BRIEF: Final = ("throughput", "time", "CPU", "loop CPU", "lateness p99", "lateness max")
+_REMARKS: Final = {
+    "CPU": "that of the process, io_uring's workers included; loop CPU: the loop's thread; how it "
+    "divides into user and system is what the kernel saw at its clock ticks, 1 to 10 ms apart",
+    "voluntary, involuntary": "context switches, of a turn as are calls and faults",
+    "uvloop transport": "which of its calls were short is not known: the loop makes them itself",
+}
+
+
+class _Point(NamedTuple):
+    """One thing that senders do in turns."""
+
+    size: int
+    times: int
+    """How often each connection sends a file, one after another."""
+    connections: int = 1
+    buffer: int = _BUFFER
+
+
+class _Sweep(NamedTuple):
+    """Points, and who takes turns at them."""
+
+    name: str
+    title: str
+    senders: Sequence[str]
+    points: Sequence[_Point]
+
+
+def send_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this command alone can be told."""
+    add = parser.add_argument
+    add(
+        "what",
+        metavar="HOST:PORT FILE",
+        nargs="*",
+        help="the receiver (python -m bench sink, or whatever reads), and the file to send; "
+        "without them a receiver is started, and files of random bytes are made",
+    )
+    add("--senders", metavar="NAME,NAME", help="let these alone take turns")
+    add("--baseline", metavar="NAME", help=f"whom ratios are to (default: {BASELINE})")
+    add("--size", metavar="SIZES", type=sizes, help="sizes of files, as 4K,1M")
+    add("--times", metavar="N,N", type=numbers, help="how often each connection sends a file")
+    add("--connections", metavar="N,N", type=numbers, help="connections at once")
+    add("--buffer", metavar="SIZES", type=sizes, help="bytes that one call moves, as 2K,32K")
+    add("--cold", action="store_true", help="drop files from the page cache before each turn")
+    add("--discard", action="store_true", help="let the receiver that is started discard bytes")
+    add("--pace", metavar="BYTES/S", type=size, help="let it read each connection no faster")
+
+
+def send(options: argparse.Namespace) -> list[Work]:
+    """Give the works that were asked for; raise BadInputError where they cannot be."""
+    options.address, options.file = _split(options.what)
+    if options.address is not None and (options.discard or options.pace):
+        raise BadInputError("--discard and --pace are for the sink that runs at HOST:PORT")
+    chosen = SENT if options.senders is None else options.senders.split(",")
+    baseline: str = options.baseline or (BASELINE if BASELINE in chosen else chosen[0])
+    for name in [*chosen, baseline]:
+        if name not in SENT:
+            raise BadInputError(f"there is no sender {name!r}; there are {', '.join(SENT)}")
+    own = any((options.size, options.times, options.connections, options.buffer, options.file))
+    if own and options.only:
+        raise BadInputError("--only is for works as they are, without a size and the like")
+    works = []
+    for sweep in [_own(options)] if own else _standard(options.quick):
+        names = [each for each in SENT if each in chosen and each in sweep.senders]
+        if names and baseline not in names:
+            names.insert(0, baseline)
+        prepare = partial(_cases, sweep, names, baseline)
+        work = Work(sweep.name, sweep.title, baseline, prepare, _REMARKS, True, _BRIEF)
+        works += [work] if names else []
+    if not works:
+        raise BadInputError("none of these senders takes part in that")
+    return works
+
+
+def _standard(quick: bool) -> list[_Sweep]:
+    if quick:
+        files, turn, large = [4 * KIB, 64 * KIB, MIB], 4 * MIB, 8 * MIB
+        buffers, pieces = [2 * KIB, 8 * KIB, 32 * KIB], [4 * KIB, 64 * KIB]
+    else:
+        files = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 16 * MIB, 128 * MIB]
+        turn = large = 128 * MIB
+        buffers = [2 * KIB, 4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB]
+        pieces = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB]
+    every = "Every sender, over the size of the file"
+    plain = "The plain system calls, over the bytes that one call moves"
+    rings = "io_uring's SQEs one at a time and linked, over the bytes that one SQE moves"
+    return [
+        _Sweep("sizes", every, SENT, [_Point(size, _times(size, turn)) for size in files]),
+        _Sweep("buffers", plain, SENT[:4], [_Point(large, 1, buffer=each) for each in buffers]),
+        _Sweep(
+            "linked",
+            rings,
+            [BASELINE, *(name for name in SENT if name.startswith("io_uring"))],
+            [_Point(large, 1, buffer=each) for each in pieces],
+        ),
+    ]
+
+
+def _times(size: int, turn: int) -> int:
+    return max(1, min(1000, turn // size))
+
+
+def _own(options: argparse.Namespace) -> _Sweep:
+    length = options.file.stat().st_size if options.file else MIB
+    for one in options.size or ():
+        if options.file and one > length:
+            raise BadInputError(f"{options.file} has {length} bytes, not {one}")
+    most = allow_many_descriptors() // 4
+    if max(options.connections or [1]) > most:
+        raise BadInputError(f"no more than {most} connections can be had at once")
+    each = (options.size or [length], options.connections or [1], options.buffer or [_BUFFER])
+    points = [
+        _Point(size, times, connections, buffer)
+        for size, connections, buffer in itertools.product(*each)
+        for times in options.times or [_times(size, 16 * MIB)]
+    ]
+    return _Sweep("own", "What was asked for", SENT, points)
+
+
+def _split(what: Sequence[str]) -> tuple[tuple[str, int] | None, Path | None]:
+    """Give the address and the file of what was given, either or both."""
+    if len(what) > 2:
+        raise BadInputError(f"one receiver and one file, not also {what[2]!r}")
+    host, _, port = what[0].rpartition(":") if what else ("", "", "")
+    if len(what) == 2 or (host and port.isdecimal() and not Path(what[0]).exists()):
+        if not (host and port.isdecimal() and int(port) < 65536):
+            raise BadInputError(f"{what[0]!r} is no HOST:PORT")
+        return _resolve(host.strip("[]"), int(port)), _file(what[1]) if len(what) == 2 else None
+    return None, _file(what[0]) if what else None
+
+
+def _resolve(host: str, port: int) -> tuple[str, int]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInputError(f"there is no host {host!r}: {reason}") from None
+    told = ""
+    for *_, address in found:  # of one name the sink may listen on any
+        try:
+            _check_address((str(address[0]), port))
+        except BenchError as error:
+            told = str(error)
+        else:
+            return str(address[0]), port
+    raise BadInputError(told)
+
+
+def _check_address(address: tuple[str, int]) -> None:
+    """Raise BenchError if nobody takes a connection there."""
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        at = f"{address[0]}:{address[1]}"
+        raise BenchError(f"the receiver at {at} takes no connections: {reason}") from None
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    try:
+        status = path.stat()
+        path.open("rb").close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInputError(f"{name!r} cannot be read: {reason}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInputError(f"{name} is no regular file")
+    if not status.st_size:
+        raise BadInputError(f"{name} is empty")
+    return path.absolute()
+
+
+# A run.
+
+
+def _cases(
+    sweep: _Sweep, senders: Sequence[str], baseline: str, settings: Settings, stack: ExitStack
+) -> Iterator[Case]:
+    options, fleet = settings.options, fleet_of(settings)
+    _check_room(settings.scratch, sweep.points, options)
+    address = options.address
+    check_peers: Callable[[], None] = partial(_check_address, address)
+    if address is None:
+        sink = SinkProcess(discard=options.discard, pace=options.pace or 0, awake=AWAKE)
+        stack.enter_context(sink)
+        address, check_peers = sink.address, sink.check
+    checked = options.file or settings.scratch / "checked"
+    if not checked.exists():
+        make_file(checked, CHECKED)
+    length = min(checked.stat().st_size, CHECKED)
+    present = fleet.present(senders)
+    check_peers()
+
+    def takes_part(name: str, point: _Point) -> bool:
+        """One that has no buffer takes part only at the first size of it."""
+        first = point.buffer == sweep.points[0].buffer
+        return first or name == baseline or SENDERS[name].buffered
+
+    for point in sweep.points:
+        with _files(settings, point) as paths:
+
+            def turn(name: str, point: _Point = point, paths: list[Path] = paths) -> dict[str, Any]:
+                order = {"address": address, **_order(point, paths, settings)}
+                values = _values(fleet.send(name, **order))
+                if SENDERS[name].awaited is None:
+                    return values
+                order |= _order(point, paths, settings)  # cold again, where they are to be
+                seen = fleet.send(name, **order, timer=True, count=True)
+                told = {*LATE_UNITS, *_COUNTED}
+                return values | {key: value for key, value in seen.items() if key in told}
+
+            files = f"{point.times} x " if point.times > 1 else ""
+            over = f"{point.connections} conn., buffer {show_size(point.buffer)}"
+            yield Case(
+                f"{sweep.name}: {files}{show_size(point.size)}, {over}",
+                _UNITS,
+                [name for name in present if takes_part(name, point)],
+                turn,
+                check=lambda name: fleet.check(name, address, str(checked), length),
+                check_peers=check_peers,
+                rounds=(3, 5),
+            )
+
+
+def _values(turn: dict[str, Any]) -> dict[str, Any]:
+    gigabytes = turn["bytes"] / 1e9
+    parts = {"CPU": "process_cpu", "user CPU": "user", "system CPU": "system"}
+    if "latency p50" in turn:  # it is awaited: then the thread is the loop's
+        parts["loop CPU"] = "loop_cpu"
+    per_gigabyte = {name: turn[part] * 1e3 / gigabytes for name, part in parts.items()}
+    time, throughput = turn["elapsed"] * 1e6 / turn["files"], gigabytes / turn["elapsed"]
+    return {**turn, **per_gigabyte, "time": time, "throughput": throughput}
+
+
+def _check_room(scratch: Path, points: Sequence[_Point], options: argparse.Namespace) -> None:
+    """Raise BadInputError where the files of some point would not fit."""
+    counts = [point.times * point.connections if options.cold else 1 for point in points]
+    need = max(point.size * count for point, count in zip(points, counts, strict=True))
+    free = shutil.disk_usage(scratch).free
+    if need > free and (options.cold or not options.file):
+        raise BadInputError(f"{need} bytes of files do not fit where {free} are free; see --dir")
+
+
+@contextmanager
+def _files(settings: Settings, point: _Point) -> Iterator[list[Path]]:
+    """Have the files of a point: one for all, or where they are to be cold one for each.
+
+    They are made, or copies of the one that was given.
+    """
+    given, cold = settings.options.file, settings.options.cold
+    if given is not None and not cold:
+        warm(given)
+        yield [given]
+        return
+    count = point.times * point.connections if cold else 1
+    paths = [settings.scratch / f"file-{number}" for number in range(count)]
+    for path in paths:
+        if given is None:
+            make_file(path, point.size)
+        else:
+            shutil.copyfile(given, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if not cold:
+            warm(path)
+    yield paths
+    for path in paths:
+        path.unlink()
+
+
+def _order(point: _Point, paths: Sequence[Path], settings: Settings) -> dict[str, Any]:
+    """Give the order to send the files of a point, cold where they are to be."""
+    warm_file = settings.scratch / "warm"
+    if not warm_file.exists():
+        make_file(warm_file, _WARM)
+    files, times = [[str(path) for path in paths]] * point.connections, point.times
+    if settings.options.cold:
+        for path in paths:
+            make_cold(path)
+        files, times = [files[0][i :: point.connections] for i in range(point.connections)], 1
+    warm_up = {
+        "warm_file": str(warm_file),
+        "warm_size": min(point.size, _WARM),
+        "warm_times": max(1, min(point.times // 8, 50)),
+    }
+    return {"files": files, "times": times, "size": point.size, "buffer": point.buffer, **warm_up}

@@ -1,0 +1,218 @@
+"""``sendfile``, ``middle``, ``zc``: one file after another, by the stdlib's way and by aiozc's."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from bench.commands.crowds import Crowd, crowd_case
+from bench.measure import Case, Settings, Work
+from bench.meter import CPU_UNITS, LATE_UNITS, per_gigabyte
+from bench.scratch import make_cold, make_file, warm
+from bench.senders.fleet import receive, sending
+from bench.senders.table import EVERYWHERE, FLOOR, STDLIB
+from bench.sink import AWAKE
+from bench.units import GIB, KIB, MIB, show_size
+
+_SMALL: Final = {4 * KIB: 4096, 16 * KIB: 4096, 64 * KIB: 2048, 256 * KIB: 1536}
+"""Sizes, and how many of each are sent in a turn."""
+_MIDDLE: Final = (128 * KIB, 256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB)
+_BYTES_OF_A_TURN: Final = {True: 32 * MIB, False: 256 * MIB}
+_STREAM: Final = {True: 256 * MIB, False: GIB}
+_COLD: Final = {True: (16, 16 * MIB), False: (64, 32 * MIB)}
+"""With --quick, and without; the tests have less."""
+_WARM: Final = {"warm_size": 4 * KIB, "warm_times": 2}
+"""It is small: only loop and engine are to be ready, the connection is a new one."""
+
+
+def sendfile_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this command alone can be told."""
+    parser.add_argument(
+        "--awake",
+        metavar="US",
+        type=_microseconds,
+        help="how long receivers look for more before they sleep; default: 50 for the work "
+        "'stream', 0 for the others",
+    )
+
+
+def _microseconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1e6:
+        raise ValueError(text)
+    return number / 1e6
+
+
+def sendfile(_: argparse.Namespace) -> list[Work]:
+    """Give the works of ``sendfile``."""
+    return [
+        Work("small", "Small cached files: time of a transfer, peer discards", STDLIB, small),
+        Work("stream", "One large cached file: throughput, CPU time for a GB", STDLIB, stream),
+        Work("cold", "Cold files, all at once: how late a 1 ms timer is", STDLIB, cold),
+        Work("slow-clients", "Slow clients, served by an unprivileged process", STDLIB, _slow),
+    ]
+
+
+def middle(_: argparse.Namespace) -> list[Work]:
+    """Give the works of ``middle``."""
+    title = "Cached files, peer {}: time, latency and CPU time of a transfer"
+    peers = ("discards", "reads")
+    return [Work(peer, title.format(peer), STDLIB, partial(middle_cases, peer)) for peer in peers]
+
+
+def _repeated(path: str, size: int, connections: int, transfers: int) -> dict[str, Any]:
+    """Give the order to send one file again and again over some connections."""
+    times = max(transfers // connections, 4)
+    warm_up = {"warm_file": path, "warm_size": size, "warm_times": max(times // 8, 4)}
+    return {"files": [[path]] * connections, "size": size, "times": times, **warm_up}
+
+
+def _of_a_transfer(turn: dict[str, Any]) -> dict[str, float]:
+    """Give what one of a turn's transfers took, in us."""
+    parts = {"time": "elapsed", "loop CPU": "loop_cpu", "process CPU": "process_cpu"}
+    return turn | {name: turn[part] * 1e6 / turn["files"] for name, part in parts.items()}
+
+
+def small(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the cases of small files."""
+    sink = receive(settings, stack, discard=True)
+    for size, transfers in _SMALL.items():
+        file = make_file(settings.scratch / f"small-{size}", size)
+        warm(file)
+        for connections in (1, 16, 64):
+            name = f"small: {show_size(size)}, {connections} conn."
+            count = transfers // (4 if settings.quick else 1)
+            order = _repeated(str(file), size, connections, count)
+            yield sending(
+                *(settings, sink, name, {"time": "us"}, (*EVERYWHERE, FLOOR)),
+                *(_of_a_transfer, order),
+                rounds=(5, 9),
+                budget=0.6,
+            )
+
+
+def middle_cases(peer: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the cases of files between the small and the large."""
+    sink = receive(settings, stack, discard=peer == "discards", awake=AWAKE)
+    metrics = ("time", "latency p50", "latency p99", "loop CPU", "process CPU")
+    for size in _MIDDLE:
+        file = make_file(settings.scratch / f"middle-{size}", size)
+        warm(file)
+        for connections in (1, 16):
+            name = f"{peer}: {show_size(size)}, {connections} conn."
+            transfers = _BYTES_OF_A_TURN[settings.quick] // size
+            order = _repeated(str(file), size, connections, transfers)
+            yield sending(
+                *(settings, sink, name, dict.fromkeys(metrics, "us"), EVERYWHERE),
+                *(_of_a_transfer, order),
+                rounds=(2, 5),
+                budget=1.0,
+            )
+
+
+def stream(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the cases of one large file."""
+    size = _STREAM[settings.quick]
+    file = str(make_file(settings.scratch / "stream", size))
+    warm(settings.scratch / "stream")
+    for does in ("discards", "reads"):
+        sink = receive(settings, stack, discard=does == "discards", awake=AWAKE)
+        name = f"stream: {show_size(size)}, peer {does}"
+        order = {"files": [[file]], "size": size, "warm_file": file, **_WARM}
+        yield sending(
+            *(settings, sink, name, {"throughput": "GB/s", **CPU_UNITS}, EVERYWHERE),
+            *(_of_a_gigabyte, order),
+            rounds=(3, 7),
+            budget=1.5,
+        )
+
+
+def _of_a_gigabyte(turn: dict[str, Any]) -> dict[str, float]:
+    return {**turn, **per_gigabyte(turn["bytes"], turn)}
+
+
+def cold(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the case of cold files."""
+    count, size = _COLD[settings.quick]
+    sink = receive(settings, stack, discard=True)
+    files = [make_file(settings.scratch / f"cold-{i}", size) for i in range(count)]
+    first = make_file(settings.scratch / "cold-warm-up", 4 * KIB)
+    order = {"files": [[str(file)] for file in files], "size": size, "timer": True}
+    case = sending(
+        *(settings, sink, f"cold: {count} of {show_size(size)}"),
+        *({**LATE_UNITS, "throughput": "GB/s"}, EVERYWHERE, _of_a_gigabyte),
+        order | {"warm_file": str(first), **_WARM},
+        rounds=(3, 5),
+        budget=3.0,
+    )
+
+    def turn(name: str) -> Any:
+        for file in files:
+            make_cold(file)
+        return case.turn(name)
+
+    yield replace(case, turn=turn)
+
+
+def _slow(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    seconds = 0.6 if settings.quick else 3.0
+    yield crowd_case(settings, stack, "slow-clients", Crowd(500, 400_000), seconds, seconds)
+
+
+# What it costs to know when the file may be overwritten. The shape of the first work is that of the
+# kernel's tools/testing/selftests/net/msg_zerocopy with ``-t 2`` for TCP: one connection, one
+# payload sent again and again for 2 seconds.
+
+_ZC: Final = ("zc", "zc uvloop")
+_EACH_PIECE: Final = "zc, each 64 KiB awaited"
+_COUNTS: Final = {"sends": "", "completions": "", "copies": ""}
+_REMARKS: Final = {
+    "memory": "sock_sendall from memory",
+    "zc": "sendfile_zc, and one wait for released() at the end",
+    "aiozc": "loop_sendfile, which does not know when the file is free",
+}
+
+
+def zc(_: argparse.Namespace) -> list[Work]:
+    """Give the works of ``zc``."""
+    everybody = ("memory", *_ZC, "aiozc", "MSG_ZEROCOPY")
+    until = "until the file may be overwritten, where that is told, and the peer has it"
+    pieces = "One call, beside waiting for released() after each 64 KiB"
+    again, once = f"A cached file again and again, {until}", f"A cached file once, {until}"
+    return [
+        Work("again", again, "memory", partial(_zc, "again", everybody, 8, 2.0), _REMARKS),
+        Work("once", once, "memory", partial(_zc, "once", everybody, 16, 0), _REMARKS),
+        Work(
+            "pipelined", pieces, _EACH_PIECE, partial(_zc, "pipelined", (_EACH_PIECE, *_ZC), 16, 0)
+        ),
+    ]
+
+
+def _zc(
+    work: str,
+    contenders: Sequence[str],
+    mebibytes: int,
+    seconds: float,
+    settings: Settings,
+    stack: ExitStack,
+) -> Iterator[Case]:
+    size = mebibytes * MIB
+    seconds *= 0.15 if settings.quick else 1
+    sink = receive(settings, stack, discard=False)
+    file = make_file(settings.scratch / f"zc-{size}", size)
+    warm(file)
+    # So that loop and engine are set up, and the window is open.
+    warm_up = {"warm_file": str(file), "warm_size": size, "warm_times": 1}
+    yield sending(
+        *(settings, sink),
+        f"{work}: {show_size(size)}, {f'for {seconds:g} s' if seconds else 'once'}",
+        {"throughput": "GB/s", **CPU_UNITS, **({} if work == "once" else _COUNTS)},
+        contenders,
+        # Sends that do not ask for it count as none.
+        lambda turn: dict.fromkeys(_COUNTS, 0) | _of_a_gigabyte(turn),
+        {"files": [[str(file)]], "size": size, "seconds": seconds, **warm_up},
+        rounds=(2, 5) if seconds else (5, 25),
+        budget=6.0,
+    )

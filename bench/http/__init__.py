@@ -1,1 +1,0 @@
-"""``python -m bench http``: web servers that send files, each stock and with aiozc, under wrk."""

@@ -1,0 +1,142 @@
+"""A run of a command's works: its options, its progress, its tables and its file."""
+
+import argparse
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.__main__ import COMMANDS, DEFAULT
+from bench.console import (
+    Parser,
+    console_for_tables,
+    folder,
+    make_progress,
+    new_file,
+    positive,
+    say,
+)
+from bench.errors import BadInputError, BenchError, describe
+from bench.figures import Figures
+from bench.measure import Settings, Work, measure
+from bench.samples import About, Record, describe_machine, tell_machine
+from bench.scratch import scratch_directory
+from bench.tables import NOTE, work_tables
+
+Works = Callable[[argparse.Namespace], Sequence[Work]]
+AddOptions = Callable[[argparse.ArgumentParser], None]
+
+
+def run(
+    name: str,
+    give_works: Works,
+    add_options: AddOptions | None,
+    arguments: Sequence[str],
+    notes: Console,
+) -> int:
+    """Measure the works of a command; give the exit status."""
+    options = _parse(name, add_options, arguments)
+    works = _chosen(give_works(options), options.only)
+    record = Record(describe_machine())
+    said = shlex.join(["python", "-m", "bench", name, *arguments])
+    record.commands.append(re.sub(r" --(json|dir)[ =]\S+", "", said))
+    out = console_for_tables(100) if name == DEFAULT else console_for_tables()
+    out.print(tell_machine(record.machine), markup=False, highlight=False)
+    with ExitStack() as stack:
+        scratch: Path = stack.enter_context(scratch_directory(options.dir))
+        settings = Settings(options, scratch, stack, missing=record.missing, failed=record.failed)
+        for work in works:
+            _measure(name, work, settings, record, notes)
+            if name != DEFAULT or options.targets:
+                for table in work_tables(Figures(record), name, work, out.width, options.targets):
+                    out.print(table)
+        if name == DEFAULT:
+            out.print(import_module(COMMANDS[name].module).show(Figures(record)))
+        _tell(record, works, settings, out, notes)
+    if options.json is not None:
+        record.write(options.json)
+    for work in works:
+        if work.baseline in record.missing or work.baseline in record.failed:
+            raise BenchError(f"the baseline, {work.baseline}, was not measured")
+    return 1 if record.failed else 0
+
+
+def _parse(
+    name: str, add_options: AddOptions | None, arguments: Sequence[str]
+) -> argparse.Namespace:
+    listed = "\n".join(f"  {name:10}{each.purpose}" for name, each in COMMANDS.items())
+    purpose = COMMANDS[name].purpose
+    parser = Parser(
+        prog="python -m bench" if name == DEFAULT else f"python -m bench {name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{purpose[0].upper()}{purpose[1:]}.\n"
+        "The contenders take turns, each in a process of its own."
+        + (f"\n\ncommands:\n{listed}" if name == DEFAULT else ""),
+        epilog="Each command has a --help of its own." if name == DEFAULT else None,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="less of all")
+    add("--rounds", metavar="N", type=positive, help="rounds for each case")
+    add("--only", metavar="WORK", action="append", help="do this work alone, or these")
+    add("--targets", action="store_true", help="show what developers aim at, too")
+    add("--json", metavar="FILE", type=new_file, help="write all samples to FILE")
+    where = "make files below DIR (removed at the end; it should be on a disk)"
+    add("--dir", metavar="DIR", type=folder, help=where)
+    if add_options is not None:
+        add_options(parser)
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def _chosen(works: Sequence[Work], only: Sequence[str] | None) -> list[Work]:
+    names = [work.name for work in works]
+    for name in only or ():
+        if name not in names:
+            raise BadInputError(f"--only: there is no work {name!r}, but {', '.join(names)}")
+    return [work for work in works if not only or work.name in only]
+
+
+def _measure(name: str, work: Work, settings: Settings, record: Record, notes: Console) -> None:
+    """Let the contenders take turns at each case of a work."""
+    options = settings.options
+    record.works[f"{name}/{work.name}"] = About(work.title, work.baseline)
+    with ExitStack() as stack:
+        progress = stack.enter_context(make_progress(notes))
+        task = progress.add_task(f"{work.name}: making files", total=None)
+        progress.refresh()
+
+        def done() -> None:
+            progress.advance(task)
+            progress.refresh()
+
+        try:
+            for case in work.prepare(settings, stack):
+                rounds = options.rounds or case.rounds[0 if options.quick else 1]
+                total = rounds * len(case.contenders)
+                progress.reset(task, description=case.name, total=total)
+                budget = case.budget if options.quick and not options.rounds else math.inf
+                who, failed = case.contenders, settings.failed
+                record.samples += measure(
+                    name, case, who, rounds, failed=failed, budget=budget, done=done
+                )
+        except Exception as error:  # the other works can still be done
+            settings.failed[work.name] = describe(error)
+
+
+def _tell(
+    record: Record, works: Sequence[Work], settings: Settings, out: Console, notes: Console
+) -> None:
+    """Say what has to be said beside the tables."""
+    told = [NOTE]
+    told += {f"{who}: {what}." for work in works for who, what in work.remarks.items()}
+    told += [f"{name}: not measured: {reason}" for name, reason in record.missing.items()]
+    if (fleet := settings.shared.get("fleet")) is not None and fleet.unchecked:
+        told.append(f"The receiver told no hash for {', '.join(fleet.unchecked)}.")
+    for line in told:
+        out.print(line, markup=False, highlight=False)
+    for name, reason in record.failed.items():
+        say(notes, reason if reason.startswith(name) else f"{name}: {reason}")

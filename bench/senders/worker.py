@@ -1,0 +1,324 @@
+"""The process that one sender runs in, and a turn of it."""
+
+import asyncio
+import hashlib
+import json
+import os
+import resource
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict
+from fcntl import ioctl
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Final
+
+from bench.errors import BenchError, describe
+from bench.meter import LatenessTimer, Meter, late_values, no_garbage_collection, percentile
+from bench.senders import counting, crowd
+from bench.senders.lanes import AwaitFile, Counts, Lane, SendFile, told
+from bench.senders.table import SENDERS, Sender
+from bench.sink import listen
+from bench.sources import check_answer, connect
+from bench.units import MIB
+
+TIME_LIMIT: Final = 120.0
+"""Seconds after which a turn is given up."""
+_GRACE: Final = 0.5
+"""Seconds to wait for the answer of a receiver that may give none."""
+
+
+class Worker:
+    """One sender, which does what the parent orders; ``ready`` says why it cannot, if so."""
+
+    def __init__(self, channel: socket.socket, name: str) -> None:
+        self._channel, self._sender = channel, self.find(name)
+        if self._sender.backend is not None:
+            os.environ["AIOZC_BACKEND"] = self._sender.backend
+        self.ready = self._try()
+
+    def find(self, name: str) -> Sender:
+        """Find the sender."""
+        return SENDERS[name]
+
+    def _try(self) -> str | None:
+        """Send a little to this process itself; give the reason if that cannot be done."""
+        with listen() as listener, ThreadPoolExecutor() as threads:
+            far = threads.submit(_swallow, listener)
+            try:
+                self.send(listener.getsockname(), [[__file__]], 1, __file__)
+                far.result()
+            except Exception as error:  # whatever it is, the sender cannot be had
+                return describe(error)
+        return None
+
+    def send(
+        self,
+        address: Sequence[Any],
+        files: Sequence[Sequence[str]],
+        size: int,
+        warm_file: str,
+        *,
+        buffer: int = 65536,
+        times: int = 1,
+        seconds: float = 0,
+        warm_size: int = 0,
+        warm_times: int = 0,
+        hash: bool = False,  # noqa: A002
+        timer: bool = False,
+        count: bool = False,
+    ) -> dict[str, Any]:
+        """Open connections, send over all of them at once, and measure.
+
+        Each connection sends its ``files``, so many bytes of each, one after another, all of them
+        ``times`` times, or for ``seconds`` where that is longer; before anything is measured it
+        sends ``warm_file``. With ``timer`` a timer of 1 ms runs on the loop and is looked at; with
+        ``count`` the calls of a sender that is awaited are counted.
+        """
+        with ExitStack() as stack:
+            routes = [_Route(address, each, stack, buffer, hash) for each in files]
+            warm = stack.enter_context(Path(warm_file).open("rb"))
+            for route in routes:
+                route.size, route.times, route.seconds = size, times, seconds
+                route.warm = [(warm, warm_size)] * warm_times
+            if self._sender.plain is not None:
+                return _send_plainly(self._sender.plain, routes)
+            return self._run(partial(_send_awaited, self._sender, routes, timer, count))
+
+    def crowd(self, **plan: Any) -> dict[str, Any]:
+        """Serve many slow clients."""
+        return self._run(partial(crowd.serve, self._sender.awaited, self._channel, **plan))
+
+    def mix(self, **plan: Any) -> dict[str, Any]:
+        """Serve small requests beside everything else."""
+        return self._run(partial(crowd.mix, self._sender.awaited, self._channel, **plan))
+
+    def _run(self, main: Callable[[], Any]) -> dict[str, Any]:
+        with asyncio.Runner(loop_factory=loop_factory(self._sender.loop)) as runner:
+            found: dict[str, Any] = runner.run(main())
+            return found
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Find what makes a loop."""
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    import uvloop  # only now: that it is missing is the affair of those alone that run on it
+
+    return uvloop.new_event_loop
+
+
+def _swallow(listener: socket.socket) -> None:
+    listener.settimeout(10)
+    with listener.accept()[0] as sock:
+        while sock.recv(4096):
+            pass
+
+
+class _Route(Lane):
+    """A connection, with the files that go over it."""
+
+    def __init__(
+        self,
+        address: Sequence[Any],
+        paths: Sequence[str],
+        stack: ExitStack,
+        buffer: int,
+        mark: bool,
+    ) -> None:
+        super().__init__(stack.enter_context(connect(address, mark=mark)), stack, buffer)
+        opened = {path: Path(path).open("rb") for path in set(paths)}  # noqa: SIM115
+        self.files = [stack.enter_context(opened[path]) for path in paths]
+        self.size, self.times, self.seconds = 0, 1, 0.0
+        self.warm: list[tuple[IO[bytes], int]] = []
+        self.sent = 0
+        """How many files were sent while measuring."""
+        self.mark = mark
+
+    def more(self) -> Iterable[IO[bytes]]:
+        """Give the files to send, one after another, and count them."""
+        until, round_ = time.monotonic() + self.seconds, 0
+        while round_ < self.times or time.monotonic() < until:
+            yield from self.files
+            self.sent += len(self.files)
+            round_ += 1
+
+    def check(self) -> tuple[bool, float]:
+        """Wait until the far end has every byte; raise BenchError if it has something else.
+
+        Give whether it has told so, and when it was.
+        """
+        answer, ended = _hear_answer(self.sock)
+        if answer is None:
+            return False, ended
+        sha256 = None
+        if self.mark:
+            digest = hashlib.sha256()
+            for file in self.files:
+                digest.update(os.pread(file.fileno(), self.size, 0))
+            sha256 = digest.hexdigest()
+        count = sum(size for _, size in self.warm) + self.sent * self.size
+        check_answer(answer, count, sha256)
+        return True, ended
+
+
+def _send_plainly(make: Callable[[Lane], SendFile], routes: Sequence[_Route]) -> dict[str, Any]:
+    sends = [make(route) for route in routes]
+    for send, route in zip(sends, routes, strict=True):
+        for file, size in route.warm:
+            send(file, size)
+        route.counts.clear()
+
+    def send_all(send: SendFile, route: _Route) -> None:
+        for file in route.more():
+            send(file, route.size)
+        route.sock.shutdown(socket.SHUT_WR)
+
+    with ExitStack() as stack, no_garbage_collection():
+        run: Callable[..., Iterable[None]] = map
+        if len(routes) > 1:
+            run = stack.enter_context(ThreadPoolExecutor(len(routes))).map
+        usage = _Usage()
+        list(run(send_all, sends, routes))
+        usage.stop()
+        values = usage.values(routes)
+    return values | _per_call(told(route.counts for route in routes), values)
+
+
+async def _send_awaited(
+    sender: Sender, routes: Sequence[_Route], timer: bool, count: bool
+) -> dict[str, Any]:
+    latencies: list[float] = []
+
+    async def send_all(send: AwaitFile, route: _Route) -> None:
+        clock, size = time.perf_counter, route.size
+        for file in route.more():
+            began = clock()
+            sent = await send(file, size)
+            latencies.append(clock() - began)
+            if sent != size:
+                raise BenchError(f"it says it sent {sent} bytes in place of {size}")
+        if route.finish is None:
+            route.sock.shutdown(socket.SHUT_WR)
+
+    with ExitStack() as on_loop, no_garbage_collection():
+        sends = []
+        for route in routes:
+            route.stack = on_loop
+            route.sock.setblocking(False)
+            assert sender.awaited is not None
+            sends.append(send := await sender.awaited(route))
+            for file, size in route.warm:
+                await send(file, size)
+            route.counts.clear()
+        before, *_ = [await _finish(route) for route in routes]
+        late = LatenessTimer()
+        counted = counting.calls(sender) if count else nullcontext(Counts())
+        counts = [*(route.counts for route in routes), on_loop.enter_context(counted)]
+        if timer:
+            late.start()
+        usage = _Usage()
+        if len(routes) == 1:
+            await send_all(sends[0], routes[0])
+        else:
+            async with asyncio.TaskGroup() as group:
+                for send, route in zip(sends, routes, strict=True):
+                    group.create_task(send_all(send, route))
+        after, *_ = [await _finish(route) for route in routes]
+        lateness = late.stop()
+        # Nothing is left to do on the loop: it may stand still meanwhile.
+        usage.stop()
+        for route in routes:
+            if route.finish is not None:  # what it waits for may need the connection
+                route.sock.shutdown(socket.SHUT_WR)
+        values = usage.values(routes)
+    for rank in (50, 99):
+        values[f"latency p{rank}"] = percentile(latencies, rank) * 1e6
+    values |= {name: number - before[name] for name, number in after.items()}
+    if timer:
+        values |= late_values(lateness)
+    if count and counting.possible(sender):
+        values |= _per_call(told(counts, shortness=sender.shortness), values)
+    return values
+
+
+def _finish(route: _Route) -> Awaitable[dict[str, int]]:
+    return asyncio.sleep(0, {}) if route.finish is None else route.finish()
+
+
+class _Usage:
+    """What the process uses between the first byte and the last call that sends."""
+
+    def __init__(self) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+        self._before = resource.getrusage(resource.RUSAGE_SELF)
+        self._meter = Meter()
+
+    def stop(self) -> None:
+        """Take all but the time."""
+        self._spent = self._meter.stop()
+        after, before = resource.getrusage(resource.RUSAGE_SELF), self._before
+        status = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        self._used = {
+            "user": after.ru_utime - before.ru_utime,
+            "system": after.ru_stime - before.ru_stime,
+            "voluntary": after.ru_nvcsw - before.ru_nvcsw,
+            "involuntary": after.ru_nivcsw - before.ru_nivcsw,
+            "minor faults": after.ru_minflt - before.ru_minflt,
+            "major faults": after.ru_majflt - before.ru_majflt,
+            "memory": peak * 1024 / MIB,
+        }
+
+    def values(self, routes: Sequence[_Route]) -> dict[str, Any]:
+        """Give it, with what was sent, when the far ends have all."""
+        answers = [route.check() for route in routes]
+        ended = max(at for _, at in answers)
+        files = sum(route.sent for route in routes)
+        return {
+            **asdict(self._spent),
+            **self._used,
+            "elapsed": ended - self._meter.began,
+            "checked": all(checked for checked, _ in answers),
+            "files": files,
+            "bytes": files * routes[0].size,
+        }
+
+
+def _per_call(counts: dict[str, float], values: dict[str, Any]) -> dict[str, float]:
+    if counts["calls"]:
+        counts["bytes per call"] = values["bytes"] / counts["calls"]
+    return counts
+
+
+def _hear_answer(sock: socket.socket) -> tuple[dict[str, Any] | None, float]:
+    """Wait for a sink's answer, and give when it came.
+
+    There is none from a receiver that closes, or that has acknowledged every byte and says nothing.
+    """
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    acknowledged: float | None = None
+    while not poll.poll(1):
+        if struct.unpack("i", ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+            continue
+        acknowledged = acknowledged or time.monotonic()
+        if time.monotonic() > acknowledged + _GRACE:
+            return None, acknowledged
+    ended = time.monotonic()
+    sock.settimeout(TIME_LIMIT)
+    try:
+        answer = json.loads(sock.makefile("rb").readline(4096))
+    except ConnectionError as error:
+        raise BenchError(f"its connection broke: {error}") from None
+    except ValueError:
+        return None, ended
+    known = isinstance(answer, dict) and {"received", "sha256"} <= answer.keys()
+    return (answer if known else None), ended

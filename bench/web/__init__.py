@@ -1,0 +1,1 @@
+"""Web servers, stock and with aiozc, and what is asked of them."""

@@ -1,0 +1,329 @@
+"""``http``, ``web`` and ``flood``: servers take turns under wrk, and under uploads."""
+
+import argparse
+import hashlib
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self
+
+from bench.console import positive, sizes
+from bench.errors import BenchError
+from bench.measure import Case, Settings, Work
+from bench.scratch import hash_of, make_file, warm
+from bench.units import GIB, KIB, MIB, show_size
+from bench.web.servers import NOT_APPLICABLE, SERVERS, Running, has_module
+from bench.web.wrk import check_installed, drive, upload, uploaded, write_script
+
+_LARGE: Final = 16 * MIB
+"""From this size on fewer connections take part: each moves enough."""
+_FILES: Final = tuple(SERVERS)[:9]
+_STARLETTE: Final = ("uvicorn", "uvicorn+aiozc", "uvicorn+aiozc's classes")
+_STATIC: Final = (*_STARLETTE, "ServeStatic", "ServeStatic+aiozc")
+_UNITS: Final = {
+    "requests": "/s",
+    "throughput": "GB/s",
+    "latency p50": "ms",
+    "latency p99": "ms",
+    "CPU": "ms/GB",
+}
+_RANGES: Final = {
+    "one range": "bytes=4096-1052671",
+    "several ranges": "bytes=4096-266239,1048576-1310719,8388608-8650751",
+}
+_RANGED: Final = {True: 64 * MIB, False: GIB}
+"""The size of the file that ranges are of: with --quick, and without."""
+_CLIENTS: Final = 4
+
+
+def http_options(parser: argparse.ArgumentParser) -> None:
+    """Add what these commands alone can be told."""
+    add = parser.add_argument
+    add("--servers", metavar="NAME,NAME", type=_servers, help="let these alone take turns")
+    add("--size", metavar="SIZES", type=sizes, help="as 4K,1M")
+    add("--connections", metavar="N", type=positive, default=16)
+    add("--seconds", metavar="N", type=positive, help="for each turn of wrk")
+
+
+web_options = http_options
+
+
+def flood_options(parser: argparse.ArgumentParser) -> None:
+    """Add what ``flood`` alone can be told."""
+    add = parser.add_argument
+    three = ["nginx", "uvicorn", "uvicorn+aiozc"]
+    help_ = "let these take turns, in place of nginx,uvicorn,uvicorn+aiozc"
+    add("--servers", metavar="NAME,NAME", type=_servers, default=three, help=help_)
+    add("--slow", metavar="N", type=positive, default=200, help="slow readers")
+    add("--seconds", metavar="N", type=positive, default=5, help="for each turn")
+
+
+def _servers(text: str) -> list[str]:
+    for name in text.split(","):
+        if name not in SERVERS:
+            told = f"there is no server {name!r}; there are {', '.join(SERVERS)}"
+            raise argparse.ArgumentTypeError(told)
+    return text.split(",")
+
+
+def http(options: argparse.Namespace) -> list[Work]:
+    """Give the work of ``http``."""
+    check_installed()
+    several = (4 * KIB, MIB, 100 * MIB) if options.quick else (4 * KIB, 64 * KIB, MIB, 100 * MIB)
+    prepare = partial(_files, "files", options.size or several, options.servers or _FILES)
+    remarks = {name: f"not measured: {why}" for name, why in NOT_APPLICABLE.items()}
+    title = "Whole files, asked for by wrk; CPU: all processes of the server"
+    return [Work("files", title, "nginx", prepare, remarks, by_contender=True)]
+
+
+def web(options: argparse.Namespace) -> list[Work]:
+    """Give the works of ``web``."""
+    check_installed()
+    files = partial(_files, "static", options.size or (4 * KIB, MIB), options.servers or _STATIC)
+    return [
+        Work("static", "StaticFiles, and ServeStatic", "uvicorn", files, by_contender=True),
+        Work("ranges", "Ranges of a large file", "uvicorn", _ranges, by_contender=True),
+        Work("uploads", "Uploads by PUT, and by a form", "uvicorn", _uploads, by_contender=True),
+    ]
+
+
+class Site:
+    """Servers that run, each on a port of its own, on one directory of files."""
+
+    def __init__(self, settings: Settings, stack: ExitStack, names: Sequence[str]) -> None:
+        self.directory = Path(settings.scratch / "site")
+        self.directory.mkdir(exist_ok=True)
+        self.script = write_script(settings.scratch)
+        self.seconds = settings.options.seconds or (1 if settings.quick else 3)
+        missing = {name: reason for name in names if (reason := SERVERS[name].missing())}
+        settings.missing.update(missing)
+        self.names = [name for name in names if name not in missing]
+        self.running: dict[str, Running] = {}
+        for name in self.names:
+            scratch = settings.scratch / f"server-{len(settings.shared)}"
+            settings.shared[scratch.name] = scratch
+            running = Running(SERVERS[name], self.directory, scratch)
+            self.running[name] = stack.enter_context(running)
+
+    def add(self, size: int) -> Path:
+        """Have a file of that size."""
+        path = self.directory / f"{size}.bin"
+        if not path.exists():
+            make_file(path, size)
+        warm(path)
+        return path
+
+    def check(self, size: int, headers: Mapping[str, str], expected: str, name: str) -> None:
+        """Raise BenchError where a server does not send what it is asked for."""
+        self.running[name].wait_ready()
+        request = urllib.request.Request(self.url(name, size), headers=dict(headers))
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                digest = hashlib.sha256()
+                while piece := answer.read(MIB):
+                    digest.update(piece)
+        except OSError as error:
+            raise BenchError(f"{name}: {error}") from None
+        if expected and digest.hexdigest() != expected:
+            raise BenchError(f"{name} does not send the file of {size} bytes")
+
+    def url(self, name: str, size: int) -> str:
+        """Give the address of the file of that size."""
+        return f"http://127.0.0.1:{self.running[name].port}/{size}.bin"
+
+    def drive(
+        self, size: int, connections: int, headers: Sequence[str], name: str
+    ) -> dict[str, float]:
+        """Let wrk ask a server; give what it saw, and the server's CPU time."""
+        self.running[name].check()
+        before = self.running[name].cpu()
+        url = self.url(name, size)
+        values = drive(url, self.script, connections, self.seconds, headers)
+        spent = self.running[name].cpu() - before
+        if gigabytes := values["gigabytes"]:
+            values["CPU"] = spent * 1e3 / gigabytes
+        return values
+
+
+def _files(
+    work: str,
+    several: Sequence[int],
+    names: Sequence[str],
+    settings: Settings,
+    stack: ExitStack,
+) -> Iterator[Case]:
+    site = Site(settings, stack, names)
+    for size in several:
+        file = site.add(size)
+        connections = settings.options.connections
+        connections = connections if size < _LARGE else min(connections, 4)
+        asked = partial(site.drive, size, connections, ())
+        check = partial(site.check, size, {}, hash_of(file))
+        name = f"{work}: {show_size(size)}, {connections} conn."
+        yield Case(name, _UNITS, site.names, asked, check, rounds=(2, 3))
+
+
+def _ranges(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    site = Site(settings, stack, settings.options.servers or _STARLETTE)
+    size = _RANGED[settings.quick]
+    file = site.add(size)
+    with file.open("rb") as opened:
+        opened.seek(4096)
+        one = hashlib.sha256(opened.read(MIB)).hexdigest()
+    for title, several in _RANGES.items():
+        # Where each part of several begins and ends is the server's own affair.
+        expected = one if title == "one range" else ""
+
+        check = partial(site.check, size, {"Range": several}, expected)
+        asked = partial(site.drive, size, settings.options.connections, [f"Range: {several}"])
+        name = f"ranges: {title} of {show_size(size)}, {settings.options.connections} conn."
+        yield Case(name, _UNITS, site.names, asked, check, rounds=(2, 3))
+
+
+def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    site = Site(settings, stack, settings.options.servers or _STARLETTE)
+    several = (MIB, 16 * MIB) if settings.quick else (MIB, 100 * MIB, GIB)
+    if not has_module("python_multipart"):
+        settings.missing["uploads by a form"] = "the module python_multipart is not installed"
+    for size in settings.options.size or several:
+        file, times = site.add(size), max(1, 64 * MIB // size // _CLIENTS)
+        for title in ("PUT", "form") if has_module("python_multipart") else ("PUT",):
+            form, expected = title == "form", hash_of(file)
+
+            def check(
+                name: str, file: Path = file, form: bool = form, expected: str = expected
+            ) -> None:
+                site.running[name].wait_ready()
+                upload(site.running[name].port, file, 1, 1, form=form)
+                if [hash_of(path) for path in uploaded(site.directory)] != [expected]:
+                    raise BenchError(f"{name} keeps other bytes than were uploaded")
+
+            def turn(
+                name: str, file: Path = file, form: bool = form, times: int = times
+            ) -> dict[str, float]:
+                running = site.running[name]
+                before = running.cpu()
+                seconds = upload(running.port, file, _CLIENTS, times, form=form)
+                spent, count = running.cpu() - before, _CLIENTS * times
+                for path in uploaded(site.directory):
+                    path.unlink()
+                gigabytes = count * file.stat().st_size / 1e9
+                return {
+                    "throughput": gigabytes / seconds,
+                    "requests": count / seconds,
+                    "CPU": spent * 1e3 / gigabytes,
+                }
+
+            case = f"uploads: {show_size(size)} by {title}, {_CLIENTS} clients"
+            yield Case(case, _UNITS, site.names, turn, check, rounds=(2, 3))
+
+
+# A small request beside slow readers, who ask for a large file each and take some bytes of it now
+# and then, and beside a flood of requests for 1 MiB by all of wrk's connections at once.
+
+_SMALL, _FLOOD, _SLOW = 4 * KIB, MIB, 100 * MIB
+_PIECE, _PERIOD = 4 * KIB, 0.1
+"""What a slow reader takes, and the seconds between two times."""
+
+
+def flood(options: argparse.Namespace) -> list[Work]:
+    """Give the work of ``flood``."""
+    check_installed()
+    title = f"A request for 4 KiB beside {options.slow} slow readers and a flood"
+    return [Work("flood", title, options.servers[0], _flood, by_contender=True)]
+
+
+def _flood(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    options, site = settings.options, Site(settings, stack, settings.options.servers)
+    hashes = {size: hash_of(site.add(size)) for size in (_SMALL, _FLOOD, _SLOW)}
+
+    def check(name: str) -> None:
+        for size, sha256 in hashes.items():
+            site.check(size, {}, sha256, name)
+
+    def turn(name: str) -> dict[str, Any]:
+        running = site.running[name]
+        with SlowReaders(running.port, options.slow) as slow, ThreadPoolExecutor(1) as pool:
+            _settle(running)
+            flooding = pool.submit(site.drive, _FLOOD, options.connections, (), name)
+            small = site.drive(_SMALL, 1, (), name)
+            flooded = flooding.result()
+            slow.check()
+        return {
+            "wait p50": small["latency p50"],
+            "wait p99": small["latency p99"],
+            "flood": flooded["requests"],
+        }
+
+    options.connections = 16
+    units = {"wait p50": "ms", "wait p99": "ms", "flood": "1 MiB requests/s"}
+    title = f"flood: {options.slow} slow readers, for {options.seconds} s"
+    yield Case(title, units, site.names, turn, check, rounds=(3, 3))
+
+
+def _settle(running: Running) -> None:
+    """Wait until the server has filled the slow readers' send buffers, 4 MiB each."""
+    deadline, used = time.monotonic() + 30, 1.0
+    while used > _PERIOD / 10 and time.monotonic() < deadline:
+        before = running.cpu()
+        time.sleep(_PERIOD)
+        used = running.cpu() - before
+
+
+class SlowReaders:
+    """Connections that ask for a large file each, and read a little of it now and then."""
+
+    def __init__(self, port: int, count: int) -> None:
+        self._given = count
+        self._socks = [_asking(port) for _ in range(count)]
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    @property
+    def count(self) -> int:
+        """How many are left."""
+        return len(self._socks)
+
+    def check(self) -> None:
+        """Raise BenchError where one of them was not served on."""
+        if self.count < self._given:
+            raise BenchError(f"{self._given - self.count} slow readers were given up")
+
+    def _read(self) -> None:
+        while not self._leaving.wait(_PERIOD):
+            for sock in tuple(self._socks):
+                try:
+                    if sock.recv(_PIECE):
+                        continue
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass
+                self._socks.remove(sock)
+                sock.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._thread.join()
+        for sock in self._socks:
+            sock.close()
+
+
+def _asking(port: int) -> socket.socket:
+    """Return a connection that has asked for the large file, and has little room for it."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)
+    sock.connect(("127.0.0.1", port))
+    sock.sendall(f"GET /{_SLOW}.bin HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    sock.setblocking(False)
+    return sock

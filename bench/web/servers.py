@@ -1,0 +1,218 @@
+"""The servers: how each is started on a directory and a port, and what it needs."""
+
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import psutil  # type: ignore[import-untyped]
+
+from bench.errors import BadInputError, BenchError
+from bench.processes import cpu_time, end_with_parent, importing_bench
+from bench.sink import listen
+
+_FILE_SERVER: Final = Path(__file__).parents[2] / "examples" / "file_server.py"
+_OUR_PROTOCOL: Final = "aiozc.integrations.uvicorn"
+_OUR_CLASSES: Final = "aiozc.integrations.starlette"
+_NGINX: Final = """
+daemon off;
+master_process off;
+worker_processes 1;
+error_log stderr error;
+pid {scratch}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000;
+    client_body_temp_path {scratch}/nginx;
+    proxy_temp_path {scratch}/nginx;
+    fastcgi_temp_path {scratch}/nginx;
+    uwsgi_temp_path {scratch}/nginx;
+    scgi_temp_path {scratch}/nginx;
+    server {{ listen 127.0.0.1:{port}; root {directory}; }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is to be served, and where."""
+
+    directory: Path
+    scratch: Path
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server, stock or with aiozc."""
+
+    name: str
+    needs: Sequence[str]
+    """Programs (as ``/nginx``) and modules, without which it is only listed."""
+    command: Callable[[Site], list[str]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self) -> str | None:
+        """Say why it cannot run here, if so."""
+        for need in self.needs:
+            if need.startswith("/") and program(need[1:]) is None:
+                return f"{need[1:]} is not installed"
+            if not need.startswith("/") and not has_module(need):
+                return f"the module {need} is not installed"
+        return None
+
+
+def program(name: str) -> str | None:
+    """Find a program, also where Debian has what only root's PATH looks at."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+
+
+def has_module(name: str) -> bool:
+    """Whether a module can be imported."""
+    with suppress(ModuleNotFoundError):  # a package above it
+        return importlib.util.find_spec(name) is not None
+    return False
+
+
+def _nginx(site: Site) -> list[str]:
+    configuration = site.scratch / "nginx.conf"
+    text = _NGINX.format(scratch=site.scratch, port=site.port, directory=site.directory)
+    if os.geteuid() == 0:  # else it becomes nobody, who cannot read a temporary directory
+        text = "user root;" + text
+    configuration.write_text(text)
+    return [program("nginx") or "nginx", "-c", str(configuration), "-p", str(site.scratch)]
+
+
+def _aiohttp(kind: str) -> Callable[[Site], list[str]]:
+    module = [sys.executable, "-m", "bench.web.aiohttp_server", kind]
+    return lambda site: [*module, str(site.directory), str(site.port)]
+
+
+def _python(*arguments: str) -> Callable[[Site], list[str]]:
+    return lambda site: [sys.executable, *arguments, "--port", str(site.port)]
+
+
+def _uvicorn(http: str) -> Callable[[Site], list[str]]:
+    quiet = ("--no-access-log", "--log-level", "error", "--loop", "uvloop", "--http", http)
+    return _python("-m", "uvicorn", "bench.web.application:app", *quiet)
+
+
+_STARLETTE: Final = ("uvicorn", "starlette", "httptools", "uvloop")
+_STOCK, _OURS = _uvicorn("httptools"), _uvicorn(f"{_OUR_PROTOCOL}:HttpToolsProtocol")
+_GRANIAN: Final = ("--interface", "asgi", "--workers", "1", "--no-log")
+_SERVESTATIC: Final = {"BENCH_SERVESTATIC": "1"}
+_ALL: Final = (
+    Server("nginx", ["/nginx"], _nginx),
+    Server("aiohttp", ["aiohttp"], _aiohttp("asyncio")),
+    Server("aiohttp uvloop", ["aiohttp", "uvloop"], _aiohttp("uvloop")),
+    Server("aiohttp+aiozc", ["aiohttp"], _aiohttp("aiozc-asyncio")),
+    Server("aiohttp+aiozc uvloop", ["aiohttp", "uvloop"], _aiohttp("aiozc-uvloop")),
+    Server("uvicorn", _STARLETTE, _STOCK),
+    Server("uvicorn+aiozc", [*_STARLETTE, _OUR_PROTOCOL], _OURS),
+    Server(
+        "file_server.py+aiozc",
+        ["httptools", "uvloop"],
+        lambda site: _python(str(_FILE_SERVER), str(site.directory))(site),
+    ),
+    Server(
+        "granian",
+        ["granian", "starlette"],
+        _python("-m", "granian", "bench.web.application:app", *_GRANIAN),
+    ),
+    Server(
+        "uvicorn+aiozc's classes",
+        [*_STARLETTE, _OUR_CLASSES],
+        _OURS,
+        {"BENCH_CLASSES": _OUR_CLASSES},
+    ),
+    Server("ServeStatic", [*_STARLETTE, "servestatic"], _STOCK, _SERVESTATIC),
+    Server("ServeStatic+aiozc", [*_STARLETTE, "servestatic", _OUR_PROTOCOL], _OURS, _SERVESTATIC),
+)
+SERVERS: Final = {server.name: server for server in _ALL}
+NOT_APPLICABLE: Final = {
+    "nginx+aiozc": "nginx is no Python program",
+    "file_server.py": "it sends by aiozc alone",
+    "granian+aiozc": "granian writes to its sockets in Rust, out of reach of the event loop",
+}
+
+
+def _free_port() -> int:
+    """Find a port that nobody listens on, below those that connections are given."""
+    for port in random.sample(range(10_000, 32_000), 100):
+        with suppress(BadInputError), listen(port=port):
+            return port
+    raise BenchError("there is no free port")
+
+
+class Running:
+    """A server's process, and those that it starts; a context manager."""
+
+    def __init__(self, server: Server, directory: Path, scratch: Path) -> None:
+        scratch.mkdir()
+        self.name, self.port = server.name, _free_port()
+        self._said = (scratch / "said").open("w+b")
+        files = {"BENCH_DIRECTORY": str(directory)}
+        self._process = subprocess.Popen(
+            server.command(Site(directory, scratch, self.port)),
+            env={**importing_bench(), **files, **server.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until it takes connections; raise BenchError if it ends."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        raise BenchError(f"{self.name} takes no connections")
+
+    def check(self) -> None:
+        """Raise BenchError if it has ended."""
+        if self._process.poll() is not None:
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace").strip().rpartition("\n")[2]
+            status = self._process.returncode
+            raise BenchError(f"{self.name} ended with status {status}: {said}")
+
+    def cpu(self) -> float:
+        """Give the CPU time of its processes, in seconds."""
+        return sum(cpu_time(pid) for pid in self.processes())
+
+    def processes(self) -> list[int]:
+        """Find its processes."""
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self._process.pid)
+            return [first.pid, *(child.pid for child in first.children(recursive=True))]
+        return []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.processes():
+            with suppress(ProcessLookupError):  # it ended with another
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._said.close()

@@ -1,0 +1,226 @@
+"""The benchmark's own processes: sinks, sources, proxies and uploaders, and how they end."""
+
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.commands.relay import pass_through, stay_idle
+from bench.errors import BenchError
+from bench.measure import Settings, present
+from bench.processes import Helper, Watch, importing_bench
+from bench.proxies import BASELINE, PROXIES, LoopProxy, ProxyProcess, haproxy_remark
+from bench.scratch import cached_pages, make_cold, make_file, warm
+from bench.sink import MARK, SinkProcess
+from bench.sources import source_of
+from bench.uploads import UPLOADERS, start_uploader, take_upload
+
+SIZE = 300_000
+
+
+def settings(tmp_path: Path) -> Settings:
+    return Settings(None, tmp_path, ExitStack())
+
+
+def answer_to(address: tuple[str, int], *pieces: bytes) -> dict[str, object]:
+    with socket.create_connection(address) as sock:
+        for piece in pieces:
+            sock.sendall(piece)
+        sock.shutdown(socket.SHUT_WR)
+        found: dict[str, object] = json.loads(sock.makefile("rb").readline())
+        return found
+
+
+def has_ended(process: int) -> bool:
+    """Wait for the end of a process, at most a minute; close its descriptor."""
+    try:
+        return bool(select.select([process], [], [], 60)[0])
+    finally:
+        os.close(process)
+
+
+def test_a_sink_tells_how_many_bytes_came_and_the_hash_of_those_behind_a_mark() -> None:
+    with SinkProcess() as sink:
+        assert answer_to(sink.address, b"abc", b"de") == {"received": 5, "sha256": None}
+        assert answer_to(sink.address) == {"received": 0, "sha256": None}
+        assert answer_to(sink.address, MARK, b"abc") == {
+            "received": 3,
+            "sha256": hashlib.sha256(b"abc").hexdigest(),
+        }
+        with socket.create_connection(sink.address) as sock:
+            sock.sendall(b"12345")
+            sink.wait_counts(lambda counts: list(counts) == [5])
+
+
+def test_a_sink_that_discards_or_has_large_buffers_counts_and_hashes_all_the_same() -> None:
+    data = os.urandom(SIZE)
+    with SinkProcess(discard=True, large_buffers=True) as sink:
+        assert answer_to(sink.address, data)["received"] == len(data)
+        assert answer_to(sink.address, MARK, data)["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_paced_sink_reads_each_connection_to_its_end_and_takes_its_time() -> None:
+    with SinkProcess(pace=10_000_000) as sink:
+        began = time.monotonic()
+        assert answer_to(sink.address, bytes(1_000_000))["received"] == 1_000_000
+        assert time.monotonic() - began > 0.05  # 1 MB at 10 MB/s, less a step
+        assert answer_to(sink.address, MARK, b"abc")["received"] == 3
+
+
+def test_a_helper_that_dies_is_reported_to_who_waits_for_it() -> None:
+    with SinkProcess() as sink:
+        sink.check(0)
+        os.kill(sink.pid, signal.SIGKILL) if sink.ready else None
+        with pytest.raises(BenchError, match=r"the receiver process ended too early, with .* -9"):
+            sink.counts()
+        with pytest.raises(BenchError, match="ended too early"):
+            sink.check()
+
+
+@pytest.mark.parametrize("asked", ["", "; source.begin('end', size=1 << 50)"])
+def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(asked: str) -> None:
+    program = (
+        "from pathlib import Path; from bench.sink import SinkProcess\n"
+        "from bench.sources import source_of\n"
+        f"with SinkProcess() as sink, source_of(Path({__file__!r})) as source:\n"
+        f"    source.ask('connect', address=sink.address, connections=1){asked}\n"
+        "    print(source.pid, flush=True); input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=importing_bench(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        process = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    assert has_ended(process)
+
+
+def test_a_source_sends_its_file_over_and_over_and_checks_what_came(tmp_path: Path) -> None:
+    file = make_file(tmp_path / "file", 1000)
+    with source_of(file) as source, SinkProcess() as sink:
+        for mark in (False, True):
+            source.ask("connect", address=sink.address, connections=3, mark=mark)
+            source.ask("end", size=2500)
+        source.ask("connect", address=sink.address, connections=2)
+        source.ask("send", size=100)
+        with pytest.raises(BenchError, match="the receiver got 350 bytes in place of 300"):
+            source.ask("end", size=250, before=50)
+
+
+def test_a_process_is_looked_at_from_outside() -> None:
+    with SinkProcess() as sink:
+        watch = Watch(sink.pid) if sink.ready else None
+        assert watch is not None
+        assert watch.look(0.01, every=0.001) >= 0
+        assert watch.threads >= 1
+
+
+@pytest.mark.parametrize("size", [1, 4096, 5_000_000])
+def test_a_file_is_as_long_as_asked_and_cached_or_cold(size: int, tmp_path: Path) -> None:
+    file = make_file(tmp_path / "file", size)
+    with file.open("rb") as opened:
+        for make, pages in ((warm, -(-size // 4096)), (make_cold, 0)):
+            make(file)
+            assert cached_pages(opened.fileno()) in (pages, None)
+    assert file.stat().st_size == size
+
+
+# Proxies
+
+
+@contextmanager
+def between_two(tmp_path: Path, name: str) -> Iterator[tuple[Helper, ProxyProcess, SinkProcess]]:
+    with ExitStack() as stack:
+        source = stack.enter_context(source_of(make_file(tmp_path / "file", 70_000)))
+        sink = stack.enter_context(SinkProcess(discard=True, large_buffers=True))
+        yield source, stack.enter_context(ProxyProcess(name, sink.address)), sink
+
+
+def test_proxies_forward_every_byte_and_tell_what_they_took(tmp_path: Path) -> None:
+    names = present(settings(tmp_path), PROXIES)
+    assert {BASELINE, "aiozc readiness"} <= set(names)
+    with between_two(tmp_path, BASELINE) as (source, _, sink):
+        for name in names:
+            on_loop = isinstance(PROXIES[name], LoopProxy)
+            with ProxyProcess(name, sink.address) as proxy:
+                pass_through(source, proxy, sink, 2, SIZE, mark=True)
+                turn = pass_through(source, proxy, sink, 3, SIZE, timer=on_loop)
+            assert turn["elapsed"] > 0
+            assert 0 < turn["loop_cpu"] <= turn["process_cpu"]
+            assert ("lateness max" in turn) is on_loop
+
+
+def test_idle_relays_are_looked_at_in_the_process_that_forwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.commands.relay._SETTLING", 0)
+    with between_two(tmp_path, "aiozc readiness") as (source, proxy, sink):
+        idle = stay_idle(source, proxy, sink, relays=5, seconds=0.05)
+
+    assert idle["threads"] >= 1
+    assert idle["process CPU"] >= 0
+
+
+def test_a_proxy_that_dies_is_what_the_error_names(tmp_path: Path) -> None:
+    with between_two(tmp_path, BASELINE) as (source, proxy, sink):
+        os.kill(proxy.pid, signal.SIGKILL) if proxy.ready else None
+        with pytest.raises(BenchError, match=r"the proxy \(streams\) process ended too early"):
+            pass_through(source, proxy, sink, 1, SIZE)
+
+
+def test_a_proxy_that_fails_tells_its_reason_before_it_ends(tmp_path: Path) -> None:
+    with between_two(tmp_path, BASELINE) as (source, proxy, sink):
+        os.kill(sink.pid, signal.SIGKILL) if sink.ready and proxy.ready else None
+        with pytest.raises(BenchError, match=r"the receiver process ended|\(streams\) failed: "):
+            pass_through(source, proxy, sink, 1, SIZE)
+
+
+def test_where_haproxy_is_not_installed_its_place_has_the_reason() -> None:
+    assert "haproxy is not installed" in haproxy_remark(None)
+
+
+# Uploads
+
+
+def test_an_upload_is_the_file_that_was_sent_and_is_measured(tmp_path: Path) -> None:
+    file = make_file(tmp_path / "file", SIZE)
+    with source_of(file) as source:
+        for number, name in enumerate(present(settings(tmp_path), UPLOADERS)):
+            path, timer = tmp_path / f"received-{number}", not UPLOADERS[name].blocking
+            with start_uploader(name) as uploader:
+                turn = take_upload(uploader, source, path, SIZE, timer=timer)
+            assert path.read_bytes() == file.read_bytes()
+            assert 0 < turn["loop_cpu"] <= turn["process_cpu"]
+            assert ("lateness max" in turn) is timer
+
+
+@pytest.mark.parametrize(
+    ("liar", "told"),
+    [
+        ("lose_a_byte_of", "wrote 299999 bytes"),
+        ("double_a_byte_of", "wrote 300001 bytes"),
+        ("say_less_of", "says it received 299999"),
+    ],
+)
+def test_an_upload_that_is_not_whole_is_caught(liar: str, told: str, tmp_path: Path) -> None:
+    file = make_file(tmp_path / "file", SIZE)
+    with (
+        source_of(file) as source,
+        start_uploader(liar, "tests.bench.liars:LyingReceiver") as uploader,
+        pytest.raises(BenchError, match=told),
+    ):
+        take_upload(uploader, source, tmp_path / "received", SIZE)
