@@ -1,8 +1,10 @@
 """``python -m bench plot FILE...``: the pictures of runs, each readable without colour."""
 
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +22,7 @@ from bench.console import Parser, folder, say
 from bench.errors import BadInputError
 from bench.figures import Figures, show_number, size_in
 from bench.samples import Record, read
+from bench.tables import SHOWN
 from bench.units import show_size
 
 _STDLIB, _OURS = "sock_sendfile", "aiozc"
@@ -62,11 +65,7 @@ def main(arguments: Sequence[str], notes: Console) -> int:
 
 def draw(figures: Figures, into: Path, kind: str = "svg") -> dict[str, Path]:
     """Draw every picture that there are figures for; give the paths of the light ones."""
-    look: Any = {
-        "svg.hashsalt": "aiozc",
-        "svg.fonttype": "none",
-        "font.size": 9,
-    }
+    look: Any = {"svg.hashsalt": "aiozc", "svg.fonttype": "none", "font.size": 9}
     drawn: dict[str, Path] = {}
     for name, make in PICTURES.items():
         for suffix, colours in (("", _LIGHT), ("-dark", _DARK)):
@@ -130,7 +129,7 @@ def _rows(
         axes.set_xscale("log")
         axes.set_xlim(max(min(values), _FLOOR) / 1.5, max(values) * (4 if len(groups) < 3 else 9))
         for row in rows:
-            place, ours = names.index(row.name), row.name.startswith(_OURS)
+            place, ours = names.index(row.name), _OURS in row.name
             drawn = [max(value, _FLOOR) for value in row.values]
             axes.plot([drawn[0], drawn[-1]], [place, place], color=colours["faint"], linewidth=1)
             axes.plot(drawn[1:-1], [place] * len(drawn[1:-1]), "|", color=colours["ink"])
@@ -153,108 +152,54 @@ def _rows(
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     for tick in panels[0].get_yticklabels():
-        if tick.get_text().startswith(_OURS):
+        if _OURS in tick.get_text():
             tick.set_fontweight("bold")
     picture.supxlabel(label, fontsize=8, y=0.24 / picture.get_figheight(), color=colours["faint"])
     return picture
 
 
-def _spans(figures: Figures, command: str, case: str, metrics: Sequence[str]) -> list[Row]:
-    """Make a row for each contender of a case, from its metrics, which grow."""
-    rows = []
-    for contender in figures.contenders(command, case):
-        found = [figures.get(command, case, contender, metric) for metric in metrics]
-        values = [figure.median for figure in found if figure is not None]
-        if values:
-            told = " to ".join(
-                show_number(value) for value in dict.fromkeys(values[:: len(values) - 1 or 1])
-            )
-            rows.append(Row(contender, values, told))
-    return rows
-
-
-def _told(rows: Sequence[Row], name: str, place: int = -1) -> str:
-    """Give what the row of a contender has at a place."""
-    return next((show_number(row.values[place]) for row in rows if row.name == name), "?")
-
-
-def _time(figures: Figures, colours: dict[str, str]) -> Picture | None:
-    """Draw the time of one file, by every sender."""
-    cases = [case for case in figures.cases("send", "sizes: *") if size_in(case) <= 1 << 20]
-    cases = cases[:: max(1, len(cases) // 2)][:3] if len(cases) > 3 else cases
-    if not cases:
-        return None
-    groups = [(show_size(size_in(case)), _spans(figures, "send", case, ["time"])) for case in cases]
-    rows = groups[0][1]
-    rows.sort(key=lambda row: row.values[0])
-    title = (
-        f"A cached file of {groups[0][0]} takes aiozc {_told(rows, _OURS)} us, "
-        f"{_STDLIB} {_told(rows, _STDLIB)}, blocking read and write {_told(rows, 'read+write')}"
-    )
-    return _rows(title, groups, "us for one file, one after another over a connection", colours)
-
-
-def _late(figures: Figures, colours: dict[str, str]) -> Picture | None:
-    """Draw how late a timer is while cold files are read."""
-    for case in figures.cases("sendfile", "cold: *"):
-        metrics = ("lateness p50", "lateness p99", "lateness max")
-        rows = _spans(figures, "sendfile", case, metrics)
-        title = (
-            f"While {case.partition(': ')[2]} are read from the disk, a 1 ms timer is up to "
-            f"{_told(rows, _OURS)} ms late with aiozc, {_told(rows, _STDLIB)} with {_STDLIB}"
-        )
-        label = "ms late: ○ the median, | the 99th percentile, ● the latest"
-        return _rows(title, [("", rows)], label, colours)
-    return None
-
-
-def _pace(figures: Figures, colours: dict[str, str]) -> Picture | None:
-    """Draw what slow clients cost."""
-    cases = figures.cases("pace", "default: *")
-    if not cases:
-        return None
+def _of_rows(name: str, figures: Figures, colours: dict[str, str]) -> Picture | None:
+    """Draw a picture of rows, as tables.toml has it."""
+    spec = SHOWN["pictures"][name]
+    cases = figures.cases(spec["command"], spec["case"])
+    cases = [case for case in cases if size_in(case) <= spec.get("most", math.inf)]
+    cases = cases[:: max(1, len(cases) // 2)][:3] if "most" in spec and len(cases) > 3 else cases
     groups = []
     for case in cases:
-        rows = _spans(figures, "pace", case, ["steady CPU", "filling CPU"])
-        groups.append((case.partition(": ")[2], rows))
-    rows = groups[0][1]
-    title = (
-        f"{groups[0][0]} take aiozc {_told(rows, _OURS, 0)} % of a core, by readiness "
-        f"{_told(rows, 'aiozc readiness', 0)} %, {_STDLIB} {_told(rows, _STDLIB, 0)} %"
-    )
-    label = "% of a core: ○ steady, ● while their buffers fill"
-    return _rows(title, groups, label, colours)
-
-
-def _mixed(figures: Figures, colours: dict[str, str]) -> Picture | None:
-    """Draw what small requests wait beside everything."""
-    for case in figures.cases("mixed"):
-        rows = _spans(figures, "mixed", case, ["wait p50", "wait p99", "wait max"])
-        title = (
-            "Beside streams, slow clients and cold files one of 100 small requests waits "
-            f"{_told(rows, _OURS, 1)} ms with aiozc or more, {_told(rows, _STDLIB, 1)} "
-            f"with {_STDLIB}"
-        )
-        label = "ms: ○ the median, | the 99th percentile, ● the longest wait"
-        return _rows(title, [("", rows)], label, colours)
-    return None
-
-
-def _web(figures: Figures, colours: dict[str, str]) -> Picture | None:
-    """Draw the requests that web servers answer."""
-    cases = figures.cases("http", "files: *")
-    if not cases:
+        rows = []
+        for contender in figures.contenders(spec["command"], case):
+            whose = (spec["command"], case, contender)
+            found = [figures.get(*whose, metric) for metric in spec["metrics"]]
+            if values := [figure.median for figure in found if figure is not None]:
+                ends = dict.fromkeys([show_number(values[0]), show_number(values[-1])])
+                rows.append(Row(contender, values, " to ".join(ends)))
+        groups.append((_called(case), rows))
+    if not groups:
         return None
-    groups = [
-        (show_size(size_in(case)), _spans(figures, "http", case, ["requests"])) for case in cases
-    ]
-    case, rows = cases[-1], groups[-1][1]
-    title = (
-        f"Of {show_size(size_in(case))} files uvicorn serves {_told(rows, 'uvicorn')} a second, "
-        "and "
-        f"{_told(rows, 'uvicorn+aiozc')} with aiozc; nginx {_told(rows, 'nginx')}"
+    if len(spec["metrics"]) == 1:
+        groups[0][1].sort(key=lambda row: row.values[0])
+    title = _finding(
+        spec, figures, next((case for case in cases if spec.get("of", "") in case), cases[0])
     )
-    return _rows(title, groups, "requests in a second", colours)
+    return _rows(title, groups, spec["label"], colours)
+
+
+def _called(case: str) -> str:
+    """Name a panel: by the size of the file alone, where it is about one."""
+    size = size_in(case)
+    return show_size(size) if size and "cold" not in case else case.partition(": ")[2]
+
+
+def _finding(spec: dict[str, Any], figures: Figures, case: str) -> str:
+    """Fill in the title of a picture."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] == "case":
+            return _called(case)
+        figure = figures.get(spec["command"], case, *found[1].split("/"))
+        return "?" if figure is None else show_number(figure.median)
+
+    return re.sub(r"\{(.*?)\}", value, spec["title"])
 
 
 # Lines over the size of the file.
@@ -331,9 +276,5 @@ def _ratios(figures: Figures) -> Iterator[tuple[str, str, int, float]]:
 Make = Callable[[Figures, dict[str, str]], Picture | None]
 PICTURES: Final[dict[str, Make]] = {
     "sizes": _sizes,
-    "time": _time,
-    "late": _late,
-    "pace": _pace,
-    "mixed": _mixed,
-    "web": _web,
+    **{name: partial(_of_rows, name) for name in SHOWN["pictures"]},
 }

@@ -144,23 +144,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> i
 
 # Debian has it where only root's PATH looks.
 _HAPROXY: Final = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-_CONFIGURATION: Final = """
-global
-    nbthread 1
-    maxconn {connections}
-    {tuning}
-defaults
-    mode tcp
-    option splice-auto
-    option splice-request
-    option splice-response
-    timeout connect 30s
-    timeout client 1h
-    timeout server 1h
-listen relay
-    bind fd@{listener}
-    server sink {host}:{port}
-"""
+_CONFIGURATION: Final = Path(__file__).with_name("haproxy.cfg")
 # A connection takes two descriptors, and some of them have pipes.
 _DESCRIPTORS_PER_CONNECTION: Final = 3
 # The same number on every architecture; Linux 5.6 (include/uapi/asm-generic/unistd.h).
@@ -183,7 +167,7 @@ class _HAProxyServer:
         listener = listen()
         most = (allow_many_descriptors() - 256) // _DESCRIPTORS_PER_CONNECTION
         configuration = os.memfd_create("configuration")
-        text = _CONFIGURATION.format(
+        text = _CONFIGURATION.read_text().format(
             connections=min(most, 4096),
             tuning=proxy.tuning,
             listener=listener.fileno(),

@@ -12,15 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.__main__ import COMMANDS, DEFAULT
-from bench.console import (
-    Parser,
-    console_for_tables,
-    folder,
-    make_progress,
-    new_file,
-    positive,
-    say,
-)
+from bench.console import Parser, console_for_tables, folder, make_progress, new_file, positive, say
 from bench.errors import BadInputError, BenchError, describe
 from bench.figures import Figures
 from bench.measure import Settings, Work, measure

@@ -1,7 +1,10 @@
-"""The tables of works, for people."""
+"""The tables of works, for people, and what tables.toml says of tables and targets."""
 
+import tomllib
 from collections.abc import Iterator, Sequence
-from typing import Final
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
 
 from rich import box
 from rich.markup import escape
@@ -9,15 +12,15 @@ from rich.table import Table
 
 from bench.figures import Figure, Figures, show_number, show_ratio
 from bench.measure import Work
-from bench.targets import Target, Verdict, judge, target_of
 
+SHOWN: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 NOTE: Final = (
     "Each number is a median over the rounds; a ratio is the median of the rounds' ratios to the "
     "baseline: how many times better (less time, more throughput). GB is 10^9 bytes."
 )
-_STYLES: Final = {Verdict.AIM: "bold green", Verdict.PASS: "green", Verdict.MISS: "red"}
 _WIDE: Final = 170
-_COUNTS: Final = ("short reads", "short writes")
+_OURS: Final = ("aiozc", "zc")
+"""How the names begin of those that targets are for."""
 
 
 def work_tables(
@@ -48,9 +51,8 @@ def _by_contender(
     units = {figure.metric: figure.unit for figure in figures.of(command, case)}
     shown = [name for name in units if not name.startswith("mean ") and name in (brief or units)]
     for metric in shown:
-        table.add_column(
-            f"{metric} {units[metric]}".strip(), justify="right", no_wrap=metric in _COUNTS
-        )
+        heading, short = f"{metric} {units[metric]}".strip(), metric.startswith("short ")
+        table.add_column(heading, justify="right", no_wrap=short)
         if metric == shown[0]:
             table.add_column("ratio", justify="right")
     for contender in figures.contenders(command, case):
@@ -78,14 +80,14 @@ def _by_case(
     everybody = (name for case in cases for name in figures.contenders(command, case))
     contenders = list(dict.fromkeys(everybody))
     table = make_table(work.title)
-    table.add_column("case", overflow="fold")
-    table.add_column("metric", overflow="fold")
+    for heading in "case", "metric":
+        table.add_column(heading, overflow="fold")
     for contender in contenders:
         table.add_column(escape(contender), justify="right")
         if contender != work.baseline:
             table.add_column("ratio", justify="right")
-    for column in (("must", "aim") if targets else ()) + ("rounds",):
-        table.add_column(column, justify="right")
+    for heading in (("must", "aim") if targets else ()) + ("rounds",):
+        table.add_column(heading, justify="right")
     for case in cases:
         title = case.partition(": ")[2]
         for metric, unit in {f.metric: f.unit for f in figures.of(command, case)}.items():
@@ -95,18 +97,33 @@ def _by_case(
                 found = figures.get(command, case, contender, metric)
                 row.append("" if found is None else show_number(found.median))
                 if contender != work.baseline:
-                    row.append("" if found is None else _judged(found, target))
+                    ours = target is not None and contender.startswith(_OURS)
+                    ratio = "" if found is None else show_ratio(found)
+                    row.append(f"{ratio} {judge(target, found)}" if found and ours else ratio)
                 rounds = max(rounds, 0 if found is None else found.rounds)
             if targets:
-                row += ["", ""] if target is None else target.shown
+                row += ["", ""] if target is None else _show_target(*target)
             table.add_row(*row, str(rounds))
             title = ""
     return table
 
 
-def _judged(found: Figure, target: Target | None) -> str:
-    """Write a ratio, and how it stands to a target."""
-    if target is None or not found.contender.startswith(target.whose):
-        return show_ratio(found)
-    verdict = judge(target, found)
-    return f"{show_ratio(found)} [{_STYLES[verdict]}]{verdict.value}[/]"
+def target_of(command: str, case: str, metric: str) -> tuple[float, Any] | None:
+    """Find the target of a metric, if it has one: what is to be reached, and what is hoped for."""
+    for of, pattern, name, must, aim in SHOWN["targets"]["rows"]:
+        if command in (of, "overview") and name == metric and fnmatchcase(case, pattern):
+            return must, aim
+    return None
+
+
+def judge(target: tuple[float, Any] | None, figure: Figure) -> str:
+    """Say how a figure stands to a target: by its ratio, or by its worst round."""
+    must, aim = target or (0, 0)
+    reached = figure.high <= must if aim == "most" else figure.ratio >= must
+    if not reached:
+        return "[red]miss[/]"
+    return "[green]pass[/]" if aim == "most" or figure.ratio < aim else "[bold green]aim[/]"
+
+
+def _show_target(must: float, aim: Any) -> list[str]:
+    return [f"<= {must:g}", ""] if aim == "most" else [f"{must:g}x", f"{aim:g}x"]

@@ -15,26 +15,10 @@ from bench.figures import Figures, show_better, show_value
 from bench.measure import Case, Settings, Work
 from bench.proxies import BASELINE as STREAMS
 from bench.senders.table import STDLIB
-from bench.tables import make_table
+from bench.tables import SHOWN, make_table
 from bench.uploads import BASELINE as WRITES
 
-_SHOWN: Final = (
-    ("4 KiB, cached: time", "small: 4 KiB, 1 conn.", "time"),
-    ("the same to 64 connections", "small: 4 KiB, 64 conn.", "time"),
-    ("64 KiB, cached: time", "small: 64 KiB, 1 conn.", "time"),
-    ("1 MiB, cached: time", "discards: 1 MiB, 1 conn.", "time"),
-    ("  CPU time, kernel's threads too", "discards: 1 MiB, 1 conn.", "process CPU"),
-    ("256 MiB, cached", "stream: *, peer discards", "throughput"),
-    ("  CPU time of the loop", "stream: *, peer discards", "loop CPU"),
-    ("cold files: latest 1 ms timer", "cold: *", "lateness max"),
-    ("  throughput", "cold: *", "throughput"),
-    ("slow clients: CPU, of a core", "slow: *", "steady CPU"),
-    ("  while their buffers fill", "slow: *", "filling CPU"),
-    ("relay, 1 connection", "relay: * 1 conn.", "throughput"),
-    ("upload into a file", "disk: *", "throughput"),
-    ("  CPU time of the loop", "disk: *", "loop CPU"),
-)
-"""The rows: what they are called, and the case and metric that they tell."""
+_ROWS: Final = SHOWN["overview"]["rows"]
 _WHO: Final = ("aiozc", "aiozc uvloop"), ("aiozc readiness", "aiozc uvloop readiness")
 """Whom the columns tell of, and where no ring can be had."""
 
@@ -66,7 +50,7 @@ def _some(
     def cases(settings: Settings, stack: ExitStack) -> Iterator[Case]:
         for case in prepare(settings, stack):
             called = f"{name}:{case.name.partition(':')[2]}"
-            if any(fnmatchcase(called, pattern) for _, pattern, _ in _SHOWN):
+            if any(fnmatchcase(called, pattern) for _, pattern, _ in _ROWS):
                 names = [each for each in case.contenders if each in wanted]
                 ring = any(each in _WHO[0] for each in names)
                 names = [each for each in names if not (ring and each in _WHO[1])]
@@ -81,7 +65,7 @@ def show(figures: Figures) -> Table:
     headings = {"": "left", "asyncio": "right", "aiozc": "right", "it is": "left"}
     for heading, side in [*headings.items(), ("on uvloop", "right"), ("it is ", "left")]:
         table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for label, pattern, metric in _SHOWN:
+    for label, pattern, metric in _ROWS:
         for case in figures.cases("overview", pattern):
             told = {f.contender: f for f in figures.of("overview", case) if f.metric == metric}
             base = next(f for f in told.values() if not f.contender.startswith("aiozc"))

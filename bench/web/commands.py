@@ -19,7 +19,7 @@ from bench.measure import Case, Settings, Work
 from bench.scratch import hash_of, make_file, warm
 from bench.units import GIB, KIB, MIB, show_size
 from bench.web.servers import NOT_APPLICABLE, SERVERS, Running, has_module
-from bench.web.wrk import check_installed, drive, upload, uploaded, write_script
+from bench.web.wrk import check_installed, drive, upload, uploaded
 
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
@@ -99,7 +99,6 @@ class Site:
     def __init__(self, settings: Settings, stack: ExitStack, names: Sequence[str]) -> None:
         self.directory = Path(settings.scratch / "site")
         self.directory.mkdir(exist_ok=True)
-        self.script = write_script(settings.scratch)
         self.seconds = settings.options.seconds or (1 if settings.quick else 3)
         missing = {name: reason for name in names if (reason := SERVERS[name].missing())}
         settings.missing.update(missing)
@@ -144,7 +143,7 @@ class Site:
         self.running[name].check()
         before = self.running[name].cpu()
         url = self.url(name, size)
-        values = drive(url, self.script, connections, self.seconds, headers)
+        values = drive(url, connections, self.seconds, headers)
         spent = self.running[name].cpu() - before
         if gigabytes := values["gigabytes"]:
             values["CPU"] = spent * 1e3 / gigabytes
@@ -152,11 +151,7 @@ class Site:
 
 
 def _files(
-    work: str,
-    several: Sequence[int],
-    names: Sequence[str],
-    settings: Settings,
-    stack: ExitStack,
+    work: str, several: Sequence[int], names: Sequence[str], settings: Settings, stack: ExitStack
 ) -> Iterator[Case]:
     site = Site(settings, stack, names)
     for size in several:

@@ -24,26 +24,7 @@ from bench.sink import listen
 _FILE_SERVER: Final = Path(__file__).parents[2] / "examples" / "file_server.py"
 _OUR_PROTOCOL: Final = "aiozc.integrations.uvicorn"
 _OUR_CLASSES: Final = "aiozc.integrations.starlette"
-_NGINX: Final = """
-daemon off;
-master_process off;
-worker_processes 1;
-error_log stderr error;
-pid {scratch}/nginx.pid;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000;
-    client_body_temp_path {scratch}/nginx;
-    proxy_temp_path {scratch}/nginx;
-    fastcgi_temp_path {scratch}/nginx;
-    uwsgi_temp_path {scratch}/nginx;
-    scgi_temp_path {scratch}/nginx;
-    server {{ listen 127.0.0.1:{port}; root {directory}; }}
-}}
-"""
+_NGINX: Final = Path(__file__).with_name("nginx.conf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +70,7 @@ def has_module(name: str) -> bool:
 
 def _nginx(site: Site) -> list[str]:
     configuration = site.scratch / "nginx.conf"
-    text = _NGINX.format(scratch=site.scratch, port=site.port, directory=site.directory)
+    text = _NGINX.read_text().format(scratch=site.scratch, port=site.port, directory=site.directory)
     if os.geteuid() == 0:  # else it becomes nobody, who cannot read a temporary directory
         text = "user root;" + text
     configuration.write_text(text)

@@ -13,16 +13,7 @@ from typing import Final
 from bench.errors import BenchError
 from bench.web.servers import program
 
-_SCRIPT: Final = """
-done = function(summary, latency, requests)
-  local e = summary.errors
-  io.stderr:write(string.format(
-    '{"microseconds": %d, "requests": %d, "bytes": %.0f, "p50": %.1f, "p99": %.1f, '
-      .. '"errors": %d}\\n',
-    summary.duration, summary.requests, summary.bytes, latency:percentile(50),
-    latency:percentile(99), e.connect + e.read + e.write + e.status))
-end
-"""
+_SCRIPT: Final = Path(__file__).with_suffix(".lua")
 _BOUNDARY: Final = "aiozc-bench"
 
 
@@ -32,20 +23,13 @@ def check_installed() -> None:
         raise BenchError("wrk is not installed (Debian package wrk)")
 
 
-def write_script(directory: Path) -> Path:
-    """Write the script that prints figures."""
-    path = directory / "figures.lua"
-    path.write_text(_SCRIPT)
-    return path
-
-
 def drive(
-    url: str, script: Path, connections: int, seconds: int, headers: Sequence[str] = ()
+    url: str, connections: int, seconds: int, headers: Sequence[str] = ()
 ) -> dict[str, float]:
     """Ask for one file again and again, over so many connections; give what was seen."""
     limits = ["-t", "1", "-c", str(connections), "--timeout", "60s", "-d", f"{seconds}s"]
     extra = [part for header in headers for part in ("-H", header)]
-    command = [program("wrk") or "wrk", *limits, "-s", str(script), *extra, url]
+    command = [program("wrk") or "wrk", *limits, "-s", str(_SCRIPT), *extra, url]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
