@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import hashlib
+import os
 import random
 import resource
 import socket
@@ -280,6 +281,25 @@ async def test_of_a_socket_that_was_closed_no_message_is_passed_on(
     assert outcome.errno == errno.EBADF
     with pytest.raises(BlockingIOError):
         line.server.recv(9)
+
+
+async def test_a_number_that_another_socket_has_taken_is_noticed_within_a_few_messages(
+    family: int, stack: ExitStack
+) -> None:
+    line = Line(stack, family, None)
+    relaying = line.relay()
+    await send(line.client, b"before")
+    assert await receive(line.server, 6) == b"before"
+    stranger = stack.enter_context(socket.socket())
+    os.dup2(stranger.fileno(), line.a.fileno())
+    for _ in range(8):
+        if not relaying.done():
+            line.client.send(b"behind")
+            await turns(5)
+    assert relaying.done()
+    outcome = await outcome_of(relaying)
+    assert isinstance(outcome, OSError)
+    assert outcome.errno == errno.EBADF
 
 
 async def test_messages_pass_where_no_descriptor_is_left(family: int, stack: ExitStack) -> None:

@@ -91,7 +91,12 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
             )
 
     def check_file(self, file: Any) -> None:
-        """Check a file object, which may be around a pipe or a socket, or have no descriptor."""
+        """Check a file object, which may be around a pipe or a socket, or have no descriptor.
+
+        A SpooledTemporaryFile in memory is not asked: it would be given a descriptor for that.
+        """
+        if getattr(file, "_rolled", True) is False:
+            return
         with contextlib.suppress(AttributeError, OSError, ValueError, TypeError):
             if not stat.S_ISREG(known(file.fileno()).mode):
                 self.check(file)

@@ -61,7 +61,7 @@ def test_where_a_ring_can_be_had_it_is_chosen_and_nothing_is_refused() -> None:
     }  # fmt: skip
     assert all(part.present for part in facts.opcodes + facts.features if part.needed)
     others = {part.name for part in facts.opcodes if not part.needed}
-    assert others == {"READ_FIXED", "MADVISE", "SEND_ZC"}
+    assert others == {"READ_FIXED", "MADVISE", "SEND", "SEND_ZC"}
 
 
 def test_asking_often_leaves_nothing() -> None:
