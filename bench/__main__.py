@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "recvfile": Command("bench.commands.recvfile", "uploads by loop_recvfile and others"),
     "zc": Command("bench.commands.sendfile", "sendfile_zc beside sock_sendall, MSG_ZEROCOPY"),
     "send": Command("bench.commands.send", "every way to send a file, side by side"),
-    "sink": Command("bench.commands.sink", "the receiver of send, for another machine"),
+    "sink": Command("bench.sink", "the receiver of send, for another machine"),
     "http": Command("bench.web.commands", "web servers, stock and with aiozc, under wrk"),
     "web": Command("bench.web.commands", "ranges, StaticFiles and uploads of web servers"),
     "flood": Command("bench.web.commands", "a small request beside slow readers and a flood"),

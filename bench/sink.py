@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.errors import BadInputError, BenchError
-from bench.processes import Helper, tell
+from bench.processes import Helper, allow_many_descriptors, tell
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -43,6 +43,7 @@ _DISCARD: Final = 16 * 1024 * 1024
 _PACED, _PACE_STEP = 16 * 1024, 0.02
 """Bytes that a paced connection reads at once, or what it reads in so many seconds if more."""
 _LARGE_BUFFER: Final = 1024 * 1024
+_PORT: Final = 9999
 
 
 class SinkProcess(Helper):
@@ -217,3 +218,31 @@ def start(channel: socket.socket, large_buffers: bool = False, **how: Any) -> Si
     if large_buffers and largest >= _LARGE_BUFFER:  # else the kernel's own are larger
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LARGE_BUFFER)
     return Sink(listener, **how, control=channel)
+
+
+def main(arguments: Sequence[str], notes: Any) -> int:
+    """Serve the command ``sink`` until Ctrl-C; give the exit status."""
+    from bench.console import Parser, say, size  # only now: helpers need them not
+
+    parser = Parser(
+        prog="python -m bench sink",
+        description="Receive what python -m bench send sends, here or from another machine, "
+        "until Ctrl-C.",
+    )
+    add = parser.add_argument
+    add("--host", default=HOST, help=f"address to listen on (default: {HOST})")
+    add("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0: any free")
+    add("--discard", action="store_true", help="throw bytes away in the kernel (MSG_TRUNC)")
+    rate = "read no more than this from each connection in a second, as 400K"
+    add("--pace", metavar="BYTES/S", type=size, default=0, help=rate)
+    options = parser.parse_args(arguments)
+    allow_many_descriptors()
+    with listen(options.host, options.port) as listener:
+        host, port = listener.getsockname()[:2]
+        say(notes, f"receiving on {host}:{port}")
+        sink = Sink(listener, discard=options.discard, pace=options.pace)
+        try:
+            sink.serve()
+        finally:
+            say(notes, f"{sink.connections} connections brought {sink.received} bytes")
+    return 0

@@ -148,7 +148,7 @@ def mix(name: str, small: Path, stream: Path, cold: list[Path], seconds: float) 
     with (
         SinkProcess(discard=True) as fast,
         SinkProcess(pace=_PACE) as slow,
-        Helper("the client of small requests", "bench.requests:Requests") as requests,
+        Helper("the client of small requests", "bench.senders.crowd:Requests") as requests,
         start_worker(name) as worker,
     ):
         worker.begin(

@@ -11,12 +11,12 @@ from typing import Final
 from rich.table import Table
 
 from bench.commands import crowds, recvfile, relay, sendfile
+from bench.commands.recvfile import BASELINE as WRITES
+from bench.commands.relay import BASELINE as STREAMS
 from bench.figures import Figures, show_better, show_value
 from bench.measure import Case, Settings, Work
-from bench.proxies import BASELINE as STREAMS
 from bench.senders.table import STDLIB
 from bench.tables import SHOWN, make_table
-from bench.uploads import BASELINE as WRITES
 
 _ROWS: Final = SHOWN["overview"]["rows"]
 _WHO: Final = ("aiozc", "aiozc uvloop"), ("aiozc readiness", "aiozc uvloop readiness")

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bench.senders import awaited, plain, zerocopy
+from bench.senders import awaited, plain
 from bench.senders.lanes import AwaitFile, Lane, SendFile
 
 Loop = Literal["asyncio", "uvloop"]
@@ -57,15 +57,15 @@ _SENT: Final = (
     _aiozc("aiozc readiness", "asyncio", "readiness"),
     _aiozc("aiozc uvloop", "uvloop", "io_uring"),
     _aiozc("aiozc uvloop readiness", "uvloop", "readiness"),
-    Sender("sendfile_zc", awaited=zerocopy.each_file, backend="io_uring"),
+    Sender("sendfile_zc", awaited=awaited.each_file, backend="io_uring"),
 )
 _OTHERS: Final = (
     Sender(FLOOR, awaited=awaited.system_call),
-    Sender("memory", awaited=zerocopy.memory),
-    Sender("zc", awaited=zerocopy.pipelined, backend="io_uring"),
-    Sender("zc uvloop", awaited=zerocopy.pipelined, loop="uvloop", backend="io_uring"),
-    Sender("zc, each 64 KiB awaited", awaited=zerocopy.each_piece, backend="io_uring"),
-    Sender("MSG_ZEROCOPY", awaited=zerocopy.error_queue),
+    Sender("memory", awaited=awaited.memory),
+    Sender("zc", awaited=awaited.pipelined, backend="io_uring"),
+    Sender("zc uvloop", awaited=awaited.pipelined, loop="uvloop", backend="io_uring"),
+    Sender("zc, each 64 KiB awaited", awaited=awaited.each_piece, backend="io_uring"),
+    Sender("MSG_ZEROCOPY", awaited=awaited.error_queue),
 )
 SENDERS: Final = {sender.name: sender for sender in (*_SENT, *_OTHERS)}
 SENT: Final = tuple(sender.name for sender in _SENT)

@@ -1,6 +1,7 @@
 """The process that one sender runs in, and a turn of it."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -10,18 +11,19 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from fcntl import ioctl
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
+import aiozc
 from bench.errors import BenchError, describe
 from bench.meter import LatenessTimer, Meter, late_values, no_garbage_collection, percentile
-from bench.senders import counting, crowd
+from bench.senders import crowd
 from bench.senders.lanes import AwaitFile, Counts, Lane, SendFile, told
 from bench.senders.table import SENDERS, Sender
 from bench.sink import listen
@@ -219,7 +221,7 @@ async def _send_awaited(
             route.counts.clear()
         before, *_ = [await _finish(route) for route in routes]
         late = LatenessTimer()
-        counted = counting.calls(sender) if count else nullcontext(Counts())
+        counted = _counted_calls(sender) if count else nullcontext(Counts())
         counts = [*(route.counts for route in routes), on_loop.enter_context(counted)]
         if timer:
             late.start()
@@ -243,7 +245,7 @@ async def _send_awaited(
     values |= {name: number - before[name] for name, number in after.items()}
     if timer:
         values |= late_values(lateness)
-    if count and counting.possible(sender):
+    if count and _countable(sender):
         values |= _per_call(told(counts, shortness=sender.shortness), values)
     return values
 
@@ -322,3 +324,85 @@ def _hear_answer(sock: socket.socket) -> tuple[dict[str, Any] | None, float]:
         return None, ended
     known = isinstance(answer, dict) and {"received", "sha256"} <= answer.keys()
     return (answer if known else None), ended
+
+
+_IO: Final = Path("/proc/self/io")
+"""What a process reads and writes; not there where the kernel keeps no such account."""
+_MOVERS: Final[dict[str, Callable[[Counts, Any, int], None]]] = {
+    "sendfile": lambda counts, asked, moved: counts.wrote(asked[3], moved),
+    "write": lambda counts, asked, moved: counts.wrote(len(asked[1]), moved),
+    "preadv": lambda counts, asked, moved: counts.read(len(asked[1][0]), moved),
+    "splice": lambda *_: None,  # the reactor's steps, which it counts
+}
+"""The calls by which asyncio and aiozc move bytes, and how to tell that one was short."""
+
+
+def _countable(sender: Sender) -> bool:
+    """Whether the calls of a sender can be counted here."""
+    return sender.shortness or _IO.exists()
+
+
+@contextmanager
+def _counted_calls(sender: Sender) -> Iterator[Counts]:
+    """Count calls: those of `os` that move bytes, a ring's, and what a loop writes by itself."""
+    counts = Counts()
+    originals = {name: getattr(os, name) for name in _MOVERS}
+    for name, original in originals.items():
+        setattr(os, name, _counting(counts, original, _MOVERS[name]))
+    writes = 0 if sender.shortness else _writes()
+    try:
+        if sender.backend is None:
+            yield counts
+        else:
+            with _counted_by_reactor(counts, ring=sender.backend == "io_uring"):
+                yield counts
+    finally:
+        for name, original in originals.items():
+            setattr(os, name, original)
+        counts.calls += 0 if sender.shortness else _writes() - writes
+
+
+def _counting(
+    counts: Counts, original: Callable[..., int], note: Callable[[Counts, Any, int], None]
+) -> Callable[..., int]:
+    def call(*arguments: Any, **more: Any) -> int:
+        counts.calls += 1
+        moved = original(*arguments, **more)
+        note(counts, arguments, moved)
+        return moved
+
+    return call
+
+
+@contextmanager
+def _counted_by_reactor(counts: Counts, *, ring: bool) -> Iterator[None]:
+    """Take what aiozc's reactor counts; where it has no ring, its calls are those of `os`.
+
+    Its copies of small files are two calls that are not those of `os`: preadv2(2) and send(2).
+    """
+    reactor = aiozc.get_reactor()
+    before, at_once = reactor.statistics(), reactor.at_once
+    copy = at_once._copy
+
+    def counting(sock: int, file: int, offset: int, length: int) -> int:
+        moved = copy(sock, file, offset, length)
+        counts.calls += 1 if moved == -errno.ENODATA else 2
+        if moved > 0:
+            counts.wrote(length, moved)
+        return moved
+
+    at_once._copy = counting
+    yield
+    at_once._copy = copy
+    after = reactor.statistics()
+    if ring:
+        counts.calls += after.submissions - before.submissions
+    for name in Counts.__slots__[1:]:
+        more = getattr(after, name) - getattr(before, name)
+        setattr(counts, name, getattr(counts, name) + more)
+
+
+def _writes() -> int:
+    """Give how often this process has called write(2) or writev(2), by the kernel's own count."""
+    lines = _IO.read_text().splitlines() if _IO.exists() else ["syscw: 0"]
+    return next(int(line.split()[1]) for line in lines if line.startswith("syscw"))

@@ -2,13 +2,15 @@
 
 import argparse
 import hashlib
+import json
 import socket
+import subprocess
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,8 +20,7 @@ from bench.errors import BenchError
 from bench.measure import Case, Settings, Work
 from bench.scratch import hash_of, make_file, warm
 from bench.units import GIB, KIB, MIB, show_size
-from bench.web.servers import NOT_APPLICABLE, SERVERS, Running, has_module
-from bench.web.wrk import check_installed, drive, upload, uploaded
+from bench.web.servers import NOT_APPLICABLE, SERVERS, Running, has_module, program
 
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
@@ -174,7 +175,6 @@ def _ranges(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     for title, several in _RANGES.items():
         # Where each part of several begins and ends is the server's own affair.
         expected = one if title == "one range" else ""
-
         check = partial(site.check, size, {"Range": several}, expected)
         asked = partial(site.drive, size, settings.options.connections, [f"Range: {several}"])
         name = f"ranges: {title} of {show_size(size)}, {settings.options.connections} conn."
@@ -184,38 +184,31 @@ def _ranges(settings: Settings, stack: ExitStack) -> Iterator[Case]:
 def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     site = Site(settings, stack, settings.options.servers or _STARLETTE)
     several = (MIB, 16 * MIB) if settings.quick else (MIB, 100 * MIB, GIB)
+    titles = ["PUT", "form"]
     if not has_module("python_multipart"):
-        settings.missing["uploads by a form"] = "the module python_multipart is not installed"
+        settings.missing[f"uploads by a {titles.pop()}"] = "python_multipart is not installed"
+
+    def take(path: Path, title: str, clients: int, times: int, name: str) -> dict[str, float]:
+        running = site.running[name]
+        running.wait_ready()
+        before = running.cpu()
+        seconds = upload(running.port, path, clients, times, form=title == "form")
+        spent, count = running.cpu() - before, clients * times
+        kept = [site.directory / f"upload-{client}" for client in range(clients)]
+        if clients == 1 and [hash_of(file) for file in kept] != [hash_of(path)]:
+            raise BenchError(f"{name} keeps other bytes than were uploaded")
+        for file in kept:
+            file.unlink()
+        gigabytes = count * path.stat().st_size / 1e9
+        per_second = {"throughput": gigabytes / seconds, "requests": count / seconds}
+        return per_second | {"CPU": spent * 1e3 / gigabytes}
+
     for size in settings.options.size or several:
         file, times = site.add(size), max(1, 64 * MIB // size // _CLIENTS)
-        for title in ("PUT", "form") if has_module("python_multipart") else ("PUT",):
-            form, expected = title == "form", hash_of(file)
-
-            def check(
-                name: str, file: Path = file, form: bool = form, expected: str = expected
-            ) -> None:
-                site.running[name].wait_ready()
-                upload(site.running[name].port, file, 1, 1, form=form)
-                if [hash_of(path) for path in uploaded(site.directory)] != [expected]:
-                    raise BenchError(f"{name} keeps other bytes than were uploaded")
-
-            def turn(
-                name: str, file: Path = file, form: bool = form, times: int = times
-            ) -> dict[str, float]:
-                running = site.running[name]
-                before = running.cpu()
-                seconds = upload(running.port, file, _CLIENTS, times, form=form)
-                spent, count = running.cpu() - before, _CLIENTS * times
-                for path in uploaded(site.directory):
-                    path.unlink()
-                gigabytes = count * file.stat().st_size / 1e9
-                return {
-                    "throughput": gigabytes / seconds,
-                    "requests": count / seconds,
-                    "CPU": spent * 1e3 / gigabytes,
-                }
-
+        for title in titles:
             case = f"uploads: {show_size(size)} by {title}, {_CLIENTS} clients"
+            turn, once = (partial(take, file, title, *n) for n in ((_CLIENTS, times), (1, 1)))
+            check: Any = once
             yield Case(case, _UNITS, site.names, turn, check, rounds=(2, 3))
 
 
@@ -275,33 +268,22 @@ class SlowReaders:
     """Connections that ask for a large file each, and read a little of it now and then."""
 
     def __init__(self, port: int, count: int) -> None:
-        self._given = count
+        self._given, self._leaving = count, threading.Event()
         self._socks = [_asking(port) for _ in range(count)]
-        self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._read)
-
-    @property
-    def count(self) -> int:
-        """How many are left."""
-        return len(self._socks)
 
     def check(self) -> None:
         """Raise BenchError where one of them was not served on."""
-        if self.count < self._given:
-            raise BenchError(f"{self._given - self.count} slow readers were given up")
+        if given_up := self._given - len(self._socks):
+            raise BenchError(f"{given_up} slow readers were given up")
 
     def _read(self) -> None:
         while not self._leaving.wait(_PERIOD):
             for sock in tuple(self._socks):
-                try:
-                    if sock.recv(_PIECE):
-                        continue
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    pass
-                self._socks.remove(sock)
-                sock.close()
+                with suppress(BlockingIOError):
+                    if not _received(sock):
+                        self._socks.remove(sock)
+                        sock.close()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -314,6 +296,13 @@ class SlowReaders:
             sock.close()
 
 
+def _received(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(_PIECE)
+    except ConnectionError:
+        return b""
+
+
 def _asking(port: int) -> socket.socket:
     """Return a connection that has asked for the large file, and has little room for it."""
     sock = socket.socket()
@@ -322,3 +311,79 @@ def _asking(port: int) -> socket.socket:
     sock.sendall(f"GET /{_SLOW}.bin HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     sock.setblocking(False)
     return sock
+
+
+_SCRIPT: Final = Path(__file__).with_name("wrk.lua")
+_BOUNDARY: Final = "aiozc-bench"
+
+
+def check_installed() -> None:
+    """Raise BenchError where there is no wrk."""
+    if program("wrk") is None:
+        raise BenchError("wrk is not installed (Debian package wrk)")
+
+
+def drive(
+    url: str, connections: int, seconds: int, headers: Sequence[str] = ()
+) -> dict[str, float]:
+    """Ask for one file again and again, over so many connections; give what was seen."""
+    limits = ["-t", "1", "-c", str(connections), "--timeout", "60s", "-d", f"{seconds}s"]
+    extra = [part for header in headers for part in ("-H", header)]
+    command = [program("wrk") or "wrk", *limits, "-s", str(_SCRIPT), *extra, url]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            _, said = process.communicate(timeout=seconds + 60)
+        except BaseException:
+            process.kill()
+            raise
+    try:
+        found = json.loads(said)
+    except ValueError:
+        raise BenchError(f"wrk failed: {said.strip() or process.returncode}") from None
+    if found["errors"]:
+        raise BenchError(f"wrk saw {found['errors']} errors")
+    passed = found["microseconds"] / 1e6
+    values = {
+        "requests": found["requests"] / passed,
+        "throughput": found["bytes"] / passed / 1e9,
+        "gigabytes": found["bytes"] / 1e9,
+    }
+    if found["requests"]:
+        values |= {f"latency {rank}": found[rank] / 1e3 for rank in ("p50", "p99")}
+    return values
+
+
+def upload(port: int, file: Path, clients: int, times: int, *, form: bool) -> float:
+    """Let clients upload a file, each so often, and each under a name of its own.
+
+    The file is the request's body, or with ``form`` the part of a form. Give the seconds.
+    """
+    began = time.monotonic()
+    with ThreadPoolExecutor(clients) as threads:
+        try:
+            list(threads.map(lambda name: _upload(port, file, name, times, form), range(clients)))
+        except OSError as error:
+            raise BenchError(f"an upload broke: {error}") from None
+    return time.monotonic() - began
+
+
+def _upload(port: int, path: Path, name: int, times: int, form: bool) -> None:
+    disposition = 'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    before = f"--{_BOUNDARY}\r\n{disposition}".encode() if form else b""
+    after = f"\r\n--{_BOUNDARY}--\r\n".encode() if form else b""
+    kind = f"Content-Type: multipart/form-data; boundary={_BOUNDARY}\r\n" if form else ""
+    length = len(before) + path.stat().st_size + len(after)
+    head = f"{'POST' if form else 'PUT'} /upload/{name} HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock, path.open("rb") as file:
+        answers = sock.makefile("rb")
+        for _ in range(times):
+            sock.sendall(f"{head}{kind}Content-Length: {length}\r\n\r\n".encode() + before)
+            sock.sendfile(file, 0)
+            sock.sendall(after)
+            status = answers.readline()
+            if b" 200 " not in status:
+                raise BenchError(f"an upload was answered by {status.decode().strip()!r}")
+            while answers.readline() not in (b"\r\n", b""):
+                pass

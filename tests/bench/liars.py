@@ -5,11 +5,11 @@ import socket
 import time
 from typing import IO, Any
 
+from bench.commands.recvfile import UPLOADERS, Receiver, Uploader
 from bench.senders.lanes import Lane, SendFile
 from bench.senders.plain import read_write
 from bench.senders.table import Sender
 from bench.senders.worker import Worker
-from bench.uploads import UPLOADERS, Receiver, Uploader
 
 # Senders are asked to send one byte first, as a try.
 

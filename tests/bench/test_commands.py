@@ -18,12 +18,12 @@ import pytest
 from bench.__main__ import COMMANDS
 from bench.commands import calls, crowds, overview, recvfile, relay, sendfile
 from bench.commands.crowds import Crowd
+from bench.commands.recvfile import UPLOADERS
+from bench.commands.relay import PROXIES
 from bench.processes import importing_bench
-from bench.proxies import PROXIES
 from bench.record import RUNS
 from bench.samples import Record
 from bench.sink import SinkProcess
-from bench.uploads import UPLOADERS
 from tests.bench.conftest import Bench
 
 Recorded = Callable[..., tuple[Record, str]]

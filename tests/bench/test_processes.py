@@ -15,15 +15,22 @@ from pathlib import Path
 
 import pytest
 
-from bench.commands.relay import pass_through, stay_idle
+from bench.commands.recvfile import UPLOADERS, start_uploader, take_upload
+from bench.commands.relay import (
+    BASELINE,
+    PROXIES,
+    LoopProxy,
+    ProxyProcess,
+    haproxy_remark,
+    pass_through,
+    stay_idle,
+)
 from bench.errors import BenchError
 from bench.measure import Settings, present
 from bench.processes import Helper, importing_bench
-from bench.proxies import BASELINE, PROXIES, LoopProxy, ProxyProcess, haproxy_remark
 from bench.scratch import cached_pages, make_cold, make_file, warm
 from bench.sink import MARK, SinkProcess
 from bench.sources import source_of
-from bench.uploads import UPLOADERS, start_uploader, take_upload
 
 SIZE = 300_000
 

@@ -191,7 +191,7 @@ def test_a_server_of_small_requests_that_loses_doubles_or_turns_bytes_is_caught(
 ) -> None:
     (tmp_path / "file").write_bytes(b"abcd")
     asked = {"connections": 1, "rate": 1000, "seconds": 0.002, "size": 4}
-    with Helper("the client", "bench.requests:Requests") as requests:
+    with Helper("the client", "bench.senders.crowd:Requests") as requests:
         requests.begin("run", **asked, sha256=hash_of(tmp_path / "file"))
         with socket.create_connection(requests.ready) as sock:
             assert sock.recv(1) + sock.recv(1) == b"??"

@@ -14,9 +14,8 @@ from bench.errors import BenchError
 from bench.samples import Record
 from bench.scratch import make_file
 from bench.web import commands
-from bench.web.commands import SlowReaders
+from bench.web.commands import SlowReaders, upload
 from bench.web.servers import SERVERS, Running, Server
-from bench.web.wrk import upload
 from tests.bench.conftest import Bench
 
 Recorded = Callable[..., tuple[Record, str]]
@@ -136,7 +135,7 @@ def test_a_flood_shows_what_a_small_request_waits_beside_it(recorded: Recorded) 
             slow.check()
             for one in served[1:]:
                 one.close()
-            while slow.count > 1:
+            while len(slow._socks) > 1:
                 time.sleep(0.01)
             with pytest.raises(BenchError, match="2 slow readers were given up"):
                 slow.check()
