@@ -149,7 +149,7 @@ class Receiver:
         return sock
 
 
-SIZES: Final = {True: 192 * MIB, False: GIB}
+SIZES: Final = {True: 96 * MIB, False: GIB}
 """Bytes of an upload with --quick, and without; the tests have less."""
 _TMPFS: Final = Path("/dev/shm")
 

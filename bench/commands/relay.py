@@ -261,7 +261,7 @@ def start(channel: socket.socket, name: str, target: tuple[str, int]) -> Any:
 
 
 _MEGABYTE: Final = 10**6
-SIZES: Final = {True: 192 * _MEGABYTE, False: 1000 * _MEGABYTE}
+SIZES: Final = {True: 96 * _MEGABYTE, False: 1000 * _MEGABYTE}
 """Bytes of a stream with --quick, and without; the tests have less."""
 _CHECKED: Final = 700_001
 _GREETING: Final = 4 * KIB
