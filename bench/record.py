@@ -15,7 +15,8 @@ from bench.results import main as write_results
 
 RUNS: Final = (
     *("sendfile", "middle", "pace --rounds 1", "mixed", "calls --rounds 2", "relay", "recvfile"),
-    *("zc", "send --only sizes --rounds 3", "http --rounds 2", "web --rounds 2", "flood"),
+    *("zc", "send --only sizes --rounds 3", "http --rounds 2 --seconds 2", "web --rounds 2"),
+    "flood --rounds 2 --seconds 3",
 )
 
 

@@ -1,4 +1,7 @@
-"""What is measured of ``relay``: proxies between a source and a receiver."""
+"""What is measured of ``relay``: proxies between a source and a receiver.
+
+A proxy that runs on a loop measures itself; HAProxy is measured from outside, by a helper.
+"""
 
 import argparse
 import asyncio
@@ -259,6 +262,8 @@ def start(channel: socket.socket, name: str, target: tuple[str, int]) -> Any:
         return _HAProxyServer(proxy, target)
     return _Server(proxy, channel, target)
 
+
+# What is measured
 
 _MEGABYTE: Final = 10**6
 SIZES: Final = {True: 96 * _MEGABYTE, False: 1000 * _MEGABYTE}

@@ -107,6 +107,10 @@ def _pieces(lane: Lane, file: IO[bytes], size: int) -> Iterator[bytes]:
         yield piece
 
 
+# Those that know when the file may be overwritten, and one that needs not. Sends, completions, and
+# completions that say that the kernel has made a copy after all are what the kernel's
+# tools/testing/selftests/net/msg_zerocopy counts.
+
 _SO_ZEROCOPY: Final = 60  # include/uapi/asm-generic/socket.h
 _MSG_ZEROCOPY: Final = 0x4000000  # include/linux/socket.h
 _EXTENDED_ERR: Final = struct.Struct("=IBBBBII")  # include/uapi/linux/errqueue.h

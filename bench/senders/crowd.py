@@ -1,4 +1,4 @@
-"""What a sender does for many at once: slow clients alone, or small requests beside everything."""
+"""What a sender does for many at once: slow clients, or small requests beside all."""
 
 import asyncio
 import hashlib
@@ -155,7 +155,11 @@ _PATIENCE: Final = 30.0
 
 
 class Requests:
-    """Servers connect to it, and read their requests there."""
+    """Asks for small answers at a steady rate, by a byte, over connections that servers make to it.
+
+    Each request has its time on the clock, whether or not those before it have been answered: what
+    it waits is counted from then. A server that stands still for a second keeps a thousand waiting.
+    """
 
     def __init__(self, _: socket.socket) -> None:
         self._listener = listen()

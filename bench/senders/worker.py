@@ -326,6 +326,8 @@ def _hear_answer(sock: socket.socket) -> tuple[dict[str, Any] | None, float]:
     return (answer if known else None), ended
 
 
+# How many system calls a sender makes that is awaited, and which of them were short.
+
 _IO: Final = Path("/proc/self/io")
 """What a process reads and writes; not there where the kernel keeps no such account."""
 _MOVERS: Final[dict[str, Callable[[Counts, Any, int], None]]] = {

@@ -195,7 +195,7 @@ def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
         seconds = upload(running.port, path, clients, times, form=title == "form")
         spent, count = running.cpu() - before, clients * times
         kept = [site.directory / f"upload-{client}" for client in range(clients)]
-        if clients == 1 and [hash_of(file) for file in kept] != [hash_of(path)]:
+        if (clients, times) == (1, 1) and [hash_of(file) for file in kept] != [hash_of(path)]:
             raise BenchError(f"{name} keeps other bytes than were uploaded")
         for file in kept:
             file.unlink()
@@ -204,10 +204,11 @@ def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
         return per_second | {"CPU": spent * 1e3 / gigabytes}
 
     for size in settings.options.size or several:
-        file, times = site.add(size), max(1, 64 * MIB // size // _CLIENTS)
+        file, clients = site.add(size), _CLIENTS if size < GIB else 1
+        times = max(1, 64 * MIB // size // clients)
         for title in titles:
-            case = f"uploads: {show_size(size)} by {title}, {_CLIENTS} clients"
-            turn, once = (partial(take, file, title, *n) for n in ((_CLIENTS, times), (1, 1)))
+            case = f"uploads: {show_size(size)} by {title}, {clients} clients"
+            turn, once = (partial(take, file, title, *n) for n in ((clients, times), (1, 1)))
             check: Any = once
             yield Case(case, _UNITS, site.names, turn, check, rounds=(2, 3))
 
@@ -312,6 +313,8 @@ def _asking(port: int) -> socket.socket:
     sock.setblocking(False)
     return sock
 
+
+# Driving a server: by wrk, whose figures a script prints as JSON, and by uploads.
 
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 _BOUNDARY: Final = "aiozc-bench"
