@@ -71,16 +71,9 @@ def make_progress(notes: Console) -> Progress:
     It has no refreshing thread, which would take the CPU, and the GIL, from what is measured:
     refresh it between turns.
     """
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=notes,
-        auto_refresh=False,
-        transient=True,
-        disable=not notes.is_terminal,
-    )
+    shown = notes.is_terminal
+    what = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*what, console=notes, auto_refresh=False, transient=True, disable=not shown)
 
 
 # Types of arguments.

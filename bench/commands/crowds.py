@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,14 +22,11 @@ _FILE: Final = 64 * MIB
 _DESCRIPTORS: Final = 5
 """What one client takes at most: its socket and file, duplicates of both, a share of pipes."""
 _UNITS: Final = {
-    "filling CPU": "%",
-    "steady CPU": "%",
-    "lateness p99": "ms",
-    "lateness max": "ms",
+    **dict.fromkeys(("filling CPU", "steady CPU"), "%"),
+    **dict.fromkeys(("lateness p99", "lateness max"), "ms"),
     "threads": "",
     "memory growth": "MiB",
-    "client with least": "KB/s",
-    "client with most": "KB/s",
+    **dict.fromkeys(("client with least", "client with most"), "KB/s"),
 }
 
 
@@ -81,10 +78,21 @@ def crowd_case(
     return Case(title, _UNITS, names, turn, **checks, rounds=(1, 2))
 
 
+@contextmanager
+def _told_by(*peers: Helper) -> Iterator[None]:
+    """Let the death of a peer be the error where a sender has failed for it."""
+    try:
+        yield
+    except BenchError:
+        for peer in peers:
+            peer.check()
+        raise
+
+
 def serve(name: str, crowd: Crowd, file: Path, filling: float, seconds: float) -> dict[str, Any]:
     """Let a sender serve a crowd; give its figures."""
     plan = crowd._asdict() | {"file": str(file), "size": file.stat().st_size}
-    with SinkProcess(pace=plan.pop("pace")) as sink, start_worker(name) as worker:
+    with SinkProcess(pace=plan.pop("pace")) as sink, _told_by(sink), start_worker(name) as worker:
         worker.begin("crowd", address=sink.address, filling=filling, seconds=seconds, **plan)
         worker.hear()
         sink.wait_counts(lambda counts: len(counts) == crowd.clients)
@@ -149,6 +157,7 @@ def mix(name: str, small: Path, stream: Path, cold: list[Path], seconds: float) 
         SinkProcess(discard=True) as fast,
         SinkProcess(pace=_PACE) as slow,
         Helper("the client of small requests", "bench.senders.crowd:Requests") as requests,
+        _told_by(fast, slow, requests),
         start_worker(name) as worker,
     ):
         worker.begin(

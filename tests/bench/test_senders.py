@@ -167,6 +167,23 @@ def test_slow_clients_are_served_by_a_process_that_is_watched(tmp_path: Path) ->
         serve("sock_sendfile", Crowd(2, 400_000), short, 0.2, 0.2)
 
 
+def test_a_receiver_of_slow_clients_that_dies_is_what_the_error_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sinks: list[SinkProcess] = []
+
+    def start(**how: Any) -> SinkProcess:
+        sinks.append(SinkProcess(**how))
+        return sinks[-1]
+
+    monkeypatch.setattr("bench.commands.crowds.SinkProcess", start)
+    look = "bench.commands.crowds.Watch.look"
+    monkeypatch.setattr(look, lambda *_: os.kill(sinks[0].pid, signal.SIGKILL))
+    file = make_file(tmp_path / "file", 16 << 20)
+    with pytest.raises(BenchError, match="the receiver process ended too early, with status -9"):
+        serve("sock_sendfile", Crowd(2, 400_000), file, 5, 5)
+
+
 def test_small_requests_wait_beside_everything_else(tmp_path: Path) -> None:
     names = ("small", "stream", "cold-0", "cold-1")
     small, stream, *cold = (make_file(tmp_path / name, 1 << 16) for name in names)

@@ -83,12 +83,10 @@ def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path
 
 
 def test_what_is_not_installed_is_named() -> None:
-    def needing(*needs: str) -> str | None:
-        return Server("s", needs, lambda _: []).missing()
-
-    assert needing("/no-such-program") == "no-such-program is not installed"
-    assert needing("no_such.module") == "the module no_such.module is not installed"
-    assert needing("/sh", "json") is None
+    needs = {"/no-such-program": "no-such-program", "no_such.module": "the module no_such.module"}
+    for need, told in needs.items():
+        assert Server("s", ["json", need], lambda _: []).missing() == f"{told} is not installed"
+    assert Server("s", ["/sh", "json"], lambda _: []).missing() is None
 
 
 def test_a_server_that_sends_other_bytes_is_named_and_not_measured(
