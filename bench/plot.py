@@ -15,7 +15,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 
 from bench.console import Parser, folder, say
@@ -146,6 +146,8 @@ def _rows(
                 fontsize=8,
                 weight="bold" if ours else "normal",
             )
+        few = max(values) < 100 * max(min(values), _FLOOR)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_number(value)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="x", linewidth=0.6)
