@@ -42,9 +42,6 @@ _ASK = frozenset(
     if name in opcode.opmap
 )
 """Instructions by which Python code looks something up."""
-_BENEATH_NAMES = ("app", "application", "asgi_app", "inner", "_app")
-"""How what stands around an application calls it. It asks for another, who will ask by itself: it
-may copy the dictionary, and look in the copy for what it has heard of."""
 _CACHE = opcode.opmap["CACHE"]
 _MOST_WRAPPERS = 64
 _MOST_KNOWN = 1024
@@ -52,6 +49,7 @@ _WITH_HEADERS = frozenset({"headers", "status", "trailers"})
 _OF_RESPONSE = frozenset(
     {"background", "delete_cookie", "headers", "raw_headers", "set_cookie", "status_code"}
 )
+_SEE_ALL = ("locals", "vars", "eval", "exec")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 _BASE = "starlette.middleware.base"
@@ -132,13 +130,12 @@ class Offers(dict[str, Any]):
             place -= 2
         if code[place] not in _ASK:
             return False  # code without a frame asks, called by this one
-        places = asking.f_locals
-        asker = places.get("self")
-        if any(each in places or hasattr(asker, each) for each in _BENEATH_NAMES):
+        if _stands_around(asking.f_code):
             return False
+        places = asking.f_locals
         send = places.get("send")
         if send is None:
-            send = getattr(asker, "_send", None)
+            send = getattr(places.get("self"), "_send", None)
         for _ in range(_MOST_WRAPPERS):
             if send is self.send:
                 return True
@@ -161,6 +158,8 @@ class Offers(dict[str, Any]):
                 beneath = "app"
             elif isinstance(call, types.FunctionType):
                 beneath = _BENEATH.get((_module_of(call), call.__code__.co_qualname), "")
+                if beneath == "app" and "__call__" not in vars(type(application)):
+                    return False  # a subclass, whose other methods see messages
             else:
                 return False
             application = getattr(application, beneath, None) if beneath else None
@@ -211,13 +210,21 @@ def _next_of(send: Any) -> Any:
     if not name:
         return None
     if name.startswith("self."):
-        return getattr(getattr(send, "__self__", None), name.removeprefix("self."), None)
+        return _kept_by(getattr(send, "__self__", None), name.removeprefix("self."))
     if name in given:
         return given[name]
     names = function.__code__.co_freevars
     if name not in names or function.__closure__ is None:
         return None
     return function.__closure__[names.index(name)].cell_contents
+
+
+def _kept_by(owner: Any, name: str) -> Any:
+    """Return an attribute that is the same each time, None if a property or the like makes it."""
+    made = getattr(type(owner), name, None)
+    if made is None or isinstance(made, types.FunctionType | types.MemberDescriptorType):
+        return getattr(owner, name, None)
+    return None
 
 
 def _returns_what_came(middleware: Any) -> bool:
@@ -255,6 +262,49 @@ def _known(find: Callable[[types.CodeType], T]) -> Callable[[types.CodeType], T]
 
 
 @_known
+def _stands_around(code: types.CodeType) -> bool:
+    """Return whether a function asks for another, to which it hands its `receive`.
+
+    That one will ask by itself. Meanwhile this one may copy the dictionary, and look in the copy
+    for what it has heard of, or make up its own of what it has heard.
+    """
+    names = code.co_varnames[: code.co_argcount]
+    if "send" not in names[1:]:
+        return False
+    node = _node_of(code)
+    if node is None:
+        return True
+    receive = names[names.index("send") - 1]
+    made = {
+        target.id
+        for part in ast.walk(node)
+        if isinstance(part, ast.Assign) and isinstance(part.value, ast.Call)
+        for target in part.targets
+        if isinstance(target, ast.Name)
+    }
+    hands_on = sends = takes_away = False
+    for part, above in _with_parents(node):
+        takes_away |= isinstance(part, ast.Delete)
+        takes_away |= isinstance(part, ast.Attribute) and part.attr == "pop"
+        if isinstance(part, ast.Name) and part.id in (receive, "send"):
+            called = isinstance(above[-1], ast.Call) and above[-1].func is part
+            within = any(isinstance(each, _FUNCTIONS) for each in above[1:])
+            hands_on |= part.id == receive and not called and not _is_to_a_response(above[-1], made)
+            sends |= part.id == "send" and called and not within
+    return hands_on and (takes_away or not sends)
+
+
+def _is_to_a_response(call: ast.AST, made: set[str]) -> bool:
+    """Return whether what is called has been made in the same function, as by `Response()`."""
+    match call:
+        case ast.Call(func=ast.Call()):
+            return True
+        case ast.Call(func=ast.Name(id=name)):
+            return name in made
+    return False
+
+
+@_known
 def _called(code: types.CodeType) -> str:
     """Return the name of what a wrapper of `send` calls once with each message, as it came.
 
@@ -273,6 +323,8 @@ def _called(code: types.CodeType) -> str:
         return ""
     [called] = awaited
     if called not in (*others, *code.co_freevars) and not (is_method and "." in called):
+        return ""
+    if _is_set_anew(called, node, _parsed(code.co_filename)[0]):
         return ""
     if not _looks_at_head_alone(node, message, called):
         return ""
@@ -293,10 +345,43 @@ def _awaited(node: ast.AST, message: str) -> str:
     return ""
 
 
+def _is_set_anew(called: str, function: ast.AST, tree: ast.Module) -> bool:
+    """Return whether what a wrapper calls may be another thing for the next message."""
+    if not called.startswith("self."):
+        [[_, outermost, *_]] = [
+            [*above, part] for part, above in _with_parents(tree) if part is function
+        ]
+        return any(_sets_nonlocal(called, part) for part in ast.walk(outermost))
+    name = called.removeprefix("self.")
+    for part, above in _with_parents(tree):
+        if _is_name(part, "setattr"):
+            return True
+        if isinstance(part, ast.Attribute) and part.attr == name:
+            functions = [each for each in above if isinstance(each, _FUNCTIONS)]
+            made = bool(functions) and getattr(functions[-1], "name", "") == "__init__"
+            if not (made or isinstance(part.ctx, ast.Load)):
+                return True
+    return False
+
+
+def _sets_nonlocal(name: str, function: ast.AST) -> bool:
+    if not isinstance(function, _FUNCTIONS):
+        return False
+    inside = list(ast.walk(function))
+    if not any(isinstance(part, ast.Nonlocal) and name in part.names for part in inside):
+        return False
+    return any(
+        isinstance(part, ast.Name) and part.id == name and not isinstance(part.ctx, ast.Load)
+        for part in inside
+    )
+
+
 def _looks_at_head_alone(function: ast.AsyncFunctionDef, message: str, called: str) -> bool:
     """Return whether a wrapper looks at a message's type and what a start has, nothing else."""
     for node, above in _with_parents(function):
         if isinstance(node, _FUNCTIONS) and node is not function:
+            return False
+        if _is_name(node, *_SEE_ALL):
             return False
         if isinstance(node, ast.Name) and node.id == called:
             if not (len(above) > 1 and _awaited(above[-2], message)):
@@ -394,9 +479,7 @@ def _leaves_bodies(code: types.CodeType) -> bool:
                     pass
                 case _:
                     return False
-        elif isinstance(part, ast.Global | ast.Nonlocal) or _is_name(
-            part, "locals", "vars", "eval"
-        ):
+        elif isinstance(part, ast.Global | ast.Nonlocal) or _is_name(part, *_SEE_ALL):
             return False
     return all(
         _is_fair(part, above)

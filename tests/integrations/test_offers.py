@@ -313,6 +313,114 @@ class TakesAway:
         await self.app(scope, receive, swapped)
 
 
+class MakesUpItsOwn:
+    """Asks for what is beneath it, by a name that says nothing, and hands on what it heard."""
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        heard: dict[str, Any] = {}
+        if PATHSEND in scope.get("extensions", {}):
+            heard[PATHSEND] = {}
+        await self.handler({**scope, "extensions": heard}, receive, swapping(send))
+
+
+class TakesAwayByAnotherName(TakesAway):
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        extensions = scope.get("extensions", {})
+        if PATHSEND in extensions:
+            extensions = dict(extensions)
+            del extensions[PATHSEND]
+        await self.handler({**scope, "extensions": extensions}, receive, swapping(send))
+
+
+def swapping(send: Any) -> Any:
+    """Return a `send` that changes bodies."""
+
+    async def swap(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": message.get("body", b"").swapcase()}
+        await send(message)
+
+    return swap
+
+
+def swaps_from_the_start_on(app: Any) -> Any:
+    """Change bodies once a response has started: the closure's `send` is another one then."""
+
+    async def wrapper(scope: Any, receive: Any, send: Any) -> None:
+        def begin() -> None:
+            nonlocal send
+            send = swapping(send)
+
+        async def wrapped(message: Any) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                begin()
+
+        await app(scope, receive, wrapped)
+
+    return wrapper
+
+
+class SwapsFromTheStartOn:
+    """The same by an object, whose attribute is another one then."""
+
+    def __init__(self, app: Any, send: Any = None) -> None:
+        self.app, self.pass_on = app, send
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, SwapsFromTheStartOn(self.app, send).sent)
+
+    async def sent(self, message: Any) -> None:
+        await self.pass_on(message)
+        if message["type"] == "http.response.start":
+            self.pass_on = swapping(self.pass_on)
+
+
+class SwapsByAProperty:
+    """The same, by a property."""
+
+    def __init__(self, app: Any, send: Any = None) -> None:
+        self.app, self.given, self.started = app, send, False
+
+    @property
+    def onward(self) -> Any:
+        return swapping(self.given) if self.started else self.given
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, SwapsByAProperty(self.app, send).sent)
+
+    async def sent(self, message: Any) -> None:
+        await self.onward(message)
+        if message["type"] == "http.response.start":
+            self.started = True
+
+
+def swaps_what_it_does_not_name(app: Any) -> Any:
+    async def wrapper(scope: Any, receive: Any, send: Any) -> None:
+        async def wrapped(message: Any) -> None:
+            for value in [*locals().values()]:
+                if isinstance(value, dict) and "body" in value:
+                    value["body"] = value["body"].swapcase()
+            await send(message)
+
+        await app(scope, receive, wrapped)
+
+    return wrapper
+
+
+class SwapsBesideCors(CORSMiddleware):
+    """Is one that is known by name, and whose `send` does something of its own besides."""
+
+    async def send(self, message: Any, send: Any, request_headers: Any) -> None:
+        await super().send(message, swapping(send), request_headers)
+
+
 async def read_body(request: Any, call_next: Any) -> Any:
     response = await call_next(request)
     content = b"".join([part async for part in response.body_iterator])
@@ -420,6 +528,15 @@ STOCK: dict[str, Make] = {
     "an object counts": starlette(counts("object")),
     "a method counts": around(counts("partial")),
     "one takes an offer away": starlette(TakesAway),
+    "one takes an offer away by another name": starlette(TakesAwayByAnotherName),
+    "one makes up its own offers": starlette(MakesUpItsOwn),
+    "a closure changes from the start on": starlette(swaps_from_the_start_on),
+    "an object changes from the start on": starlette(SwapsFromTheStartOn),
+    "a property changes from the start on": starlette(SwapsByAProperty),
+    "a closure changes what it does not name": starlette(swaps_what_it_does_not_name),
+    "a subclass of a known one changes": starlette(
+        functools.partial(SwapsBesideCors, allow_origins=["*"]), AddsCookie
+    ),
     "a function reads": starlette(dispatched(read_body)),
     "a function calls one that reads": starlette(dispatched(read_in_passing)),
     "a function has another that reads": starlette(dispatched(call_elsewhere)),
