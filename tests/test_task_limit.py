@@ -134,9 +134,11 @@ def test_all_goes_on_where_no_task_is_left(
 
 
 @pytest.mark.ring
+@pytest.mark.parametrize("limit", [0, 1])
 def test_it_is_said_once_and_the_ring_is_used_again_when_there_are_tasks(
-    loop_factory: LoopFactory, tmp_path: Path
+    limit: int, loop_factory: LoopFactory, tmp_path: Path
 ) -> None:
+    """Of a limit of 0 the kernel makes one of no workers, and is silent where one is needed."""
     path = file_for_anybody(tmp_path)
     run_on(loop_factory, recvfile(path))  # imports all there is to import
     said: list[str] = []
@@ -166,9 +168,10 @@ def test_it_is_said_once_and_the_ring_is_used_again_when_there_are_tasks(
         logging.getLogger("aiozc").addHandler(Note())
         os.chdir(tmp_path)
         drop_privileges()
-        resource.setrlimit(resource.RLIMIT_NPROC, (1, 4000))
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, 4000))
         with open("spliced", "wb") as file:
             run_on(loop_factory, main(file))
         assert sum("no more tasks" in line for line in said) == 1, said
+        assert not any("disks" in line for line in said), said
 
     Child(child).wait()

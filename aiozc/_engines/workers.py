@@ -88,6 +88,8 @@ class Workers:
             self._late = True
         elif self._refused_at is not None:
             if time.monotonic() - self._refused_at > ANEW:
+                # The kernel took what the limit was for the bound, if that was less.
+                self._allow(self._bound)
                 self._ask()
         elif self._at_work:
             self._ask()
@@ -128,6 +130,11 @@ class Workers:
 
     def _relieve(self) -> None:
         """Have more workers, or do without."""
+        if self._refused:
+            # By a limit of 0 (RLIMIT_NPROC) what is queued stays so, without a word.
+            self._evict()
+            self._cancel(QUESTIONS)
+            return
         if self._bound < MOST:
             self._outlasted |= self._at_work.keys()
             self._allow(min(2 * self._bound, MOST))
@@ -155,7 +162,10 @@ class Workers:
 
         By `user_data`: what is queued has no file yet by which it could be found.
         """
-        sqes = [prep_cancel(number) for number in numbers_of(run)]
+        self._cancel(numbers_of(run))
+
+    def _cancel(self, numbers: Sequence[int]) -> None:
+        sqes = [prep_cancel(number) for number in numbers]
         for first in range(0, len(sqes), self._ring.entries):
             try:
                 self._submit(sqes[first : first + self._ring.entries])
