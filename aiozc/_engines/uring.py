@@ -232,9 +232,9 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
             assert record.loan is not None
             address = record.loan.address_of(step.slot)
             where = (step.offset, address, step.length, step.slot)
-            # One that stands alone goes beyond the file's end: FUSE asks its server about that,
-            # and waits for the answer where the read is begun. So a worker begins it.
-            flags = _LINK if index < last else 0 if last else _ASYNC
+            # A worker begins it: FUSE asks its server, and waits for the answer, where that is done
+            # (6.18, a server without FUSE_ASYNC_DIO, and each read beyond a file's end).
+            flags = _ASYNC | (_LINK if index < last else 0)
             yield prep_read_fixed(step.fd, *where, user_data, flags)
         elif isinstance(step, SendFixed):
             assert record.loan is not None
