@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -132,6 +132,49 @@ def test_the_ring_may_have_more_workers_until_the_disk_has_answered(
 
     # A thread has the same workers for all of its rings, and they stay for 5 s.
     in_a_thread(lambda: run_on(loop_factory, main()))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_read_that_is_to_go_uncopied_does_not_hold_the_loop(
+    direct: bool, dead: Fuse, loop_factory: LoopFactory
+) -> None:
+    held = Event()
+
+    def go_on() -> None:
+        held.set()
+        dead.go_on()
+
+    async def main() -> None:
+        near, far = socket_pair()
+        with near, far, os.fdopen(dead.open("file-0"), "rb") as file:
+            timer = Timer(3, go_on)
+            timer.start()
+            sending = asyncio.create_task(aiozc.sendfile_zc(near, file, direct=direct))
+            await until(lambda: dead.asked(Op.READ) > 0)
+            assert not held.is_set()
+            timer.cancel()
+            sending.cancel()
+            dead.go_on()
+            assert isinstance(await outcome_of(sending), asyncio.CancelledError)
+
+    in_a_thread(lambda: run_on(loop_factory, main()))
+
+
+def test_by_readiness_threads_double_where_all_are_stuck(
+    dead: Fuse, loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind a hundred of these is not to wait for a tick for each."""
+    monkeypatch.setenv("AIOZC_BACKEND", "readiness")
+    monkeypatch.setattr(readiness, "TICK", 3600)
+
+    async def main() -> None:
+        async with Reactor() as reactor, stuck(dead, 3 * NUMBER):
+            await until(lambda: dead.asked(Op.READ) >= NUMBER)
+            monkeypatch.setattr(readiness, "STUCK", 0)
+            reactor._backend.at_tick()
+            await until(lambda: dead.asked(Op.READ) >= 2 * NUMBER)
+
+    run_on(loop_factory, main())
 
 
 @pytest.mark.ring

@@ -387,9 +387,10 @@ class _Worker:
 class _Workers:
     """Threads for what may wait for a disk, and how the loop hears of their ends.
 
-    There are `WORKERS`, and one more for each that has been at the same step for `STUCK` seconds:
-    a disk that does not answer stops nobody but who asked it. `MOST` is the end of that, and is
-    logged. They are daemons: one that waits for what never comes must not keep the process.
+    There are `WORKERS` beside those that have been at the same step for `STUCK` seconds, or as many
+    as these if that is more, so that a hundred reads of a disk that does not answer stop nobody
+    else for long. `MOST` is the end of that, and is logged. They are daemons: one that waits for
+    what never comes must not keep the process.
     """
 
     def __init__(self, polls: Polls, take_done: Callable[[], object]) -> None:
@@ -424,19 +425,27 @@ class _Workers:
         self._event = event
 
     def grow(self) -> None:
-        """Have another thread if one is needed, and may be had.
+        """Have as many threads more as are needed, and may be had.
 
         Raises RuntimeError where there is none, and none can be started.
         """
         count = len(self._workers) - self._leaving
         if self._under_way <= count:
             return
-        if count >= WORKERS:
-            if count - self._count_stuck() >= WORKERS:
-                return
-            if count >= MOST:
-                _tell_of_most()
-                return
+        wanted = min(self._under_way, self._most_now(count))
+        while count < wanted and self._start_worker():
+            count += 1
+
+    def _most_now(self, count: int) -> int:
+        """Return how many there may be: `WORKERS` that are not stuck, or as many as are."""
+        if count < WORKERS:
+            return WORKERS
+        stuck = self._count_stuck()
+        if count >= MOST and count - stuck < WORKERS:
+            _tell_of_most()
+        return min(stuck + max(stuck, WORKERS), MOST)
+
+    def _start_worker(self) -> bool:
         worker = _Worker(self._run)
         try:
             worker.thread.start()
@@ -444,8 +453,9 @@ class _Workers:
             # The process may have no more of them.
             if not self._workers:
                 raise
-        else:
-            self._workers.append(worker)
+            return False
+        self._workers.append(worker)
+        return True
 
     def _count_stuck(self) -> int:
         now = time.monotonic()
