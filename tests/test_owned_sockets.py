@@ -158,6 +158,28 @@ async def test_a_socket_that_was_sent_to_is_refused_once_a_transport_uses_it(
     assert_same(await receiver.wait_end(), SMALL * 3)
 
 
+async def test_a_socket_that_was_sent_to_is_refused_once_a_transport_has_its_number(
+    connect: Connect, connection: Any, make_file: MakeFile, family: int
+) -> None:
+    """A socket object does not hear of it when its number is closed behind its back."""
+    near, *_ = connection
+    sock, _ = connect()
+    for _ in range(3):
+        await aiozc.loop_sendfile(sock, make_file(SMALL))
+    fresh, far = socket_pair(family)
+    number = sock.fileno()
+    os.dup2(fresh.fileno(), number)
+    fresh.close()
+    with far, socket.socket(fileno=number) as same:
+        _, other = await asyncio.open_connection(sock=same)
+        for one in (near, sock, sock):
+            with pytest.raises(RuntimeError, match="is used by transport"):
+                await aiozc.loop_sendfile(one, make_file(SMALL))
+        other.close()
+        await other.wait_closed()
+        sock.detach()
+
+
 # Pipes
 
 

@@ -63,6 +63,7 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
     """Socket objects that no transport uses, and none of the new numbers is of them: for who sends
     small files, and has no time (asking takes 1 us)."""
     _cleared_keys: set[Key]
+    _cleared_numbers: set[int]
     _keys: dict[int, Key]
     _numbers: dict[Key, int]
     _loop: weakref.ref[Loop]
@@ -73,6 +74,7 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
         self.new = set(self)
         self.cleared = set()
         self._cleared_keys = set()
+        self._cleared_numbers = set()
         self._keys = {}
         self._numbers = {}
         self._loop = weakref.ref(loop)
@@ -107,7 +109,9 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
         if len(self._cleared_keys) >= _MOST_CLEARED:
             self._forget_cleared()
         with contextlib.suppress(OSError):
-            self._cleared_keys.add(_key_of(sock.fileno()))
+            number = sock.fileno()
+            self._cleared_keys.add(_key_of(number))
+            self._cleared_numbers.add(number)
             self.cleared.add(weakref.ref(sock, self.cleared.discard))
 
     def _user_of(self, number: int) -> Any:
@@ -124,6 +128,9 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
         return None
 
     def _look_at_new(self) -> None:
+        # A socket object whose number was closed behind its back has it still.
+        if not self.new.isdisjoint(self._cleared_numbers):
+            self._forget_cleared()
         for number in self.new:
             old = self._keys.pop(number, None)
             if old is not None and self._numbers.get(old) == number:
@@ -139,6 +146,7 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
     def _forget_cleared(self) -> None:
         self.cleared.clear()
         self._cleared_keys.clear()
+        self._cleared_numbers.clear()
 
 
 def _table_of(loop: Any) -> Any:
