@@ -7,6 +7,7 @@ import gzip
 import io
 import ssl
 import tempfile
+import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -317,7 +318,9 @@ async def test_what_is_no_file_is_refused_before_the_first_byte(
                 words = ("wanted",)
             with case(given=name, function=function):
                 await refused(line, move(line.sock, file), *words, repr(file)[:20])
-    await (await opening).close()
+    # It was closed, and nothing complains that nobody has awaited it.
+    with pytest.raises(RuntimeError, match="cannot reuse already awaited"):
+        await opening
 
 
 @pytest.mark.parametrize("name", ["loop_sendfile", "loop_recvfile", "splice from", "splice into"])
@@ -468,3 +471,51 @@ async def test_a_file_in_memory_is_not_written_to_a_disk_to_be_sent(connect: Con
         assert await aiozc.loop_sendfile(sock, file, fallback=False) == len(CONTENT)
     sock.close()
     assert_same(await receiver.wait_end(), CONTENT[5:], CONTENT)
+
+
+class OnlyReadAndSeek:
+    """`loop.sock_sendfile` asks no more of a file."""
+
+    def __init__(self) -> None:
+        self._file = io.BytesIO(CONTENT)
+        self.read = self._file.read
+        self.readinto = self._file.readinto
+        self.seek = self._file.seek
+
+
+async def test_a_file_that_does_not_tell_its_place_is_sent(line: Line) -> None:
+    for send in (aiozc.loop_sendfile, send_uncopied):
+        file = OnlyReadAndSeek()
+        with case(send=send):
+            assert await send(line.sock, file, 5, 1000) == 1000
+            assert line.far.recv(2000) == CONTENT[5:1005]
+            assert file._file.tell() == 1005
+
+
+async def test_a_member_of_a_zip_file_is_sent(line: Line, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("member", CONTENT[:1000])
+        for send in (aiozc.loop_sendfile, send_uncopied):
+            with case(send=send), archive.open("member") as file:
+                assert await send(line.sock, file, 5) == 995
+                assert line.far.recv(2000) == CONTENT[5:1000]
+                assert file.tell() == 1000
+
+
+class Unwritten:
+    """Its `write` gives something else than a number."""
+
+    def __init__(self, gives: Callable[[], Any]) -> None:
+        self._gives = gives
+
+    def write(self, _: bytes) -> Any:
+        """Give it."""
+        return self._gives()
+
+
+@pytest.mark.parametrize("gives", [nothing, asyncio.Event, str])
+async def test_a_write_that_gives_no_number_is_refused(gives: Any, line: Line) -> None:
+    with pytest.raises(TypeError, match=r"write\(.* returned .*, not a number of bytes") as caught:
+        await aiozc.loop_recvfile(line.sock, Unwritten(gives), count=len(HEAD))
+    assert caught.value.transferred == 0  # type: ignore[attr-defined]
+    assert caught.value.lost == len(HEAD)  # type: ignore[attr-defined]

@@ -96,16 +96,20 @@ def _check_not_async(file: Any) -> None:
 
 def refuse_to_await(result: Any) -> bool:
     """Return whether a method's result is to be awaited; a coroutine is closed."""
-    if inspect.iscoroutine(result):
-        result.close()
+    # What aiofiles.open() returns has one, which nobody would await any more.
+    opens = type(result).__name__ == "AiofilesContextManager"
+    coroutine = getattr(result, "_coro", None) if opens else result
+    if inspect.iscoroutine(coroutine):
+        coroutine.close()
     return inspect.isawaitable(result)
 
 
 def check_binary(file: Any) -> None:
     """Raise ValueError for a file in text mode."""
     mode = getattr(file, "mode", "b")
-    # GzipFile's mode is a number before Python 3.13.
-    if (isinstance(mode, str) and "b" not in mode) or isinstance(file, io.TextIOBase):
+    # Before Python 3.13 the mode of a GzipFile is a number, and of a zip file's member "r".
+    is_text = isinstance(mode, str) and "b" not in mode and not isinstance(file, io.BufferedIOBase)
+    if is_text or isinstance(file, io.TextIOBase):
         raise ValueError("file should be opened in binary mode")
 
 

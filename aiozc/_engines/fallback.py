@@ -224,6 +224,7 @@ def _write_some(file: Any, data: memoryview, progress: _Progress) -> bool:
     written: int | None = 1
     while data and written:
         written = file.write(data)
+        _check_number(written, file)
         if written is None and not isinstance(file, io.RawIOBase):
             written = len(data)
         if hasattr(file, "flush"):
@@ -232,6 +233,13 @@ def _write_some(file: Any, data: memoryview, progress: _Progress) -> bool:
         progress.in_hand -= written or 0
         data = data[written or 0 :]
     return written is not None
+
+
+def _check_number(written: Any, file: Any) -> None:
+    if not isinstance(written, int | None):
+        _close_coroutine(written)
+        kind = type(written).__name__
+        raise TypeError(f"write(data) of {file!r} returned {kind}, not a number of bytes")
 
 
 def _is_seekable(file: Any) -> bool:
@@ -257,8 +265,9 @@ async def seek(file: Any, position: int) -> None:
 
 def _seek(file: Any, position: int) -> None:
     # A decompressor seeks back from its start: not where that can be spared.
-    if not getattr(file, "closed", False) and file.tell() != position:
-        file.seek(position)
+    if getattr(file, "closed", False) or (hasattr(file, "tell") and file.tell() == position):
+        return
+    file.seek(position)
 
 
 def _read_into(file: Any, memory: memoryview) -> int:
@@ -276,14 +285,18 @@ def read_some(file: Any, size: int) -> bytes | None:
         try:
             length = memoryview(data).nbytes
         except TypeError:
-            if inspect.iscoroutine(data):
-                data.close()
+            _close_coroutine(data)
             kind = type(data).__name__
             raise TypeError(f"read({size}) of {file!r} returned {kind}, not bytes") from None
         if length > size:
             raise ValueError(f"read({size}) of {file!r} returned {length} bytes")
     some: bytes | None = data
     return some
+
+
+def _close_coroutine(result: Any) -> None:
+    if inspect.iscoroutine(result):
+        result.close()
 
 
 def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> tuple[memoryview, bool | None]:
