@@ -11,6 +11,7 @@ import gc
 import hashlib
 import io
 import itertools
+import mmap
 import os
 import queue
 import resource
@@ -27,6 +28,8 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
+
+from aiozc._kernel.pagecache import Probe
 
 T = TypeVar("T")
 
@@ -91,9 +94,18 @@ def case(**values: object) -> Iterator[None]:
 
 
 def write_out(file: BinaryIO) -> None:
-    """Take the file's pages out of the cache, so that the next read asks the disk."""
-    os.fsync(file.fileno())
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """Take the file's pages out of the cache, so that the next read asks the disk.
+
+    Again and again: those that another processor has just used stay at the first time.
+    """
+    fd, probe = file.fileno(), Probe()
+    os.fsync(fd)
+    places = range(0, os.fstat(fd).st_size, mmap.PAGESIZE)
+    for _ in range(100):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if not any(probe.is_cached(fd, place, 1) for place in places):
+            return
+        time.sleep(0.001)
 
 
 # Connections

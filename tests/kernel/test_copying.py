@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from aiozc._kernel.copying import copier
+from tests.support import write_out
 
 SIZE = 16384
 
@@ -34,8 +35,7 @@ def test_what_is_not_cached_is_not_read(tmp_path: Path) -> None:
         fd = file.fileno()
         for offset in (0, far_place):
             os.pwrite(fd, os.urandom(SIZE), offset)
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        write_out(file)
         assert read(fd, 0, 1) == -errno.ENODATA
         assert copy(near.fileno(), fd, far_place, SIZE) == -errno.ENODATA
         os.pread(fd, SIZE, 0)
