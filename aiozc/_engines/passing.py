@@ -17,7 +17,7 @@ import errno
 from aiozc._engines.at_once import CALL, Place
 from aiozc._engines.base import Host, Run
 from aiozc._engines.hosts import Loop, running_loop
-from aiozc._engines.polls import watch_for
+from aiozc._engines.polls import Watch, watch_for
 from aiozc._kernel.sockets import Messenger
 from aiozc._transfers.splice import EAGER
 from aiozc._transfers.steps import Pass, PollIn, Receive
@@ -64,7 +64,7 @@ class _Passage:
 
     __slots__ = (
         *("_fast", "_host", "_left", "_loop", "_looks", "_messenger", "_most", "_passed"),
-        *("_place", "_run", "_under_way"),
+        *("_place", "_run", "_under_way", "_watch"),
     )
 
     def __init__(
@@ -84,6 +84,7 @@ class _Passage:
         self._fast = False
         self._looks = 0
         self._place: Place | None = None
+        self._watch: Watch | None = None
 
     def hand_on(self) -> None:
         """Go on: there may be something to receive."""
@@ -142,8 +143,10 @@ class _Passage:
         return True
 
     def _wait(self) -> None:
+        if self._watch is not None and not self._watch.gone:
+            return  # it calls this passage still
         try:
-            watch = watch_for(self._host.polls, self._run.record, PollIn())
+            self._watch = watch = watch_for(self._host.polls, self._run.record, PollIn())
         except OSError as error:
             self._tell(-(error.errno or errno.EIO))
             return
