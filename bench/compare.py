@@ -1,13 +1,12 @@
 """``python -m bench compare A.jsonl B.jsonl``: what changed by more than the spread."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from argparse import Namespace
 
 from rich.console import Console
 from rich.markup import escape
 
-from bench.console import Parser, console_for_tables
+from bench.console import console_for_tables
 from bench.errors import BadInputError
 from bench.figures import Figure, Figures, ratio, show_number, show_spread, show_value
 from bench.samples import read
@@ -25,16 +24,8 @@ def changes(before: Figures, after: Figures) -> list[tuple[Figure, Figure, float
     return sorted(found, key=lambda change: change[2])
 
 
-def main(arguments: Sequence[str], notes: Console) -> int:  # noqa: ARG001
+def main(options: Namespace, _: Console) -> int:
     """Tell what changed; give the exit status."""
-    parser = Parser(
-        prog="python -m bench compare",
-        description="Say what changed from one run to another by more than the spread of both: "
-        "half of what lies between the smallest and the largest round.",
-    )
-    parser.add_argument("before", metavar="A.jsonl", type=Path)
-    parser.add_argument("after", metavar="B.jsonl", type=Path)
-    options = parser.parse_args(arguments)
     before, after = Figures(read([options.before])), Figures(read([options.after]))
     shared = [figure for figure in before if after.get(*figure[:4]) is not None]
     if not shared:

@@ -2,9 +2,10 @@
 
 import argparse
 import signal
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +15,9 @@ from bench.units import parse_size
 
 _WIDTH = 190
 _MOST = 1_000_000
+_TOLD: Final = tomllib.loads(Path(__file__).with_name("commands.toml").read_text())
+COMMANDS: Final[dict[str, dict[str, Any]]] = _TOLD["commands"]
+DEFAULT: Final = "overview"
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +26,31 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise BadInputError."""
         raise BadInputError(message)
+
+
+def parse(name: str, arguments: Sequence[str], *, measures: bool = False) -> argparse.Namespace:
+    """Read what a command was told; raise BadInputError where it cannot take that."""
+    default, purpose = name == DEFAULT, COMMANDS[name]["purpose"]
+    told = [f"{purpose[0].upper()}{purpose[1:]}."]
+    if measures:
+        told += ["The contenders take turns, each in a process of its own."]
+    if default:
+        told += [
+            "",
+            "commands:",
+            *(f"  {key:10}{each['purpose']}" for key, each in COMMANDS.items()),
+        ]
+    parser = Parser(
+        prog="python -m bench" if default else f"python -m bench {name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(told),
+        epilog="Each command has a --help of its own." if default else None,
+    )
+    shared = _TOLD["measuring"] if measures else {}
+    for option, how in {**shared, **COMMANDS[name].get("options", {})}.items():
+        kind = {"type": _TYPES[how["type"]]} if "type" in how else {}
+        parser.add_argument(option, **{**how, **kind})
+    return parser.parse_intermixed_args(list(arguments))
 
 
 def run_command(action: Callable[[Console], int]) -> int:
@@ -104,6 +133,13 @@ def numbers(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
+def microseconds(text: str) -> float:
+    """Read a time of up to a second, in us; give it in seconds."""
+    if not text.isdecimal() or int(text[:9]) > 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0 to 1000000 us")
+    return int(text) / 1e6
+
+
 def folder(text: str) -> Path:
     """Read the path of a directory that is there."""
     if not Path(text).is_dir():
@@ -119,3 +155,13 @@ def new_file(text: str) -> Path:
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent} is not a directory")
     return path
+
+
+_TYPES: Final[dict[str, Callable[[str], Any]]] = {
+    **{each.__name__: each for each in (positive, size, sizes, numbers, microseconds)},
+    "int": int,
+    "path": Path,
+    "folder": folder,
+    "new_file": new_file,
+}
+"""What a type of commands.toml is."""

@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 
-from bench.console import Parser, folder, say
+from bench.console import say
 from bench.errors import BadInputError
 from bench.figures import Figures, show_number, size_in
 from bench.samples import Record, read
@@ -44,17 +45,8 @@ class Row(NamedTuple):
     """What is written behind the last."""
 
 
-def main(arguments: Sequence[str], notes: Console) -> int:
-    """Draw what there are figures for; give the exit status."""
-    parser = Parser(
-        prog="python -m bench plot",
-        description="Draw what commands have written with --json, each picture in light and dark.",
-    )
-    parser.add_argument("files", metavar="FILE.jsonl", nargs="+", type=Path)
-    where = "where pictures go (default: .)"
-    parser.add_argument("--into", metavar="DIR", type=folder, default=Path(), help=where)
-    parser.add_argument("--format", choices=["svg", "png"], default="svg")
-    options = parser.parse_args(arguments)
+def main(options: Namespace, notes: Console) -> int:
+    """Draw what there are figures for, each picture in light and dark; give the exit status."""
     drawn = draw(Figures(read(options.files)), options.into, options.format)
     if not drawn:
         raise BadInputError("there are no figures in these files that a picture is made of")

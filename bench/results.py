@@ -1,13 +1,14 @@
 """``python -m bench results``: RESULTS.md, its pictures and the README's tables, from runs."""
 
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from bench.console import Parser, folder, say
+from bench.console import say
 from bench.errors import BadInputError
 from bench.figures import Figures, show_number, show_ratio, show_spread, show_value
 from bench.plot import draw
@@ -18,25 +19,16 @@ HERE: Final = Path(__file__).parent
 TABLES: Final[Mapping[str, Any]] = SHOWN["tables"]
 
 
-def main(arguments: Sequence[str], notes: Console) -> int:
+def main(options: Namespace, notes: Console) -> int:
     """Write RESULTS.md, its pictures, and the README's tables; give the exit status."""
-    parser = Parser(
-        prog="python -m bench results",
-        description="Write RESULTS.md, its pictures and the README's tables from what commands "
-        "have written with --json.",
-    )
-    add = parser.add_argument
-    add("files", metavar="FILE.jsonl", nargs="*", type=Path, help="default: results/*.jsonl")
-    add("--into", metavar="DIR", type=folder, default=HERE, help="default: this package's")
-    add("--readme", metavar="FILE", type=Path, default=HERE.parent / "README.md")
-    options = parser.parse_args(arguments)
     files = options.files or sorted((HERE / "results").glob("*.jsonl"))
     if not files:
         raise BadInputError("there are no results yet: python -m bench record makes them")
     figures = Figures(read(files))
-    (options.into / "results").mkdir(exist_ok=True)
-    drawn = draw(figures, options.into / "results")
-    page, readme = options.into / "RESULTS.md", options.readme
+    into, readme = options.into or HERE, options.readme or HERE.parent / "README.md"
+    page, pictures = into / "RESULTS.md", into / "results"
+    pictures.mkdir(exist_ok=True)
+    drawn = draw(figures, pictures)
     page.write_text(results(figures, list(drawn)), encoding="utf-8")
     text = readme.read_text(encoding="utf-8")
     readme.write_text(with_tables(text, figures), encoding="utf-8")

@@ -6,13 +6,11 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
 
-from bench.__main__ import COMMANDS, DEFAULT
-from bench.console import Parser, console_for_tables, folder, make_progress, new_file, positive, say
+from bench.console import DEFAULT, console_for_tables, make_progress, say
 from bench.errors import BadInputError, BenchError, describe
 from bench.figures import Figures
 from bench.measure import Settings, Work, measure
@@ -20,19 +18,15 @@ from bench.samples import About, Record, describe_machine, tell_machine
 from bench.scratch import scratch_directory
 from bench.tables import NOTE, work_tables
 
-Works = Callable[[argparse.Namespace], Sequence[Work]]
-AddOptions = Callable[[argparse.ArgumentParser], None]
-
 
 def run(
     name: str,
-    give_works: Works,
-    add_options: AddOptions | None,
+    give_works: Callable[[argparse.Namespace], Sequence[Work]],
+    options: argparse.Namespace,
     arguments: Sequence[str],
     notes: Console,
 ) -> int:
     """Measure the works of a command; give the exit status."""
-    options = _parse(name, add_options, arguments)
     works = _chosen(give_works(options), options.only)
     record = Record(describe_machine())
     said = shlex.join(["python", "-m", "bench", name, *arguments])
@@ -48,7 +42,9 @@ def run(
                 for table in work_tables(Figures(record), name, work, out.width, options.targets):
                     out.print(table)
         if name == DEFAULT:
-            out.print(import_module(COMMANDS[name].module).show(Figures(record)))
+            from bench.commands.overview import show
+
+            out.print(show(Figures(record)))
         _tell(record, works, settings, out, notes)
     if options.json is not None:
         record.write(options.json)
@@ -56,32 +52,6 @@ def run(
         if work.baseline in record.missing or work.baseline in record.failed:
             raise BenchError(f"the baseline, {work.baseline}, was not measured")
     return 1 if record.failed else 0
-
-
-def _parse(
-    name: str, add_options: AddOptions | None, arguments: Sequence[str]
-) -> argparse.Namespace:
-    listed = "\n".join(f"  {name:10}{each.purpose}" for name, each in COMMANDS.items())
-    purpose = COMMANDS[name].purpose
-    parser = Parser(
-        prog="python -m bench" if name == DEFAULT else f"python -m bench {name}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{purpose[0].upper()}{purpose[1:]}.\n"
-        "The contenders take turns, each in a process of its own."
-        + (f"\n\ncommands:\n{listed}" if name == DEFAULT else ""),
-        epilog="Each command has a --help of its own." if name == DEFAULT else None,
-    )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="less of all")
-    add("--rounds", metavar="N", type=positive, help="rounds for each case")
-    add("--only", metavar="WORK", action="append", help="do this work alone, or these")
-    add("--targets", action="store_true", help="show what developers aim at, too")
-    add("--json", metavar="FILE", type=new_file, help="write all samples to FILE")
-    where = "make files below DIR (removed at the end; it should be on a disk)"
-    add("--dir", metavar="DIR", type=folder, help=where)
-    if add_options is not None:
-        add_options(parser)
-    return parser.parse_intermixed_args(list(arguments))
 
 
 def _chosen(works: Sequence[Work], only: Sequence[str] | None) -> list[Work]:

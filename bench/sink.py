@@ -42,8 +42,8 @@ _READ: Final = 256 * 1024
 _DISCARD: Final = 16 * 1024 * 1024
 _PACED, _PACE_STEP = 16 * 1024, 0.02
 """Bytes that a paced connection reads at once, or what it reads in so many seconds if more."""
+_SMALL_BUFFER: Final = 4096
 _LARGE_BUFFER: Final = 1024 * 1024
-_PORT: Final = 9999
 
 
 class SinkProcess(Helper):
@@ -131,10 +131,8 @@ class Sink:
                     self._read(connection)
                 elif descriptor == listener:
                     self._accept()
-                elif self._control is None or not self._control.recv(64):
+                elif not self._obey():
                     return  # the parent has gone
-                else:
-                    tell(self._control, gave=[each.received for each in self._open.values()])
 
     def _events(self) -> list[tuple[int, int]]:
         """Wait for what can be read; look for a while before sleeping."""
@@ -148,18 +146,41 @@ class Sink:
                 if events := self._epoll.poll(until):
                     return events
 
+    def _obey(self) -> bool:
+        """Do what the parent asks for, if it is there still."""
+        if self._control is None or not (line := self._control.recv(4096)):
+            return False
+        order = json.loads(line)
+        tell(self._control, gave=getattr(self, order.pop("do"))(**order))
+        return True
+
+    def counts(self) -> list[int]:
+        """Give the count of each open connection."""
+        return [each.received for each in self._open.values()]
+
+    def ask_for(self, port: int, path: str, count: int) -> None:
+        """Ask a web server for a file so many times, with little room for it."""
+        for _ in range(count):
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER)
+            sock.connect((HOST, port))
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            self._take(sock)
+
     def _accept(self) -> None:
         with suppress(BlockingIOError):
             while True:
-                sock, _ = self._listener.accept()
-                sock.setblocking(False)
-                self._open[sock.fileno()] = _Connection(sock)
-                self.connections += 1
-                if self._pace:  # each at its own time
-                    due = time.monotonic() + random.random() * self._most / self._pace
-                    heapq.heappush(self._paced, (due, sock.fileno()))
-                else:
-                    self._epoll.register(sock, select.EPOLLIN)
+                self._take(self._listener.accept()[0])
+
+    def _take(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._open[sock.fileno()] = _Connection(sock)
+        self.connections += 1
+        if self._pace:  # each at its own time
+            due = time.monotonic() + random.random() * self._most / self._pace
+            heapq.heappush(self._paced, (due, sock.fileno()))
+        else:
+            self._epoll.register(sock, select.EPOLLIN)
 
     def _read(self, connection: _Connection) -> int:
         """Read once; give the number of bytes, 0 also where there were none yet."""
@@ -220,22 +241,10 @@ def start(channel: socket.socket, large_buffers: bool = False, **how: Any) -> Si
     return Sink(listener, **how, control=channel)
 
 
-def main(arguments: Sequence[str], notes: Any) -> int:
+def main(options: Any, notes: Any) -> int:
     """Serve the command ``sink`` until Ctrl-C; give the exit status."""
-    from bench.console import Parser, say, size  # only now: helpers need them not
+    from bench.console import say  # only now: helpers need it not
 
-    parser = Parser(
-        prog="python -m bench sink",
-        description="Receive what python -m bench send sends, here or from another machine, "
-        "until Ctrl-C.",
-    )
-    add = parser.add_argument
-    add("--host", default=HOST, help=f"address to listen on (default: {HOST})")
-    add("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0: any free")
-    add("--discard", action="store_true", help="throw bytes away in the kernel (MSG_TRUNC)")
-    rate = "read no more than this from each connection in a second, as 400K"
-    add("--pace", metavar="BYTES/S", type=size, default=0, help=rate)
-    options = parser.parse_args(arguments)
     allow_many_descriptors()
     with listen(options.host, options.port) as listener:
         host, port = listener.getsockname()[:2]

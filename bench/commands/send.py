@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.console import numbers, size, sizes
 from bench.errors import BadInputError, BenchError
 from bench.measure import Case, Settings, Work
 from bench.meter import LATE_UNITS
@@ -73,27 +72,6 @@ class _Sweep(NamedTuple):
     title: str
     senders: Sequence[str]
     points: Sequence[_Point]
-
-
-def send_options(parser: argparse.ArgumentParser) -> None:
-    """Add what this command alone can be told."""
-    add = parser.add_argument
-    add(
-        "what",
-        metavar="HOST:PORT FILE",
-        nargs="*",
-        help="the receiver (python -m bench sink, or whatever reads), and the file to send; "
-        "without them a receiver is started, and files of random bytes are made",
-    )
-    add("--senders", metavar="NAME,NAME", help="let these alone take turns")
-    add("--baseline", metavar="NAME", help=f"whom ratios are to (default: {BASELINE})")
-    add("--size", metavar="SIZES", type=sizes, help="sizes of files, as 4K,1M")
-    add("--times", metavar="N,N", type=numbers, help="how often each connection sends a file")
-    add("--connections", metavar="N,N", type=numbers, help="connections at once")
-    add("--buffer", metavar="SIZES", type=sizes, help="bytes that one call moves, as 2K,32K")
-    add("--cold", action="store_true", help="drop files from the page cache before each turn")
-    add("--discard", action="store_true", help="let the receiver that is started discard bytes")
-    add("--pace", metavar="BYTES/S", type=size, help="let it read each connection no faster")
 
 
 def send(options: argparse.Namespace) -> list[Work]:

@@ -27,24 +27,6 @@ _WARM: Final = {"warm_size": 4 * KIB, "warm_times": 2}
 """It is small: only loop and engine are to be ready, the connection is a new one."""
 
 
-def sendfile_options(parser: argparse.ArgumentParser) -> None:
-    """Add what this command alone can be told."""
-    parser.add_argument(
-        "--awake",
-        metavar="US",
-        type=_microseconds,
-        help="how long receivers look for more before they sleep; default: 50 for the work "
-        "'stream', 0 for the others",
-    )
-
-
-def _microseconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1e6:
-        raise ValueError(text)
-    return number / 1e6
-
-
 def sendfile(_: argparse.Namespace) -> list[Work]:
     """Give the works of ``sendfile``."""
     return [

@@ -5,26 +5,24 @@ import hashlib
 import json
 import socket
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from bench.console import positive, sizes
-from bench.errors import BenchError
+from bench.errors import BadInputError, BenchError
 from bench.measure import Case, Settings, Work
 from bench.scratch import hash_of, make_file, warm
+from bench.sink import SinkProcess
 from bench.units import GIB, KIB, MIB, show_size
 from bench.web.servers import NOT_APPLICABLE, SERVERS, Running, has_module, program
 
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
-_FILES: Final = tuple(SERVERS)[:9]
 _STARLETTE: Final = ("uvicorn", "uvicorn+aiozc", "uvicorn+aiozc's classes")
 _STATIC: Final = (*_STARLETTE, "ServeStatic", "ServeStatic+aiozc")
 _UNITS: Final = {
@@ -43,41 +41,21 @@ _RANGED: Final = {True: 64 * MIB, False: GIB}
 _CLIENTS: Final = 4
 
 
-def http_options(parser: argparse.ArgumentParser) -> None:
-    """Add what these commands alone can be told."""
-    add = parser.add_argument
-    add("--servers", metavar="NAME,NAME", type=_servers, help="let these alone take turns")
-    add("--size", metavar="SIZES", type=sizes, help="as 4K,1M")
-    add("--connections", metavar="N", type=positive, default=16)
-    add("--seconds", metavar="N", type=positive, help="for each turn of wrk")
-
-
-web_options = http_options
-
-
-def flood_options(parser: argparse.ArgumentParser) -> None:
-    """Add what ``flood`` alone can be told."""
-    add = parser.add_argument
-    three = ["nginx", "uvicorn", "uvicorn+aiozc"]
-    help_ = "let these take turns, in place of nginx,uvicorn,uvicorn+aiozc"
-    add("--servers", metavar="NAME,NAME", type=_servers, default=three, help=help_)
-    add("--slow", metavar="N", type=positive, default=200, help="slow readers")
-    add("--seconds", metavar="N", type=positive, default=5, help="for each turn")
-
-
-def _servers(text: str) -> list[str]:
-    for name in text.split(","):
+def _servers(options: argparse.Namespace, default: Sequence[str] = ()) -> Sequence[str]:
+    names = options.servers.split(",") if options.servers else default
+    for name in names:
         if name not in SERVERS:
-            told = f"there is no server {name!r}; there are {', '.join(SERVERS)}"
-            raise argparse.ArgumentTypeError(told)
-    return text.split(",")
+            raise BadInputError(f"there is no server {name!r}; there are {', '.join(SERVERS)}")
+    return names
 
 
 def http(options: argparse.Namespace) -> list[Work]:
     """Give the work of ``http``."""
     check_installed()
     several = (4 * KIB, MIB, 100 * MIB) if options.quick else (4 * KIB, 64 * KIB, MIB, 100 * MIB)
-    prepare = partial(_files, "files", options.size or several, options.servers or _FILES)
+    prepare = partial(
+        _files, "files", options.size or several, _servers(options, tuple(SERVERS)[:9])
+    )
     remarks = {name: f"not measured: {why}" for name, why in NOT_APPLICABLE.items()}
     title = "Whole files, asked for by wrk; CPU: all processes of the server"
     return [Work("files", title, "nginx", prepare, remarks, by_contender=True)]
@@ -86,7 +64,7 @@ def http(options: argparse.Namespace) -> list[Work]:
 def web(options: argparse.Namespace) -> list[Work]:
     """Give the works of ``web``."""
     check_installed()
-    files = partial(_files, "static", options.size or (4 * KIB, MIB), options.servers or _STATIC)
+    files = partial(_files, "static", options.size or (4 * KIB, MIB), _servers(options, _STATIC))
     return [
         Work("static", "StaticFiles, and ServeStatic", "uvicorn", files, by_contender=True),
         Work("ranges", "Ranges of a large file", "uvicorn", _ranges, by_contender=True),
@@ -166,7 +144,7 @@ def _files(
 
 
 def _ranges(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    site = Site(settings, stack, settings.options.servers or _STARLETTE)
+    site = Site(settings, stack, _servers(settings.options, _STARLETTE))
     size = _RANGED[settings.quick]
     file = site.add(size)
     with file.open("rb") as opened:
@@ -182,7 +160,7 @@ def _ranges(settings: Settings, stack: ExitStack) -> Iterator[Case]:
 
 
 def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    site = Site(settings, stack, settings.options.servers or _STARLETTE)
+    site = Site(settings, stack, _servers(settings.options, _STARLETTE))
     several = (MIB, 16 * MIB) if settings.quick else (MIB, 100 * MIB, GIB)
     titles = ["PUT", "form"]
     if not has_module("python_multipart"):
@@ -217,19 +195,19 @@ def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
 # and then, and beside a flood of requests for 1 MiB by all of wrk's connections at once.
 
 _SMALL, _FLOOD, _SLOW = 4 * KIB, MIB, 100 * MIB
-_PIECE, _PERIOD = 4 * KIB, 0.1
-"""What a slow reader takes, and the seconds between two times."""
+_SLOWLY, _PERIOD = 40_000, 0.1
+"""Bytes that a slow reader takes in a second, and the seconds between two looks at a server."""
 
 
 def flood(options: argparse.Namespace) -> list[Work]:
     """Give the work of ``flood``."""
     check_installed()
     title = f"A request for 4 KiB beside {options.slow} slow readers and a flood"
-    return [Work("flood", title, options.servers[0], _flood, by_contender=True)]
+    return [Work("flood", title, _servers(options)[0], _flood, by_contender=True)]
 
 
 def _flood(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    options, site = settings.options, Site(settings, stack, settings.options.servers)
+    options, site = settings.options, Site(settings, stack, _servers(settings.options))
     hashes = {size: hash_of(site.add(size)) for size in (_SMALL, _FLOOD, _SLOW)}
 
     def check(name: str) -> None:
@@ -238,12 +216,13 @@ def _flood(settings: Settings, stack: ExitStack) -> Iterator[Case]:
 
     def turn(name: str) -> dict[str, Any]:
         running = site.running[name]
-        with SlowReaders(running.port, options.slow) as slow, ThreadPoolExecutor(1) as pool:
+        with SinkProcess(pace=_SLOWLY) as slow, ThreadPoolExecutor(1) as pool:
+            slow.ask("ask_for", port=running.port, path=f"/{_SLOW}.bin", count=options.slow)
             _settle(running)
             flooding = pool.submit(site.drive, _FLOOD, options.connections, (), name)
             small = site.drive(_SMALL, 1, (), name)
             flooded = flooding.result()
-            slow.check()
+            check_all_served(slow, options.slow)
         return {
             "wait p50": small["latency p50"],
             "wait p99": small["latency p99"],
@@ -256,6 +235,12 @@ def _flood(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     yield Case(title, units, site.names, turn, check, rounds=(3, 3))
 
 
+def check_all_served(slow: SinkProcess, count: int) -> None:
+    """Raise BenchError where some of the slow readers were not served on."""
+    if given_up := count - len(slow.counts()):
+        raise BenchError(f"{given_up} slow readers were given up")
+
+
 def _settle(running: Running) -> None:
     """Wait until the server has filled the slow readers' send buffers, 4 MiB each."""
     deadline, used = time.monotonic() + 30, 1.0
@@ -263,55 +248,6 @@ def _settle(running: Running) -> None:
         before = running.cpu()
         time.sleep(_PERIOD)
         used = running.cpu() - before
-
-
-class SlowReaders:
-    """Connections that ask for a large file each, and read a little of it now and then."""
-
-    def __init__(self, port: int, count: int) -> None:
-        self._given, self._leaving = count, threading.Event()
-        self._socks = [_asking(port) for _ in range(count)]
-        self._thread = threading.Thread(target=self._read)
-
-    def check(self) -> None:
-        """Raise BenchError where one of them was not served on."""
-        if given_up := self._given - len(self._socks):
-            raise BenchError(f"{given_up} slow readers were given up")
-
-    def _read(self) -> None:
-        while not self._leaving.wait(_PERIOD):
-            for sock in tuple(self._socks):
-                with suppress(BlockingIOError):
-                    if not _received(sock):
-                        self._socks.remove(sock)
-                        sock.close()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._leaving.set()
-        self._thread.join()
-        for sock in self._socks:
-            sock.close()
-
-
-def _received(sock: socket.socket) -> bytes:
-    try:
-        return sock.recv(_PIECE)
-    except ConnectionError:
-        return b""
-
-
-def _asking(port: int) -> socket.socket:
-    """Return a connection that has asked for the large file, and has little room for it."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)
-    sock.connect(("127.0.0.1", port))
-    sock.sendall(f"GET /{_SLOW}.bin HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-    sock.setblocking(False)
-    return sock
 
 
 # Driving a server: by wrk, whose figures a script prints as JSON, and by uploads.

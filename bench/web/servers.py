@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +22,12 @@ from bench.errors import BadInputError, BenchError
 from bench.processes import cpu_time, end_with_parent, importing_bench
 from bench.sink import listen
 
-_FILE_SERVER: Final = Path(__file__).parents[2] / "examples" / "file_server.py"
-_OUR_PROTOCOL: Final = "aiozc.integrations.uvicorn"
-_OUR_CLASSES: Final = "aiozc.integrations.starlette"
+_OURS: Final = Path(__file__).parents[1]
 _NGINX: Final = Path(__file__).with_name("nginx.conf")
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What is to be served, and where."""
-
-    directory: Path
-    scratch: Path
-    port: int
+_UVICORN: Final = (
+    "{python} -m uvicorn bench.web.application:app --no-access-log --log-level error --loop uvloop "
+    "--port {port}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +37,8 @@ class Server:
     name: str
     needs: Sequence[str]
     """Programs (as ``/nginx``) and modules, without which it is only listed."""
-    command: Callable[[Site], list[str]]
+    command: str
+    """What starts it, with names in braces."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str | None:
@@ -68,61 +63,10 @@ def has_module(name: str) -> bool:
     return False
 
 
-def _nginx(site: Site) -> list[str]:
-    configuration = site.scratch / "nginx.conf"
-    text = _NGINX.read_text().format(scratch=site.scratch, port=site.port, directory=site.directory)
-    if os.geteuid() == 0:  # else it becomes nobody, who cannot read a temporary directory
-        text = "user root;" + text
-    configuration.write_text(text)
-    return [program("nginx") or "nginx", "-c", str(configuration), "-p", str(site.scratch)]
-
-
-def _aiohttp(kind: str) -> Callable[[Site], list[str]]:
-    module = [sys.executable, "-m", "bench.web.aiohttp_server", kind]
-    return lambda site: [*module, str(site.directory), str(site.port)]
-
-
-def _python(*arguments: str) -> Callable[[Site], list[str]]:
-    return lambda site: [sys.executable, *arguments, "--port", str(site.port)]
-
-
-def _uvicorn(http: str) -> Callable[[Site], list[str]]:
-    quiet = ("--no-access-log", "--log-level", "error", "--loop", "uvloop", "--http", http)
-    return _python("-m", "uvicorn", "bench.web.application:app", *quiet)
-
-
-_STARLETTE: Final = ("uvicorn", "starlette", "httptools", "uvloop")
-_STOCK, _OURS = _uvicorn("httptools"), _uvicorn(f"{_OUR_PROTOCOL}:HttpToolsProtocol")
-_GRANIAN: Final = ("--interface", "asgi", "--workers", "1", "--no-log")
-_SERVESTATIC: Final = {"BENCH_SERVESTATIC": "1"}
-_ALL: Final = (
-    Server("nginx", ["/nginx"], _nginx),
-    Server("aiohttp", ["aiohttp"], _aiohttp("asyncio")),
-    Server("aiohttp uvloop", ["aiohttp", "uvloop"], _aiohttp("uvloop")),
-    Server("aiohttp+aiozc", ["aiohttp"], _aiohttp("aiozc-asyncio")),
-    Server("aiohttp+aiozc uvloop", ["aiohttp", "uvloop"], _aiohttp("aiozc-uvloop")),
-    Server("uvicorn", _STARLETTE, _STOCK),
-    Server("uvicorn+aiozc", [*_STARLETTE, _OUR_PROTOCOL], _OURS),
-    Server(
-        "file_server.py+aiozc",
-        ["httptools", "uvloop"],
-        lambda site: _python(str(_FILE_SERVER), str(site.directory))(site),
-    ),
-    Server(
-        "granian",
-        ["granian", "starlette"],
-        _python("-m", "granian", "bench.web.application:app", *_GRANIAN),
-    ),
-    Server(
-        "uvicorn+aiozc's classes",
-        [*_STARLETTE, _OUR_CLASSES],
-        _OURS,
-        {"BENCH_CLASSES": _OUR_CLASSES},
-    ),
-    Server("ServeStatic", [*_STARLETTE, "servestatic"], _STOCK, _SERVESTATIC),
-    Server("ServeStatic+aiozc", [*_STARLETTE, "servestatic", _OUR_PROTOCOL], _OURS, _SERVESTATIC),
-)
-SERVERS: Final = {server.name: server for server in _ALL}
+SERVERS: Final = {
+    name: Server(name, **told)
+    for name, told in tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).items()
+}
 NOT_APPLICABLE: Final = {
     "nginx+aiozc": "nginx is no Python program",
     "file_server.py": "it sends by aiozc alone",
@@ -145,9 +89,14 @@ class Running:
         scratch.mkdir()
         self.name, self.port = server.name, _free_port()
         self._said = (scratch / "said").open("w+b")
+        site = {"scratch": scratch, "port": self.port, "directory": directory}
+        user = "user root;" if os.geteuid() == 0 else ""  # nobody cannot read a temporary directory
+        (scratch / "nginx.conf").write_text(user + _NGINX.read_text().format(**site))
+        more = {"python": sys.executable, "nginx": program("nginx"), "ours": _OURS}
+        words = server.command.replace("{uvicorn}", _UVICORN).split()
         files = {"BENCH_DIRECTORY": str(directory)}
         self._process = subprocess.Popen(
-            server.command(Site(directory, scratch, self.port)),
+            [word.format(**site, **more) for word in words],
             env={**importing_bench(), **files, **server.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -15,11 +15,11 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from bench.__main__ import COMMANDS
 from bench.commands import calls, crowds, overview, recvfile, relay, sendfile
 from bench.commands.crowds import Crowd
 from bench.commands.recvfile import UPLOADERS
 from bench.commands.relay import PROXIES
+from bench.console import COMMANDS
 from bench.processes import importing_bench
 from bench.record import RUNS
 from bench.samples import Record
@@ -106,7 +106,7 @@ def test_the_help_and_the_refusal_of_what_is_no_command_name_every_command(
     assert status == 2
     for name, command in COMMANDS.items():
         assert f"\n  {name} " in told
-        assert command.purpose in told
+        assert command["purpose"] in told
         assert name in refused
     assert {run.partition(" ")[0] for run in RUNS} <= COMMANDS.keys()
 

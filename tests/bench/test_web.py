@@ -3,8 +3,6 @@
 import os
 import select
 import socket
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import pytest
 from bench.errors import BenchError
 from bench.samples import Record
 from bench.scratch import make_file
+from bench.sink import SinkProcess
 from bench.web import commands
-from bench.web.commands import SlowReaders, upload
+from bench.web.commands import check_all_served, upload
 from bench.web.servers import SERVERS, Running, Server
 from tests.bench.conftest import Bench
 
@@ -41,8 +40,9 @@ http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def server_of(program: str) -> Server:
-    return Server("a server", [], lambda site: [sys.executable, "-c", program, str(site.port)])
+def server_of(path: Path, program: str) -> Server:
+    path.write_text(program)
+    return Server("a server", [], f"{{python}} {path} {{port}}")
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,8 @@ def wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
-    server = server_of("import sys; print('first', file=sys.stderr); sys.exit('no such luck')")
+    program = "import sys; print('first', file=sys.stderr); sys.exit('no such luck')"
+    server = server_of(tmp_path / "server", program)
 
     with (
         Running(server, tmp_path, tmp_path / "scratch") as running,
@@ -69,7 +70,7 @@ def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
 
 
 def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path) -> None:
-    with Running(server_of(LIAR), tmp_path, tmp_path / "scratch") as running:
+    with Running(server_of(tmp_path / "liar", LIAR), tmp_path, tmp_path / "scratch") as running:
         running.wait_ready()
         assert running.cpu() > 0
         with pytest.raises(BenchError, match=r"an upload (was answered by 'HTTP/1.0 500|broke)"):
@@ -85,14 +86,14 @@ def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path
 def test_what_is_not_installed_is_named() -> None:
     needs = {"/no-such-program": "no-such-program", "no_such.module": "the module no_such.module"}
     for need, told in needs.items():
-        assert Server("s", ["json", need], lambda _: []).missing() == f"{told} is not installed"
-    assert Server("s", ["/sh", "json"], lambda _: []).missing() is None
+        assert Server("s", ["json", need], "").missing() == f"{told} is not installed"
+    assert Server("s", ["/sh", "json"], "").missing() is None
 
 
 def test_a_server_that_sends_other_bytes_is_named_and_not_measured(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SERVERS, "aiohttp", server_of(LIAR))
+    monkeypatch.setitem(SERVERS, "aiohttp", server_of(tmp_path / "liar", LIAR))
 
     status, _, err = bench("http", "--servers", "aiohttp", "--size", "4K", "--rounds", "1")
 
@@ -127,14 +128,14 @@ def test_a_flood_shows_what_a_small_request_waits_beside_it(recorded: Recorded) 
 
     values = {sample.metric: sample.value for sample in record.samples}
     assert values == {"wait p50": 1.5, "wait p99": 2.5, "flood": 5}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with SlowReaders(listener.getsockname()[1], 3) as slow:
-            served = [listener.accept()[0] for _ in range(3)]
-            slow.check()
-            for one in served[1:]:
-                one.close()
-            while len(slow._socks) > 1:
-                time.sleep(0.01)
-            with pytest.raises(BenchError, match="2 slow readers were given up"):
-                slow.check()
+    with socket.create_server(("127.0.0.1", 0)) as listener, SinkProcess(pace=10**6) as slow:
+        slow.ask("ask_for", port=listener.getsockname()[1], path="/file", count=3)
+        served = [listener.accept()[0] for _ in range(3)]
+        check_all_served(slow, 3)
+        for one in served[1:]:
+            one.shutdown(socket.SHUT_WR)
+            one.close()
+        slow.wait_counts(lambda counts: len(counts) == 1)
+        with pytest.raises(BenchError, match="2 slow readers were given up"):
+            check_all_served(slow, 3)
         served[0].close()
