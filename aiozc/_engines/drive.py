@@ -73,6 +73,8 @@ async def _send_bare(
             if transfer.done and not growth.is_there():
                 return True
             await bare.send_some(at_once, transfer, source, target)
+        source.check_open()
+        target.check_open()
     finally:
         source.follow(transfer.position)
     return False

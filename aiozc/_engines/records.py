@@ -76,9 +76,11 @@ class Original:
     def own(self) -> None:
         """Have a number of our own. Raises OSError (EMFILE, ENFILE) where there can be none."""
         if self.copy < 0:
-            self.copy = self._another_number()
-            if self._identity is not None and identity(self.copy) != self._identity:
+            copy = self._another_number()
+            if self._identity is not None and identity(copy) != self._identity:
+                os.close(copy)
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
+            self.copy = copy
 
     def duplicate(self) -> None:
         """Have a number of our own, for one owner more."""
