@@ -131,11 +131,18 @@ def socket_pair(
 
 
 def fill(sock: socket.socket) -> int:
-    """Send zeros until the send buffer takes no more; return how many it took."""
-    sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sent += sock.send(bytes(64 * KIB))
+    """Send zeros until the send buffer takes no more; return how many it took.
+
+    What the kernel moves on to the receiver's buffer a moment later makes room once more.
+    """
+    sent, before = 0, -1
+    while sent != before:
+        before = sent
+        for size in (64 * KIB, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += sock.send(bytes(size))
+        time.sleep(0.002)
     return sent
 
 
