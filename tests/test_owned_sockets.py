@@ -5,6 +5,7 @@ import inspect
 import io
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -220,6 +221,54 @@ async def test_the_pipe_of_a_transport_is_refused_and_its_other_end_is_not(
         far.close()
 
 
+@pytest.mark.parametrize("reading", [True, False], ids=["read", "written"])
+async def test_a_transport_of_a_pipe_is_known_while_it_is_paused_and_by_other_numbers(
+    reading: bool, ends: Ends, connect: Connect, make_file: MakeFile
+) -> None:
+    """What its protocol was given comes before what would be taken, and more comes after it."""
+    loop = asyncio.get_running_loop()
+    sock, _ = connect()
+    await aiozc.loop_sendfile(sock, make_file(SMALL))
+    near, far = make_pipe()[:: 1 if reading else -1]
+    protocol = asyncio.Protocol if reading else asyncio.BaseProtocol
+    connecting: Any = loop.connect_read_pipe if reading else loop.connect_write_pipe
+    transport, _ = await connecting(protocol, near)
+    if reading:
+        transport.pause_reading()
+    file = ends.file(SMALL, "r+b")
+    number = os.dup(near.fileno())
+    try:
+        for end in (near, number):
+            moving = aiozc.splice_pipe(*((end, file, 10) if reading else (file, end)))
+            with pytest.raises(RuntimeError, match=r"is used by transport .*os\.pipe"):
+                await asyncio.wait_for(moving, 2)
+        transport.close()
+        await asyncio.sleep(0.01)
+        there, back = (far.fileno(), number)[:: 1 if reading else -1]
+        assert await aiozc.splice_pipe(file, there) == len(SMALL)
+        assert os.read(back, len(SMALL)) == SMALL
+    finally:
+        os.close(number)
+        far.close()
+
+
+async def test_a_terminal_that_a_transport_reads_from_is_written_to_by_another_number() -> None:
+    loop = asyncio.get_running_loop()
+    master, slave = os.openpty()
+    with io.FileIO(os.dup(slave), "w") as out, io.FileIO(slave) as keys:
+        transport, _ = await loop.connect_read_pipe(asyncio.Protocol, keys)
+        near, far = socket_pair(socket.AF_UNIX)
+        with near, far:
+            far.sendall(b"shown")
+            assert await aiozc.loop_recvfile(near, out, count=5) == 5
+            with pytest.raises(RuntimeError, match=r"is used by transport .*close the transport"):
+                await aiozc.loop_sendfile(near, keys, count=5)
+        assert os.read(master, 10) == b"shown"
+        transport.close()
+        await asyncio.sleep(0.01)
+    os.close(master)
+
+
 # A transport that begins
 
 
@@ -277,6 +326,19 @@ async def test_no_transport_is_made_of_a_socket_that_a_transfer_uses(
         aiozc.uninstall(loop)
 
 
+class Held(io.BufferedRandom):
+    """A file object that is written out once it may be."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.let_go = threading.Event()
+
+    def flush(self) -> None:
+        """Wait until it may."""
+        self.let_go.wait(10)
+        super().flush()
+
+
 @pytest.mark.parametrize("way", ["loop_recvfile", "splice_pipe", "fallback"])
 async def test_a_transport_that_begins_while_a_file_is_written_out_is_noticed(
     way: str, far_end: FarEnd, ends: Ends
@@ -284,7 +346,8 @@ async def test_a_transport_that_begins_while_a_file_is_written_out_is_noticed(
     """What a file object holds is written in a thread, before the transfer has the socket."""
     near, far = socket_pair()
     peer = far_end.peer(far)
-    file = ends.file(b"", "w+b", buffering=MIB)
+    path = ends.file(b"", "w+b").name
+    file = Held(io.FileIO(path, "w+"), MIB)
     file.write(SMALL)
     moves: dict[str, Callable[[], Coroutine[Any, Any, int]]] = {
         "loop_recvfile": lambda: aiozc.loop_recvfile(near, file, len(SMALL)),
@@ -299,12 +362,14 @@ async def test_a_transport_that_begins_while_a_file_is_written_out_is_noticed(
     assert not task.done()
     near.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=near)
+    file.let_go.set()
     peer.send(EARLY, end=True)
     with pytest.raises(RuntimeError, match="is used by transport"):
         await task
     assert await reader.read() == EARLY
     writer.close()
     await writer.wait_closed()
+    file.close()
 
 
 async def test_no_transport_is_made_of_a_pipe_end_that_a_transfer_uses(ends: Ends) -> None:

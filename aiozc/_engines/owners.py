@@ -9,8 +9,8 @@ asyncio's selector loop and uvloop have a table of their transports by number. u
 seen from Python, but among what the loop refers to (`gc.get_referents`) it is the only one of its
 kind. A number that was duplicated stands in no table: so the table is made to know inodes too.
 
-asyncio has its transports of pipes in no table. They are known by number, as long as the loop waits
-for them.
+asyncio has its transports of pipes in no table. Those that are made from then on are remembered;
+those made before are known by number, as long as the loop waits for them.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from aiozc._engines.hosts import Loop
 from aiozc._engines.records import HasFileno, Role, check_free, known
 
 Key = tuple[int, ...]
-"""A device and an inode, and of a pipe which of its ends it is."""
+"""A device and an inode; of a pipe which of its ends it is, and of a terminal its number."""
 Create = Callable[..., Coroutine[Any, Any, Any]]
 
 _MOST_CLEARED = 4096
@@ -66,6 +66,8 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
     _cleared_numbers: set[int]
     _keys: dict[int, Key]
     _numbers: dict[Key, int]
+    _pipes: "weakref.WeakValueDictionary[Key, Any]"
+    """asyncio's transports of pipes."""
     _loop: weakref.ref[Loop]
 
     def begin(self, loop: Loop) -> None:
@@ -77,11 +79,19 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
         self._cleared_numbers = set()
         self._keys = {}
         self._numbers = {}
+        self._pipes = weakref.WeakValueDictionary()
         self._loop = weakref.ref(loop)
 
     def __setitem__(self, number: int, transport: Any) -> None:
         super().__setitem__(number, transport)
         self.new.add(number)
+
+    def add_pipe(self, transport: Any) -> None:
+        """Remember a transport of a pipe, where it stands in no table."""
+        pipe = transport.get_extra_info("pipe")
+        if pipe is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._pipes[_key_of(pipe.fileno())] = transport
 
     def check(self, stream: HasFileno) -> None:
         """Raise RuntimeError where a transport of the loop uses a socket, or a pipe end."""
@@ -116,13 +126,13 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
 
     def _user_of(self, number: int) -> Any:
         """Return the transport that has this socket or pipe end open, by any number, or None."""
-        if not self.used:
+        if not (self.used or self._pipes):
             return None
         self._look_at_new()
         with contextlib.suppress(OSError):
             key = _key_of(number)
-            for one in (number, self._numbers.get(key, number)):
-                transport = self.get(one)
+            by_number = (self.get(number), self.get(self._numbers.get(key, number)))
+            for transport in (*by_number, self._pipes.get(key)):
                 if transport is not None and _uses(transport, key):
                     return transport
         return None
@@ -171,6 +181,9 @@ def _key_of(fd: int) -> Key:
         # Both ends of a pipe have one inode.
         end = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         return status.st_dev, status.st_ino, end
+    if stat.S_ISCHR(status.st_mode):
+        # What a program reads from and writes to is one terminal, by two numbers.
+        return status.st_dev, status.st_ino, fd
     return status.st_dev, status.st_ino
 
 
@@ -179,11 +192,11 @@ def _uses(transport: Any, key: Key) -> bool:
 
     One that is closing, and has nothing left to write, neither reads nor writes any more.
     """
-    sock = transport.get_extra_info("socket")
+    used = transport.get_extra_info("socket") or transport.get_extra_info("pipe")
     try:
-        if sock is None or _key_of(sock.fileno()) != key:
+        if used is None or _key_of(used.fileno()) != key:
             return False
-    except OSError:
+    except (OSError, ValueError):  # an object that is closed has no number
         return False
     return not transport.is_closing() or _has_more(transport)
 
@@ -191,7 +204,7 @@ def _uses(transport: Any, key: Key) -> bool:
 def _has_more(transport: Any) -> bool:
     try:
         return bool(transport.get_write_buffer_size())
-    except NotImplementedError:  # uvloop's transports that only read
+    except (AttributeError, NotImplementedError):  # transports that only read
         return False
 
 
@@ -209,8 +222,11 @@ def _waits_for(loop: Any, number: int) -> Any:
 
 
 def _advice(number: int) -> str:
-    if stat.S_ISFIFO(os.fstat(number).st_mode):
+    mode = os.fstat(number).st_mode
+    if stat.S_ISFIFO(mode):
         return "use a pipe that no transport uses (os.pipe)"
+    if not stat.S_ISSOCK(mode):
+        return "close the transport first"
     return (
         "send a file by loop.sendfile(transport, file), or hold the transport by"
         " aiozc.lowlevel.exclusive(transport) and use what that gives"
@@ -268,7 +284,10 @@ def _refusing(make: Create, parameter: str, positional: bool, roles: tuple[Role,
         given = options.get(parameter, arguments[-1] if positional and arguments else None)
         if given is not None:
             _check_free(given, roles)
-        return await make(*arguments, **options)
+        made = await make(*arguments, **options)
+        if parameter == "pipe":
+            owners_of(asyncio.get_running_loop()).add_pipe(made[0])
+        return made
 
     setattr(refusing, _REFUSES, True)
     return refusing
