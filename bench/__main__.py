@@ -33,7 +33,7 @@ def _main(arguments: list[str], notes: Console) -> int:
     options = parse(name, arguments, measures=run is not None)
     if run is None:
         return int(module.main(options, notes))
-    return int(run(name, getattr(module, name), options, arguments, notes))
+    return int(run(name, module, options, arguments, notes))
 
 
 if __name__ == "__main__":

@@ -135,9 +135,9 @@ def numbers(text: str) -> list[int]:
 
 def microseconds(text: str) -> float:
     """Read a time of up to a second, in us; give it in seconds."""
-    if not text.isdecimal() or int(text[:9]) > 1e6:
+    if not 0 <= (number := float(text)) <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no time from 0 to 1000000 us")
-    return int(text) / 1e6
+    return number / 1e6
 
 
 def folder(text: str) -> Path:

@@ -32,7 +32,7 @@ class Case:
     """Lets a contender do it, and counts at the far end what came of it."""
     check: Callable[[str], None] = lambda _: None
     """Lets a contender do something once whose bytes are compared by their hash."""
-    check_peers: Callable[[], None] = lambda: None
+    check_peers: Callable[[], object] = lambda: None
     """Raises BenchError where a contender may have failed because its peer has."""
     rounds: tuple[int, int] = (1, 1)
     """How many there are at most: with --quick, and without."""
@@ -55,6 +55,8 @@ class Settings:
     """Who cannot run here, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Who takes no turns any more, and why."""
+    remarks: dict[str, str] = field(default_factory=dict)
+    """What is to be said of a contender."""
 
     @property
     def quick(self) -> bool:
@@ -71,12 +73,23 @@ class Work:
     baseline: str
     prepare: Callable[[Settings, ExitStack], Iterator[Case]]
     """Gives the cases; makes files and starts processes, which end with the stack."""
-    remarks: Mapping[str, str] = field(default_factory=dict)
-    """What is to be said of a contender, and why one is not here."""
     by_contender: bool = False
     """Whether its tables have a row for each contender, not for each metric of each case."""
     brief: Sequence[str] = ()
     """The metrics that a narrow terminal shows of such a table; none: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to do something on a loop."""
+
+    name: str
+    loop: str
+    do: Callable[..., Any]
+    backend: str | None = None
+    """The backend of aiozc, where it is aiozc that does it."""
+    blocking: bool = False
+    """Whether it takes a socket that blocks; then the loop stands still meanwhile."""
 
 
 def present(settings: Settings, contenders: Mapping[str, Any]) -> list[str]:

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import math
+import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -26,21 +28,8 @@ LATE_UNITS = {"lateness p50": "ms", "lateness p99": "ms", "lateness max": "ms"}
 CPU_UNITS = {"loop CPU": "ms/GB", "process CPU": "ms/GB"}
 
 
-@dataclass(slots=True)
-class Spent:
-    """Seconds that a turn took: of the clock, of the loop's thread, of the whole process.
-
-    io_uring's workers are threads of the process and count: 2 GB read by a worker (IOSQE_ASYNC)
-    added 0.208 s to ``time.process_time`` and 0.004 s to ``time.thread_time`` (Linux 6.18).
-    """
-
-    elapsed: float
-    loop_cpu: float
-    process_cpu: float
-
-
 def per_gigabyte(size: int, turn: Mapping[str, float]) -> dict[str, float]:
-    """Give what a turn took, as `Spent` has it, for the bytes that it moved."""
+    """Give what a turn took, as a `Meter` tells it, for the bytes that it moved."""
     return {
         "throughput": size / turn["elapsed"] / 1e9,
         "loop CPU": turn["loop_cpu"] * 1e3 / (size / 1e9),
@@ -48,18 +37,47 @@ def per_gigabyte(size: int, turn: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-class Meter:
-    """Measures from the thread whose CPU time is the loop's."""
+_USED: Final = {
+    "user": "ru_utime",
+    "system": "ru_stime",
+    "voluntary": "ru_nvcsw",
+    "involuntary": "ru_nivcsw",
+    "minor faults": "ru_minflt",
+    "major faults": "ru_majflt",
+}
 
-    def __init__(self) -> None:
+
+class Meter:
+    """Measures a turn, from the thread whose CPU time is the loop's, and with a timer on it.
+
+    io_uring's workers are threads of the process and count: 2 GB read by a worker (IOSQE_ASYNC)
+    added 0.208 s to ``time.process_time`` and 0.004 s to ``time.thread_time`` (Linux 6.18).
+    """
+
+    def __init__(self, *, timer: bool = False, period: float = 0.001) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+        self._timer = LatenessTimer(period) if timer else None
+        self._usage = resource.getrusage(resource.RUSAGE_SELF)
         self._process, self._thread = time.process_time(), time.thread_time()
         self.began = time.monotonic()
 
-    def stop(self) -> Spent:
-        """Give what was spent since it was made."""
+    def stop(self) -> dict[str, float]:
+        """Give what was used since: seconds, MiB, counts, and how late the timer was."""
         elapsed = time.monotonic() - self.began
         thread, process = time.thread_time(), time.process_time()
-        return Spent(elapsed, thread - self._thread, process - self._process)
+        late = late_values(self._timer.stop()) if self._timer is not None else {}
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        status = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return {
+            "elapsed": elapsed,
+            "loop_cpu": thread - self._thread,
+            "process_cpu": process - self._process,
+            "memory": peak / 1024,
+            **{name: getattr(usage, of) - getattr(self._usage, of) for name, of in _USED.items()},
+            **late,
+        }
 
 
 @contextmanager
@@ -83,30 +101,23 @@ class LatenessTimer:
     """
 
     def __init__(self, period: float = 0.001) -> None:
-        self.period = period
-        self.lateness: list[float] = []
-        self._due = 0.0
-        self._handle: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Begin; call it on the loop."""
+        self._period = period
+        self._lateness: list[float] = []
         self._set()
 
     def stop(self) -> list[float]:
         """End, and give all lateness in seconds, also that of a time that is due already."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-            late = time.monotonic() - self._due
-            if late > 0 or not self.lateness:
-                self.lateness.append(max(late, 0.0))
-        return self.lateness
+        self._handle.cancel()
+        late = time.monotonic() - self._due
+        if late > 0 or not self._lateness:
+            self._lateness.append(max(late, 0.0))
+        return self._lateness
 
     def _set(self) -> None:
         # Not loop.time(): uvloop's is cached, and counts whole milliseconds.
-        self._due = time.monotonic() + self.period
-        self._handle = asyncio.get_running_loop().call_later(self.period, self._fire)
+        self._due = time.monotonic() + self._period
+        self._handle = asyncio.get_running_loop().call_later(self._period, self._fire)
 
     def _fire(self) -> None:
-        self.lateness.append(max(time.monotonic() - self._due, 0.0))
+        self._lateness.append(max(time.monotonic() - self._due, 0.0))
         self._set()

@@ -4,13 +4,15 @@ import argparse
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
-from bench.console import DEFAULT, console_for_tables, make_progress, say
+from bench.console import COMMANDS, DEFAULT, console_for_tables, make_progress, say
 from bench.errors import BadInputError, BenchError, describe
 from bench.figures import Figures
 from bench.measure import Settings, Work, measure
@@ -21,13 +23,13 @@ from bench.tables import NOTE, work_tables
 
 def run(
     name: str,
-    give_works: Callable[[argparse.Namespace], Sequence[Work]],
+    module: ModuleType,
     options: argparse.Namespace,
     arguments: Sequence[str],
     notes: Console,
 ) -> int:
     """Measure the works of a command; give the exit status."""
-    works = _chosen(give_works(options), options.only)
+    works = _chosen(_works(name, module, options), options.only)
     record = Record(describe_machine())
     said = shlex.join(["python", "-m", "bench", name, *arguments])
     record.commands.append(re.sub(r" --(json|dir)[ =]\S+", "", said))
@@ -45,13 +47,28 @@ def run(
             from bench.commands.overview import show
 
             out.print(show(Figures(record)))
-        _tell(record, works, settings, out, notes)
+        _tell(name, record, settings, out, notes)
     if options.json is not None:
         record.write(options.json)
     for work in works:
         if work.baseline in record.missing or work.baseline in record.failed:
             raise BenchError(f"the baseline, {work.baseline}, was not measured")
     return 1 if record.failed else 0
+
+
+def _works(name: str, module: ModuleType, options: argparse.Namespace) -> Sequence[Work]:
+    """Give the works of a command: as the table has them, or as the module makes them."""
+    if "works" not in COMMANDS[name]:
+        return list(getattr(module, name)(options))
+    return [
+        Work(
+            work,
+            how["title"],
+            how["baseline"],
+            partial(getattr(module, how["cases"]), work, **how.get("with", {})),
+        )
+        for work, how in COMMANDS[name]["works"].items()
+    ]
 
 
 def _chosen(works: Sequence[Work], only: Sequence[str] | None) -> list[Work]:
@@ -89,16 +106,15 @@ def _measure(name: str, work: Work, settings: Settings, record: Record, notes: C
             settings.failed[work.name] = describe(error)
 
 
-def _tell(
-    record: Record, works: Sequence[Work], settings: Settings, out: Console, notes: Console
-) -> None:
+def _tell(name: str, record: Record, settings: Settings, out: Console, notes: Console) -> None:
     """Say what has to be said beside the tables."""
     told = [NOTE]
-    told += {f"{who}: {what}." for work in works for who, what in work.remarks.items()}
-    told += [f"{name}: not measured: {reason}" for name, reason in record.missing.items()]
+    remarks = COMMANDS[name].get("remarks", {}) | settings.remarks
+    told += [f"{who}: {what}." for who, what in remarks.items()]
+    told += [f"{who}: not measured: {reason}" for who, reason in record.missing.items()]
     if (fleet := settings.shared.get("fleet")) is not None and fleet.unchecked:
         told.append(f"The receiver told no hash for {', '.join(fleet.unchecked)}.")
     for line in told:
         out.print(line, markup=False, highlight=False)
-    for name, reason in record.failed.items():
-        say(notes, reason if reason.startswith(name) else f"{name}: {reason}")
+    for who, reason in record.failed.items():
+        say(notes, reason if reason.startswith(who) else f"{who}: {reason}")

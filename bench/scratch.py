@@ -1,9 +1,10 @@
 """Files to send: real, incompressible, and cold when they have to be."""
 
-import ctypes
 import hashlib
 import os
+import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +16,6 @@ from bench.units import MIB
 
 _BLOCK: Final = 4 * MIB
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
-# The same number on every architecture; Linux 6.5 (include/uapi/asm-generic/unistd.h).
-_NR_CACHESTAT: Final = 451
-
-
-class _CachestatRange(ctypes.Structure):
-    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
-
-
-class _Cachestat(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
-    )
 
 
 @contextmanager
@@ -86,7 +74,7 @@ def make_cold(path: Path) -> None:
         pages = -(-os.fstat(file.fileno()).st_size // _PAGE)
         for _ in range(3):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            cached = cached_pages(file.fileno())
+            cached = cached_pages(path)
             if not cached:
                 return
             _receive_a_packet_on_each_cpu()
@@ -113,19 +101,12 @@ def _receive_a_packet_on_each_cpu() -> None:
             os.sched_setaffinity(0, cpus)
 
 
-def cached_pages(descriptor: int) -> int | None:
-    """Count the pages of a file in the page cache; None where the kernel has no cachestat(2).
+def cached_pages(path: Path) -> int | None:
+    """Count the pages of a file in the page cache; None where util-linux has no fincore(1).
 
     Not ``preadv2(RWF_NOWAIT)``: on a cold page that may start the very readahead that warms it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    found = _Cachestat()
-    everything = _CachestatRange(0, 0)
-    result = libc.syscall(
-        ctypes.c_long(_NR_CACHESTAT),
-        ctypes.c_uint(descriptor),
-        ctypes.byref(everything),
-        ctypes.byref(found),
-        ctypes.c_uint(0),
-    )
-    return int(found.cached) if result == 0 else None
+    if (fincore := shutil.which("fincore")) is None:
+        return None
+    command = [fincore, "--noheadings", "--output", "PAGES", str(path)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -4,7 +4,6 @@ pyperf calibrates the number of calls of a sample and lets each contender run in
 Run as a module, this is the script that pyperf runs in each of them.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any, Final
 import pyperf  # type: ignore[import-untyped]
 
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work
+from bench.measure import Case, Settings
 from bench.processes import importing_bench
 from bench.scratch import make_file, warm
 from bench.senders.fleet import checking, fleet_of, receive
@@ -36,13 +35,8 @@ _JOB: Final = "AIOZC_BENCH_CALL"
 _AMOUNT: Final = "--processes=2 --values=3 --warmups=1 --min-time=0.02"
 
 
-def calls(_: argparse.Namespace) -> list[Work]:
-    """Give the work."""
-    title = "One call for a small cached file, as pyperf measures it; peer discards"
-    return [Work("calls", title, STDLIB, _cases)]
-
-
-def _cases(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def cases(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the cases."""
     names = fleet_of(settings).present(_WHO)
     sink = receive(settings, stack, discard=True)
     for size in (4 * KIB, 16 * KIB, 64 * KIB)[: 1 if settings.quick else None]:
@@ -51,7 +45,7 @@ def _cases(settings: Settings, stack: ExitStack) -> Iterator[Case]:
         turn = partial(_turn, settings.scratch / "pyperf.json", sink.address, file)
         checks = checking(settings, sink)
         yield Case(
-            f"calls: {show_size(size)}", {"time": "us"}, names, turn, **checks, rounds=(1, 3)
+            f"{work}: {show_size(size)}", {"time": "us"}, names, turn, **checks, rounds=(1, 3)
         )
 
 

@@ -1,6 +1,5 @@
 """``pace`` and ``mixed``: many clients at once, slow ones alone, or small requests beside all."""
 
-import argparse
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work
+from bench.measure import Case, Settings
 from bench.processes import Helper, Watch, allow_many_descriptors
 from bench.scratch import make_cold, make_file, make_sparse_file, warm
 from bench.senders.fleet import checking, fleet_of, start_worker
-from bench.senders.table import EVERYWHERE, STDLIB
+from bench.senders.table import EVERYWHERE
 from bench.sink import SinkProcess
 from bench.units import GIB, KIB, MIB
 
@@ -46,20 +45,12 @@ _TIMES: Final = {True: (0.4, 0.6), False: (3.0, 5.0)}
 """Seconds that buffers fill, and that are looked at then: with --quick, and without."""
 
 
-def pace(_: argparse.Namespace) -> list[Work]:
-    """Give the works of ``pace``."""
-    titles = {
-        "default": "Slow clients, send buffers as the kernel sizes them",
-        "small": f"Slow clients, send buffers of {_SMALL_BUFFER // 1000} KB",
-    }
-    return [Work(name, title, STDLIB, partial(_paces, name)) for name, title in titles.items()]
-
-
-def _paces(name: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def paces(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the cases of slow clients, with send buffers of a size or as the kernel has them."""
     for crowd in _CROWDS[settings.quick]:
-        if name == "small":
+        if work == "small":
             crowd = crowd._replace(send_buffer=_SMALL_BUFFER)
-        yield crowd_case(settings, stack, name, crowd, *_TIMES[settings.quick])
+        yield crowd_case(settings, stack, work, crowd, *_TIMES[settings.quick])
 
 
 def crowd_case(
@@ -125,16 +116,8 @@ _MIXED: Final = {True: (0.6, 64 * MIB, 4 * MIB), False: (5.0, GIB, 64 * MIB)}
 _WAITS: Final = {"wait p50": "ms", "wait p99": "ms", "wait max": "ms"}
 
 
-def mixed(_: argparse.Namespace) -> list[Work]:
-    """Give the work of ``mixed``."""
-    title = (
-        f"{_RATE} requests a second for 4 KiB beside {_STREAMS} streams, {_CLIENTS} slow clients "
-        f"and {_COLD} cold files"
-    )
-    return [Work("mixed", title, STDLIB, _mixed)]
-
-
-def _mixed(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def mixed_cases(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the case of small requests beside streams, slow clients and cold files."""
     seconds, large, cold = _MIXED[settings.quick]
     small = make_file(settings.scratch / "mixed-small", 4 * KIB)
     stream = make_sparse_file(settings.scratch / "mixed-stream", large)
@@ -145,7 +128,7 @@ def _mixed(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     names = fleet_of(settings).present(EVERYWHERE)
     turn = partial(mix, small=small, stream=stream, cold=colds, seconds=seconds)
     units = {**_WAITS, "process CPU": "%", "streams": "GB/s"}
-    yield Case(f"mixed: for {seconds:g} s", units, names, turn, **checks, rounds=(1, 3))
+    yield Case(f"{work}: for {seconds:g} s", units, names, turn, **checks, rounds=(1, 3))
 
 
 def mix(name: str, small: Path, stream: Path, cold: list[Path], seconds: float) -> dict[str, Any]:

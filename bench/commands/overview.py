@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Final
 
 from rich.table import Table
@@ -28,7 +27,7 @@ def overview(options: argparse.Namespace) -> list[Work]:
     options.quick, options.rounds = True, options.rounds or 2
     return [
         _some("small", STDLIB, sendfile.small),
-        _some("discards", STDLIB, partial(sendfile.middle_cases, "discards")),
+        _some("discards", STDLIB, sendfile.middle),
         _some("stream", STDLIB, sendfile.stream),
         _some("cold", STDLIB, sendfile.cold),
         _some("slow", STDLIB, _slow),
@@ -37,24 +36,23 @@ def overview(options: argparse.Namespace) -> list[Work]:
     ]
 
 
-def _slow(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    yield crowds.crowd_case(settings, stack, "slow", crowds.Crowd(300, 50_000), 1.0, 1.5)
+def _slow(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    yield crowds.crowd_case(settings, stack, work, crowds.Crowd(300, 50_000), 1.0, 1.5)
 
 
 def _some(
-    name: str, baseline: str, prepare: Callable[[Settings, ExitStack], Iterator[Case]]
+    name: str, baseline: str, prepare: Callable[[str, Settings, ExitStack], Iterator[Case]]
 ) -> Work:
     """Take of a work what is shown, and of its contenders those who are."""
     wanted = {baseline, *_WHO[0], *_WHO[1]}
 
     def cases(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-        for case in prepare(settings, stack):
-            called = f"{name}:{case.name.partition(':')[2]}"
-            if any(fnmatchcase(called, pattern) for _, pattern, _ in _ROWS):
+        for case in prepare(name, settings, stack):
+            if any(fnmatchcase(case.name, pattern) for _, pattern, _ in _ROWS):
                 names = [each for each in case.contenders if each in wanted]
                 ring = any(each in _WHO[0] for each in names)
                 names = [each for each in names if not (ring and each in _WHO[1])]
-                yield replace(case, name=called, contenders=names)
+                yield replace(case, contenders=names)
 
     return Work(name, name, baseline, cases)
 

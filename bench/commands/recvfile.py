@@ -1,55 +1,29 @@
 """What is measured of ``loop_recvfile``: uploads into a file."""
 
-import argparse
 import asyncio
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 import aiozc
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work, present
-from bench.meter import (
-    CPU_UNITS,
-    LATE_UNITS,
-    LatenessTimer,
-    Meter,
-    late_values,
-    no_garbage_collection,
-    per_gigabyte,
-)
+from bench.measure import Case, Contender, Settings, present
+from bench.meter import CPU_UNITS, LATE_UNITS, Meter, no_garbage_collection, per_gigabyte
 from bench.processes import Helper, tell
 from bench.scratch import hash_of, make_file, warm
-from bench.senders.worker import loop_factory
+from bench.senders.worker import run_on
 from bench.sink import listen
 from bench.sources import source_of
 from bench.units import GIB, KIB, MIB, show_size
 
-Receive = Callable[[socket.socket, IO[bytes]], Awaitable[int]]
-"""``await receive(sock, file)`` takes a stream to its end; gives the number of bytes."""
-
 _AT_ONCE: Final = 256 * KIB
 _WARM_SIZE: Final = 1024 * KIB
 _TIME_LIMIT: Final = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Uploader:
-    """One way to receive, and the kind of loop it runs on."""
-
-    name: str
-    loop: str
-    receive: Receive
-    backend: str | None = None
-    """The backend of aiozc, where it is aiozc that receives."""
-    blocking: bool = False
-    """Whether it takes a socket that blocks; then the loop stands still meanwhile."""
 
 
 async def _write_in_threads(sock: socket.socket, file: IO[bytes]) -> int:
@@ -72,12 +46,12 @@ BASELINE: Final = "recv_into, write"
 UPLOADERS: Final = {
     uploader.name: uploader
     for uploader in (
-        Uploader(BASELINE, "asyncio", _write_in_threads),
-        Uploader("recv_into, write, uvloop", "uvloop", _write_in_threads),
-        Uploader("aiozc", "asyncio", aiozc.loop_recvfile, "io_uring"),
-        Uploader("aiozc readiness", "asyncio", aiozc.loop_recvfile, "readiness"),
-        Uploader("aiozc uvloop", "uvloop", aiozc.loop_recvfile, "io_uring"),
-        Uploader("copyfileobj, blocking", "asyncio", _copy, blocking=True),
+        Contender(BASELINE, "asyncio", _write_in_threads),
+        Contender("recv_into, write, uvloop", "uvloop", _write_in_threads),
+        Contender("aiozc", "asyncio", aiozc.loop_recvfile, "io_uring"),
+        Contender("aiozc readiness", "asyncio", aiozc.loop_recvfile, "readiness"),
+        Contender("aiozc uvloop", "uvloop", aiozc.loop_recvfile, "io_uring"),
+        Contender("copyfileobj, blocking", "asyncio", _copy, blocking=True),
     )
 }
 
@@ -119,28 +93,23 @@ class Receiver:
         if self._uploader.backend is not None:
             os.environ["AIOZC_BACKEND"] = self._uploader.backend
 
-    def find(self, name: str) -> Uploader:
+    def find(self, name: str) -> Contender:
         """Find the uploader."""
         return UPLOADERS[name]
 
     def receive(self, path: str, timer: bool) -> dict[str, Any]:
         """Receive a little, so that loop and engine are set up, and then what is measured."""
-        with asyncio.Runner(loop_factory=loop_factory(self._uploader.loop)) as runner:
-            return runner.run(self._receive(Path(path).open("xb"), timer))
+        return run_on(self._uploader.loop, self._receive(Path(path).open("xb"), timer))
 
     async def _receive(self, file: IO[bytes], timer: bool) -> dict[str, Any]:
         with self._accept() as sock, tempfile.TemporaryFile() as warm_file:
-            await self._uploader.receive(sock, warm_file)
+            await self._uploader.do(sock, warm_file)
         tell(self._channel, gave="warm")
         with file, self._accept() as sock, no_garbage_collection():
-            late = LatenessTimer()
-            if timer:
-                late.start()
-            meter = Meter()
-            received = await self._uploader.receive(sock, file)
+            meter = Meter(timer=timer)
+            received = await self._uploader.do(sock, file)
             file.flush()
-            spent = asdict(meter.stop()) | {"received": received}
-            return spent | (late_values(late.stop()) if timer else {})
+            return {**meter.stop(), "received": received}
 
     def _accept(self) -> socket.socket:
         sock, _ = self._listener.accept()
@@ -154,27 +123,19 @@ SIZES: Final = {True: 96 * MIB, False: GIB}
 _TMPFS: Final = Path("/dev/shm")
 
 
-def recvfile(_: argparse.Namespace) -> list[Work]:
-    """Give the works."""
-    title = "Uploads into a new file, not synced; lateness is another turn's"
-    return [
-        Work("tmpfs", f"{title}; on tmpfs", BASELINE, _on_tmpfs),
-        Work("disk", f"{title}; on a disk", BASELINE, on_disk),
-    ]
-
-
-def _on_tmpfs(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def on_tmpfs(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the case of uploads into a file in memory."""
     if not _TMPFS.is_dir() or _filesystem(_TMPFS) != "tmpfs":
         raise BenchError(f"{_TMPFS} is not a tmpfs")
     name = stack.enter_context(tempfile.TemporaryDirectory(prefix="aiozc-bench-", dir=_TMPFS))
-    yield _uploads(settings, stack, "tmpfs", Path(name))
+    yield _uploads(settings, stack, work, Path(name))
 
 
-def on_disk(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def on_disk(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the case of uploads into a file on a disk."""
     if _filesystem(settings.scratch) == "tmpfs":
         raise BenchError("files would lie on a tmpfs; choose a directory on a disk with --dir")
-    yield _uploads(settings, stack, "disk", settings.scratch)
+    yield _uploads(settings, stack, work, settings.scratch)
 
 
 def _uploads(settings: Settings, stack: ExitStack, work: str, where: Path) -> Case:

@@ -3,7 +3,6 @@
 A proxy that runs on a loop measures itself; HAProxy is measured from outside, by a helper.
 """
 
-import argparse
 import asyncio
 import ctypes
 import gc
@@ -14,26 +13,22 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import aiozc
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work, present
-from bench.meter import CPU_UNITS, LATE_UNITS, LatenessTimer, Meter, late_values, per_gigabyte
+from bench.measure import Case, Contender, Settings, present
+from bench.meter import CPU_UNITS, LATE_UNITS, Meter, per_gigabyte
 from bench.processes import Helper, Watch, allow_many_descriptors, cpu_time, end_with_parent
 from bench.scratch import make_file, make_sparse_file, warm
-from bench.senders.worker import loop_factory
+from bench.senders.worker import run_on
 from bench.sink import HOST, SinkProcess, listen
 from bench.sources import AT_ONCE, CONGESTION, source_of
 from bench.units import KIB, MIB
-
-Forward = Callable[[socket.socket, socket.socket], Awaitable[tuple[int, int]]]
-"""Forwards between two sockets, both ways; gives the bytes each way."""
 
 
 class ProxyProcess(Helper):
@@ -49,34 +44,22 @@ class ProxyProcess(Helper):
         return HOST, int(self.ready["port"])
 
 
-@dataclass(frozen=True, slots=True)
-class LoopProxy:
-    """A proxy in Python, on a loop."""
-
-    name: str
-    loop: str
-    forward: Forward
-    backend: str | None = None
-    """The backend of aiozc, where it is aiozc that forwards."""
-
-
 class _Server:
     """One that runs; ``begin`` and ``end`` are what the parent asks for."""
 
-    def __init__(self, proxy: LoopProxy, channel: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(self, proxy: Contender, channel: socket.socket, target: tuple[str, int]) -> None:
         self._proxy, self._channel, self._target = proxy, channel, target
         self._listener = listen()
         self._forwarded = 0
         self._lanes: set[asyncio.Task[None]] = set()
-        self._meter, self._timer = Meter(), LatenessTimer()
+        self._meter = Meter()
         self.ready = {"port": self._listener.getsockname()[1], "measured": os.getpid()}
         if proxy.backend is not None:
             os.environ["AIOZC_BACKEND"] = proxy.backend
 
     def serve(self) -> None:
         """Run the loop until the parent goes."""
-        with asyncio.Runner(loop_factory=loop_factory(self._proxy.loop)) as runner:
-            runner.run(self._run())
+        run_on(self._proxy.loop, self._run())
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -107,23 +90,19 @@ class _Server:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
             await asyncio.get_running_loop().sock_connect(far, tuple(self._target))
-            there, _ = await self._proxy.forward(near, far)
+            there, _ = await self._proxy.do(near, far)
             self._forwarded += there
 
     async def _begin(self, timer: bool) -> None:
         gc.collect()
         gc.disable()
-        self._forwarded, self._timer = 0, LatenessTimer()
-        if timer:
-            self._timer.start()
-        self._meter = Meter()
+        self._forwarded, self._meter = 0, Meter(timer=timer)
 
     async def _end(self) -> dict[str, Any]:
         while self._lanes:
             await asyncio.wait(self._lanes)
-        spent = asdict(self._meter.stop()) | {"forwarded": self._forwarded}
         gc.enable()
-        return spent | (late_values(self._timer.stop()) if self._timer.lateness else {})
+        return {**self._meter.stop(), "forwarded": self._forwarded}
 
 
 async def _forward_by_streams(near: socket.socket, far: socket.socket) -> tuple[int, int]:
@@ -159,25 +138,16 @@ _DESCRIPTORS_PER_CONNECTION: Final = 3
 _NR_PIDFD_GETFD: Final = 438
 
 
-@dataclass(frozen=True, slots=True)
-class HAProxy:
-    """HAProxy in TCP mode, with one thread, which may splice."""
-
-    name: str
-    tuning: str = ""
-    """A line of its section ``global``."""
-
-
 class _HAProxyServer:
-    """One that runs, looked at from here."""
+    """HAProxy in TCP mode, with one thread, which may splice; looked at from here."""
 
-    def __init__(self, proxy: HAProxy, target: tuple[str, int]) -> None:
+    def __init__(self, tuning: str, target: tuple[str, int]) -> None:
         listener = listen()
         most = (allow_many_descriptors() - 256) // _DESCRIPTORS_PER_CONNECTION
         configuration = os.memfd_create("configuration")
         text = _CONFIGURATION.read_text().format(
             connections=min(most, 4096),
-            tuning=proxy.tuning,
+            tuning=tuning,
             listener=listener.fileno(),
             host=target[0],
             port=target[1],
@@ -225,19 +195,20 @@ def _set_congestion_control(pid: int) -> None:
 # Who takes turns
 
 BASELINE: Final = "streams"
-_LARGE_PIPES: Final = HAProxy("HAProxy, large pipes", f"tune.pipesize {MIB}")
-PROXIES: Final[dict[str, LoopProxy | HAProxy]] = {
-    proxy.name: proxy
-    for proxy in (
-        LoopProxy(BASELINE, "asyncio", _forward_by_streams),
-        LoopProxy("streams uvloop", "uvloop", _forward_by_streams),
-        LoopProxy("aiozc", "asyncio", aiozc.relay, "io_uring"),
-        LoopProxy("aiozc readiness", "asyncio", aiozc.relay, "readiness"),
-        LoopProxy("aiozc uvloop", "uvloop", aiozc.relay, "io_uring"),
-        # Left to itself, it takes pipes as they come, of 64 KiB.
-        *((HAProxy("HAProxy"), _LARGE_PIPES) if _HAPROXY is not None else ()),
-    )
+# Left to itself, HAProxy takes pipes as they come, of 64 KiB.
+_TUNINGS: Final = {"HAProxy": "", "HAProxy, large pipes": f"tune.pipesize {MIB}"}
+_ON_LOOPS: Final = (
+    Contender(BASELINE, "asyncio", _forward_by_streams),
+    Contender("streams uvloop", "uvloop", _forward_by_streams),
+    Contender("aiozc", "asyncio", aiozc.relay, "io_uring"),
+    Contender("aiozc readiness", "asyncio", aiozc.relay, "readiness"),
+    Contender("aiozc uvloop", "uvloop", aiozc.relay, "io_uring"),
+)
+PROXIES: Final[dict[str, Contender | str]] = {
+    **{proxy.name: proxy for proxy in _ON_LOOPS},
+    **(_TUNINGS if _HAPROXY is not None else {}),
 }
+"""Those on a loop, and how HAProxy is tuned: a line of its section ``global``."""
 
 
 def haproxy_remark(path: str | None) -> str:
@@ -252,13 +223,10 @@ def haproxy_remark(path: str | None) -> str:
     )
 
 
-REMARKS: Final = {"HAProxy": haproxy_remark(_HAPROXY)}
-
-
 def start(channel: socket.socket, name: str, target: tuple[str, int]) -> Any:
     """Start the proxy of a process."""
     proxy = PROXIES[name]
-    if isinstance(proxy, HAProxy):
+    if isinstance(proxy, str):
         return _HAProxyServer(proxy, target)
     return _Server(proxy, channel, target)
 
@@ -271,16 +239,6 @@ SIZES: Final = {True: 96 * _MEGABYTE, False: 1000 * _MEGABYTE}
 _CHECKED: Final = 700_001
 _GREETING: Final = 4 * KIB
 _SETTLING: Final = 0.5
-
-
-def relay(_: argparse.Namespace) -> list[Work]:
-    """Give the works."""
-    stream = "A proxy between source and receiver, which discards; lateness is another turn's"
-    return [
-        Work("stream", stream, BASELINE, streams, REMARKS),
-        Work("idle", "Idle relays, after 4 KiB over each", BASELINE, _idle, REMARKS),
-        Work("direct", "From source to receiver without a proxy", "no proxy", _direct),
-    ]
 
 
 def pass_through(
@@ -334,10 +292,11 @@ def _start(settings: Settings, stack: ExitStack, size: int) -> tuple[Helper, Sin
     return source, stack.enter_context(SinkProcess(discard=True, large_buffers=True))
 
 
-def streams(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def streams(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of streams through proxies."""
     size = SIZES[settings.quick]
     source, sink = _start(settings, stack, size)
+    settings.remarks["HAProxy"] = haproxy_remark(_HAPROXY)
     names = present(settings, PROXIES)
     running = {name: stack.enter_context(ProxyProcess(name, sink.address)) for name in names}
     checked = make_file(settings.scratch / "checked", _CHECKED)
@@ -351,14 +310,14 @@ def streams(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     def turn(connections: int, name: str) -> dict[str, float]:
         used = running[name]
         values = per_gigabyte(size, pass_through(source, used, sink, connections, size))
-        if isinstance(PROXIES[name], LoopProxy):
+        if isinstance(PROXIES[name], Contender):
             # Another time: waits of a loop with a timer cost more, and the timer is a load.
             return pass_through(source, used, sink, connections, size, timer=True) | values
         return values
 
     for connections in (1, AT_ONCE):
         yield Case(
-            f"stream: {size // _MEGABYTE} MB, {connections} conn.",
+            f"{work}: {size // _MEGABYTE} MB, {connections} conn.",
             {"throughput": "GB/s", **CPU_UNITS, **LATE_UNITS},
             names,
             partial(turn, connections),
@@ -385,7 +344,8 @@ def stay_idle(
     return {"process CPU": cpu, "threads": watch.threads, "memory growth": watch.growth / MIB}
 
 
-def _idle(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def idle(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the case of relays over which nothing goes."""
     relays, seconds = (200, 0.4) if settings.quick else (2000, 5.0)
     need, hard = 3 * relays + 100, allow_many_descriptors()
     if hard < need:
@@ -397,12 +357,13 @@ def _idle(settings: Settings, stack: ExitStack) -> Iterator[Case]:
             return stay_idle(source, proxy, sink, relays, seconds)
 
     units = {"process CPU": "%", "threads": "", "memory growth": "MiB"}
-    title = f"idle: {relays}, for {seconds:g} s"
+    title = f"{work}: {relays}, for {seconds:g} s"
     names = present(settings, PROXIES)
     yield Case(title, units, names, turn, check_peers=sink.check, rounds=(1, 2))
 
 
-def _direct(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def direct(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the cases without a proxy."""
     size = SIZES[settings.quick]
     source, sink = _start(settings, stack, size)
 
@@ -411,6 +372,6 @@ def _direct(settings: Settings, stack: ExitStack) -> Iterator[Case]:
         return {"throughput": size / _end(source, size // connections) / 1e9}
 
     for connections in (1, AT_ONCE):
-        name = f"direct: {size // _MEGABYTE} MB, {connections} conn."
+        name = f"{work}: {size // _MEGABYTE} MB, {connections} conn."
         case = partial(turn, connections)
         yield Case(name, {"throughput": "GB/s"}, ["no proxy"], case, rounds=(2, 3), budget=0.5)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.errors import BadInputError, BenchError
+from bench.errors import BadInputError
 from bench.measure import Case, Settings, Work
 from bench.meter import LATE_UNITS
 from bench.processes import allow_many_descriptors
@@ -47,12 +47,6 @@ _UNITS: Final = {
     **LATE_UNITS,
 }
 _BRIEF: Final = ("throughput", "time", "CPU", "loop CPU", "lateness p99", "lateness max")
-_REMARKS: Final = {
-    "CPU": "that of the process, io_uring's workers included; loop CPU: the loop's thread; how it "
-    "divides into user and system is what the kernel saw at its clock ticks, 1 to 10 ms apart",
-    "voluntary, involuntary": "context switches, of a turn as are calls and faults",
-    "uvloop transport": "which of its calls were short is not known: the loop makes them itself",
-}
 
 
 class _Point(NamedTuple):
@@ -93,7 +87,7 @@ def send(options: argparse.Namespace) -> list[Work]:
         if names and baseline not in names:
             names.insert(0, baseline)
         prepare = partial(_cases, sweep, names, baseline)
-        work = Work(sweep.name, sweep.title, baseline, prepare, _REMARKS, True, _BRIEF)
+        work = Work(sweep.name, sweep.title, baseline, prepare, by_contender=True, brief=_BRIEF)
         works += [work] if names else []
     if not works:
         raise BadInputError("none of these senders takes part in that")
@@ -150,38 +144,26 @@ def _split(what: Sequence[str]) -> tuple[tuple[str, int] | None, Path | None]:
     if len(what) > 2:
         raise BadInputError(f"one receiver and one file, not also {what[2]!r}")
     host, _, port = what[0].rpartition(":") if what else ("", "", "")
-    if len(what) == 2 or (host and port.isdecimal() and not Path(what[0]).exists()):
-        if not (host and port.isdecimal() and int(port) < 65536):
-            raise BadInputError(f"{what[0]!r} is no HOST:PORT")
-        return _resolve(host.strip("[]"), int(port)), _file(what[1]) if len(what) == 2 else None
+    known = host and port.isdecimal() and int(port) < 65536
+    if len(what) == 2 and not known:
+        raise BadInputError(f"{what[0]!r} is no HOST:PORT")
+    if len(what) == 2 or (known and not Path(what[0]).exists()):
+        return check_address((host.strip("[]"), int(port))), _file(what[1]) if what[1:] else None
     return None, _file(what[0]) if what else None
 
 
-def _resolve(host: str, port: int) -> tuple[str, int]:
+def check_address(address: tuple[str, int]) -> tuple[str, int]:
+    """Give the first of a host's addresses where a receiver takes connections."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadInputError(f"there is no host {host!r}: {reason}") from None
-    told = ""
-    for *_, address in found:  # of one name the sink may listen on any
-        try:
-            _check_address((str(address[0]), port))
-        except BenchError as error:
-            told = str(error)
-        else:
-            return str(address[0]), port
-    raise BadInputError(told)
-
-
-def _check_address(address: tuple[str, int]) -> None:
-    """Raise BenchError if nobody takes a connection there."""
-    try:
-        socket.create_connection(address, timeout=5).close()
+        with socket.create_connection(address, timeout=5) as sock:
+            host, port = sock.getpeername()[:2]
+            return str(host), int(port)
+    except (socket.gaierror, UnicodeError) as error:
+        raise BadInputError(f"there is no host {address[0]!r}: {error}") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        at = f"{address[0]}:{address[1]}"
-        raise BenchError(f"the receiver at {at} takes no connections: {reason}") from None
+        at, reason = f"{address[0]}:{address[1]}", error.strerror or error
+        told = f"the receiver at {at} takes no connections: {reason}"
+        raise BadInputError(told) from None
 
 
 def _file(name: str) -> Path:
@@ -208,7 +190,7 @@ def _cases(
     options, fleet = settings.options, fleet_of(settings)
     _check_room(settings.scratch, sweep.points, options)
     address = options.address
-    check_peers: Callable[[], None] = partial(_check_address, address)
+    check_peers: Callable[[], object] = partial(check_address, address)
     if address is None:
         sink = SinkProcess(discard=options.discard, pace=options.pace or 0, awake=AWAKE)
         stack.enter_context(sink)

@@ -1,18 +1,16 @@
 """``sendfile``, ``middle``, ``zc``: one file after another, by the stdlib's way and by aiozc's."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 from bench.commands.crowds import Crowd, crowd_case
-from bench.measure import Case, Settings, Work
+from bench.measure import Case, Settings
 from bench.meter import CPU_UNITS, LATE_UNITS, per_gigabyte
 from bench.scratch import make_cold, make_file, warm
 from bench.senders.fleet import receive, sending
-from bench.senders.table import EVERYWHERE, FLOOR, STDLIB
+from bench.senders.table import EVERYWHERE, FLOOR
 from bench.sink import AWAKE
 from bench.units import GIB, KIB, MIB, show_size
 
@@ -25,23 +23,6 @@ _COLD: Final = {True: (16, 16 * MIB), False: (64, 32 * MIB)}
 """With --quick, and without; the tests have less."""
 _WARM: Final = {"warm_size": 4 * KIB, "warm_times": 2}
 """It is small: only loop and engine are to be ready, the connection is a new one."""
-
-
-def sendfile(_: argparse.Namespace) -> list[Work]:
-    """Give the works of ``sendfile``."""
-    return [
-        Work("small", "Small cached files: time of a transfer, peer discards", STDLIB, small),
-        Work("stream", "One large cached file: throughput, CPU time for a GB", STDLIB, stream),
-        Work("cold", "Cold files, all at once: how late a 1 ms timer is", STDLIB, cold),
-        Work("slow-clients", "Slow clients, served by an unprivileged process", STDLIB, _slow),
-    ]
-
-
-def middle(_: argparse.Namespace) -> list[Work]:
-    """Give the works of ``middle``."""
-    title = "Cached files, peer {}: time, latency and CPU time of a transfer"
-    peers = ("discards", "reads")
-    return [Work(peer, title.format(peer), STDLIB, partial(middle_cases, peer)) for peer in peers]
 
 
 def _repeated(path: str, size: int, connections: int, transfers: int) -> dict[str, Any]:
@@ -57,14 +38,14 @@ def _of_a_transfer(turn: dict[str, Any]) -> dict[str, float]:
     return turn | {name: turn[part] * 1e6 / turn["files"] for name, part in parts.items()}
 
 
-def small(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def small(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of small files."""
     sink = receive(settings, stack, discard=True)
     for size, transfers in _SMALL.items():
         file = make_file(settings.scratch / f"small-{size}", size)
         warm(file)
         for connections in (1, 16, 64):
-            name = f"small: {show_size(size)}, {connections} conn."
+            name = f"{work}: {show_size(size)}, {connections} conn."
             count = transfers // (4 if settings.quick else 1)
             order = _repeated(str(file), size, connections, count)
             yield sending(
@@ -75,7 +56,7 @@ def small(settings: Settings, stack: ExitStack) -> Iterator[Case]:
             )
 
 
-def middle_cases(peer: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def middle(peer: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of files between the small and the large."""
     sink = receive(settings, stack, discard=peer == "discards", awake=AWAKE)
     metrics = ("time", "latency p50", "latency p99", "loop CPU", "process CPU")
@@ -94,14 +75,14 @@ def middle_cases(peer: str, settings: Settings, stack: ExitStack) -> Iterator[Ca
             )
 
 
-def stream(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def stream(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of one large file."""
     size = _STREAM[settings.quick]
     file = str(make_file(settings.scratch / "stream", size))
     warm(settings.scratch / "stream")
     for does in ("discards", "reads"):
         sink = receive(settings, stack, discard=does == "discards", awake=AWAKE)
-        name = f"stream: {show_size(size)}, peer {does}"
+        name = f"{work}: {show_size(size)}, peer {does}"
         order = {"files": [[file]], "size": size, "warm_file": file, **_WARM}
         yield sending(
             *(settings, sink, name, {"throughput": "GB/s", **CPU_UNITS}, EVERYWHERE),
@@ -115,7 +96,7 @@ def _of_a_gigabyte(turn: dict[str, Any]) -> dict[str, float]:
     return {**turn, **per_gigabyte(turn["bytes"], turn)}
 
 
-def cold(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def cold(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the case of cold files."""
     count, size = _COLD[settings.quick]
     sink = receive(settings, stack, discard=True)
@@ -123,7 +104,7 @@ def cold(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     first = make_file(settings.scratch / "cold-warm-up", 4 * KIB)
     order = {"files": [[str(file)] for file in files], "size": size, "timer": True}
     case = sending(
-        *(settings, sink, f"cold: {count} of {show_size(size)}"),
+        *(settings, sink, f"{work}: {count} of {show_size(size)}"),
         *({**LATE_UNITS, "throughput": "GB/s"}, EVERYWHERE, _of_a_gigabyte),
         order | {"warm_file": str(first), **_WARM},
         rounds=(3, 5),
@@ -138,48 +119,29 @@ def cold(settings: Settings, stack: ExitStack) -> Iterator[Case]:
     yield replace(case, turn=turn)
 
 
-def _slow(settings: Settings, stack: ExitStack) -> Iterator[Case]:
+def slow(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
+    """Give the case of slow clients."""
     seconds = 0.6 if settings.quick else 3.0
-    yield crowd_case(settings, stack, "slow-clients", Crowd(500, 400_000), seconds, seconds)
+    yield crowd_case(settings, stack, work, Crowd(500, 400_000), seconds, seconds)
 
 
 # What it costs to know when the file may be overwritten. The shape of the first work is that of the
 # kernel's tools/testing/selftests/net/msg_zerocopy with ``-t 2`` for TCP: one connection, one
 # payload sent again and again for 2 seconds.
 
-_ZC: Final = ("zc", "zc uvloop")
-_EACH_PIECE: Final = "zc, each 64 KiB awaited"
 _COUNTS: Final = {"sends": "", "completions": "", "copies": ""}
-_REMARKS: Final = {
-    "memory": "sock_sendall from memory",
-    "zc": "sendfile_zc, and one wait for released() at the end",
-    "aiozc": "loop_sendfile, which does not know when the file is free",
-}
 
 
-def zc(_: argparse.Namespace) -> list[Work]:
-    """Give the works of ``zc``."""
-    everybody = ("memory", *_ZC, "aiozc", "MSG_ZEROCOPY")
-    until = "until the file may be overwritten, where that is told, and the peer has it"
-    pieces = "One call, beside waiting for released() after each 64 KiB"
-    again, once = f"A cached file again and again, {until}", f"A cached file once, {until}"
-    return [
-        Work("again", again, "memory", partial(_zc, "again", everybody, 8, 2.0), _REMARKS),
-        Work("once", once, "memory", partial(_zc, "once", everybody, 16, 0), _REMARKS),
-        Work(
-            "pipelined", pieces, _EACH_PIECE, partial(_zc, "pipelined", (_EACH_PIECE, *_ZC), 16, 0)
-        ),
-    ]
-
-
-def _zc(
+def zero_copies(
     work: str,
+    settings: Settings,
+    stack: ExitStack,
+    *,
     contenders: Sequence[str],
     mebibytes: int,
     seconds: float,
-    settings: Settings,
-    stack: ExitStack,
 ) -> Iterator[Case]:
+    """Give the case of one file, sent for some time, or once."""
     size = mebibytes * MIB
     seconds *= 0.15 if settings.quick else 1
     sink = receive(settings, stack, discard=False)

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from bench.errors import BenchError
-from bench.meter import LatenessTimer, late_values, percentile
+from bench.meter import Meter, percentile
 from bench.processes import tell
 from bench.senders.lanes import AwaitFile, Lane
 from bench.sink import listen
@@ -53,18 +52,16 @@ async def serve(
         tasks = [asyncio.ensure_future(send(each, size)) for (_, send), each in sends]
         values: dict[str, float] = {}
         for part, duration in (("filling", filling), ("steady", seconds)):
-            timer = LatenessTimer(_PERIOD)
-            timer.start()
-            cpu, began = time.process_time(), time.monotonic()
+            meter = Meter(timer=True, period=_PERIOD)
             done, _ = await asyncio.wait(
                 tasks, timeout=duration, return_when=asyncio.FIRST_COMPLETED
             )
-            cpu, passed = time.process_time() - cpu, time.monotonic() - began
+            spent = meter.stop()
             for task in done:
                 told = task.exception() or task.result()
                 raise BenchError(f"a transfer ended too early: {told!r}")
-            late = {f"{part} {name}": value for name, value in late_values(timer.stop()).items()}
-            values |= {f"{part} CPU": cpu / passed * 100, f"{part} seconds": passed, **late}
+            spent |= {"CPU": _percent(spent), "seconds": spent["elapsed"]}
+            values |= {f"{part} {name}": value for name, value in spent.items()}
             _stand_still(channel)
         await _cancel(tasks)
     return values
@@ -112,15 +109,19 @@ async def mix(
             *(beside(fast, path, place * every, False) for place, path in enumerate(cold)),
         ]
         tasks = [asyncio.ensure_future(each) for each in work]
-        cpu, began = time.process_time(), time.monotonic()
+        meter = Meter()
         await asyncio.gather(*(answer() for _ in range(connections)))
-        cpu, passed = time.process_time() - cpu, time.monotonic() - began
+        spent = meter.stop()
         for task in tasks:
             if task.done():
                 task.result()
         _stand_still(channel)
         await _cancel(tasks)
-    return {"process CPU": cpu / passed * 100, "seconds": passed}
+    return {"process CPU": _percent(spent), "seconds": spent["elapsed"]}
+
+
+def _percent(spent: dict[str, float]) -> float:
+    return spent["process_cpu"] / spent["elapsed"] * 100
 
 
 async def _lane(
@@ -163,64 +164,60 @@ class Requests:
 
     def __init__(self, _: socket.socket) -> None:
         self._listener = listen()
+        self._listener.setblocking(False)
         self.ready = self._listener.getsockname()
 
-    def run(
-        self, connections: int, rate: int, seconds: float, size: int, sha256: str
-    ) -> dict[str, float]:
+    def run(self, seconds: float, **how: Any) -> dict[str, float]:
         """Ask so often in each second; give how long answers took, in ms."""
-        self._listener.settimeout(_PATIENCE)
-        poll, waits = select.epoll(), list[float]()
-        clients = [_Client(self._listener.accept()[0], size) for _ in range(connections)]
-        by_number = {client.sock.fileno(): client for client in clients}
-        for client in clients:
-            poll.register(client.sock, select.EPOLLIN)
-        total, asked, began = max(1, int(rate * seconds)), 0, time.monotonic()
-        while len(waits) < total:
-            now = time.monotonic()
-            while asked < total and began + asked / rate <= now:
-                clients[asked % connections].ask(began + asked / rate)
-                asked += 1
-            if now > began + seconds + _PATIENCE:
-                raise BenchError(f"{total - len(waits)} of {total} requests were not answered")
-            until = began + asked / rate - time.monotonic() if asked < total else 1.0
-            for number, _ in poll.poll(max(until, 0)):
-                waits += by_number[number].receive()
-        poll.close()
-        for client in clients:
-            client.sock.close()
-            if client.first and hashlib.sha256(client.first).hexdigest() != sha256:
-                raise BenchError("the answers are not the bytes of the file, by their hash")
+        waits: list[float] = []
+        try:
+            asyncio.run(asyncio.wait_for(self._run(waits, seconds, **how), seconds + _PATIENCE))
+        except TimeoutError:
+            raise BenchError(f"requests were not answered, but {len(waits)}") from None
         told = {f"wait p{rank}": percentile(waits, rank) * 1e3 for rank in (50, 99)}
         return told | {"wait max": max(waits) * 1e3}
 
+    async def _run(
+        self,
+        waits: list[float],
+        seconds: float,
+        connections: int,
+        rate: int,
+        size: int,
+        sha256: str,
+    ) -> None:
+        loop, total, all_came = (
+            asyncio.get_running_loop(),
+            max(1, int(rate * seconds)),
+            asyncio.Event(),
+        )
 
-class _Client:
-    """One connection: when its open requests were due, and the answer that is coming."""
-
-    def __init__(self, sock: socket.socket, size: int) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock, self._size = sock, size
-        self._due: deque[float] = deque()
-        self._coming = bytearray()
-        self.first = b""
-
-    def ask(self, due: float) -> None:
-        """Ask for an answer."""
-        self._due.append(due)
-        self.sock.sendall(b"?")
-
-    def receive(self) -> list[float]:
-        """Take what is there; give how long the requests took that it completes."""
-        piece, now, waits = self.sock.recv(1 << 18), time.monotonic(), []
-        self._coming += piece
-        while len(self._coming) >= self._size:
-            answer = bytes(self._coming[: self._size])
-            del self._coming[: self._size]
-            self.first = self.first or answer
-            if not self._due or answer != self.first:
-                raise BenchError("an answer is not what was asked for")
-            waits.append(now - self._due.popleft())
-        if not piece:
+        async def hear(reader: asyncio.StreamReader, due: deque[float]) -> None:
+            while answer := await reader.read(1):
+                answer += await reader.readexactly(size - 1)
+                if not due or hashlib.sha256(answer).hexdigest() != sha256:
+                    raise BenchError("an answer is not what was asked for, by its hash")
+                waits.append(time.monotonic() - due.popleft())
+                if len(waits) == total:
+                    all_came.set()
             raise BenchError("the server has closed a connection")
-        return waits
+
+        async with asyncio.TaskGroup() as group:
+            lanes, hearing = [], []
+            for _ in range(connections):
+                sock, _ = await loop.sock_accept(self._listener)
+                reader, writer = await asyncio.open_connection(sock=sock)
+                lanes.append((writer, due := deque[float]()))
+                hearing.append(group.create_task(hear(reader, due)))
+            began = time.monotonic()
+            for number in range(total):
+                writer, due = lanes[number % connections]
+                due.append(began + number / rate)
+                if (early := due[-1] - time.monotonic()) > 0:
+                    await asyncio.sleep(early)
+                writer.write(b"?")
+            await all_came.wait()
+            for task in hearing:
+                task.cancel()
+        for writer, _ in lanes:
+            writer.close()

@@ -86,26 +86,6 @@ def splice_twice(lane: Lane) -> SendFile:
     )
 
 
-def uring(lane: Lane) -> SendFile:
-    """Copy each piece by a READ and then a SEND, each submitted and waited for by itself."""
-    return _by_ring(lane, _copying(lane), linked=False)
-
-
-def uring_linked(lane: Lane) -> SendFile:
-    """Copy each piece by a READ and a SEND that is linked to it, submitted together."""
-    return _by_ring(lane, _copying(lane), linked=True)
-
-
-def uring_splice(lane: Lane) -> SendFile:
-    """Move each piece by a SPLICE into a pipe and then one out of it, each waited for."""
-    return _by_ring(lane, _splicing(lane), linked=False)
-
-
-def uring_splice_linked(lane: Lane) -> SendFile:
-    """Move each piece by a SPLICE into a pipe and one out of it, linked and submitted together."""
-    return _by_ring(lane, _splicing(lane), linked=True)
-
-
 # What they share.
 
 
@@ -113,7 +93,8 @@ Prep = tuple[Callable[[int, int, int, int], Sqe], Callable[[int, int], Sqe]]
 """What takes, by descriptor, offset, length and flags; and what gives, by start and length."""
 
 
-def _copying(lane: Lane) -> Prep:
+def copying(lane: Lane) -> Prep:
+    """Prepare READ and SEND."""
     memory, out = (ctypes.c_char * lane.buffer)(), lane.sock.fileno()
     start_of = ctypes.addressof(memory)
     lane.stack.callback(lambda: memory)  # it stays as long as the lane
@@ -127,7 +108,8 @@ def _copying(lane: Lane) -> Prep:
     return read, send
 
 
-def _splicing(lane: Lane) -> Prep:
+def splicing(lane: Lane) -> Prep:
+    """Prepare a SPLICE into a pipe, and one out of it."""
     (read_end, write_end), out, here = _pipe(lane), lane.sock.fileno(), abi.NO_OFFSET
 
     def fill(file: int, offset: int, length: int, flags: int) -> Sqe:
@@ -139,8 +121,9 @@ def _splicing(lane: Lane) -> Prep:
     return fill, drain
 
 
-def _by_ring(lane: Lane, prep: Prep, *, linked: bool) -> SendFile:
-    queue, (take, give) = _Queue(lane), prep
+def by_ring(lane: Lane, *, prepare: Callable[[Lane], Prep], linked: bool) -> SendFile:
+    """Move each piece by two SQEs, each submitted and waited for by itself, or linked together."""
+    queue, (take, give) = _Queue(lane), prepare(lane)
 
     def both(file: int, offset: int, asked: int) -> tuple[int, int]:
         took, gave = queue.run(take(file, offset, asked, abi.SqeFlag.IO_LINK), give(0, asked))

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from bench.senders import awaited, plain
@@ -33,6 +34,10 @@ def _aiozc(name: str, loop: Loop, backend: Backend) -> Sender:
     return Sender(name, awaited=awaited.loop_sendfile, loop=loop, backend=backend)
 
 
+def _ring(name: str, prepare: Callable[[Lane], plain.Prep], *, linked: bool = False) -> Sender:
+    return Sender(name, partial(plain.by_ring, prepare=prepare, linked=linked), buffered=True)
+
+
 STDLIB: Final = "sock_sendfile"
 """What aiozc replaces; uvloop has none, so it is asyncio's for both loops."""
 FLOOR: Final = "os.sendfile alone"
@@ -42,10 +47,10 @@ _SENT: Final = (
     Sender("mmap+write", plain.mmap_write, buffered=True),
     Sender("splice", plain.splice_twice, buffered=True),
     Sender("sendfile", plain.send_file, buffered=True),
-    Sender("io_uring", plain.uring, buffered=True),
-    Sender("io_uring linked", plain.uring_linked, buffered=True),
-    Sender("io_uring splice", plain.uring_splice, buffered=True),
-    Sender("io_uring splice linked", plain.uring_splice_linked, buffered=True),
+    _ring("io_uring", plain.copying),
+    _ring("io_uring linked", plain.copying, linked=True),
+    _ring("io_uring splice", plain.splicing),
+    _ring("io_uring splice linked", plain.splicing, linked=True),
     Sender(STDLIB, awaited=awaited.sock_sendfile),
     Sender("sock_sendall", awaited=awaited.sock_sendall, buffered=True),
     Sender("to_thread(sendfile)", awaited=awaited.to_thread),

@@ -5,31 +5,28 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import select
 import socket
 import struct
 import termios
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, nullcontext
 from fcntl import ioctl
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 import aiozc
 from bench.errors import BenchError, describe
-from bench.meter import LatenessTimer, Meter, late_values, no_garbage_collection, percentile
+from bench.meter import Meter, no_garbage_collection, percentile
 from bench.senders import crowd
 from bench.senders.lanes import AwaitFile, Counts, Lane, SendFile, told
 from bench.senders.table import SENDERS, Sender
 from bench.sink import listen
 from bench.sources import check_answer, connect
-from bench.units import MIB
 
+Result = TypeVar("Result")
 TIME_LIMIT: Final = 120.0
 """Seconds after which a turn is given up."""
 _GRACE: Final = 0.5
@@ -91,20 +88,23 @@ class Worker:
                 route.warm = [(warm, warm_size)] * warm_times
             if self._sender.plain is not None:
                 return _send_plainly(self._sender.plain, routes)
-            return self._run(partial(_send_awaited, self._sender, routes, timer, count))
+            return run_on(self._sender.loop, _send_awaited(self._sender, routes, timer, count))
 
     def crowd(self, **plan: Any) -> dict[str, Any]:
         """Serve many slow clients."""
-        return self._run(partial(crowd.serve, self._sender.awaited, self._channel, **plan))
+        main = crowd.serve(self._sender.awaited, self._channel, **plan)
+        return run_on(self._sender.loop, main)
 
     def mix(self, **plan: Any) -> dict[str, Any]:
         """Serve small requests beside everything else."""
-        return self._run(partial(crowd.mix, self._sender.awaited, self._channel, **plan))
+        main = crowd.mix(self._sender.awaited, self._channel, **plan)
+        return run_on(self._sender.loop, main)
 
-    def _run(self, main: Callable[[], Any]) -> dict[str, Any]:
-        with asyncio.Runner(loop_factory=loop_factory(self._sender.loop)) as runner:
-            found: dict[str, Any] = runner.run(main())
-            return found
+
+def run_on(loop: str, main: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine on a loop of its own."""
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+        return runner.run(main)
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -186,10 +186,9 @@ def _send_plainly(make: Callable[[Lane], SendFile], routes: Sequence[_Route]) ->
         run: Callable[..., Iterable[None]] = map
         if len(routes) > 1:
             run = stack.enter_context(ThreadPoolExecutor(len(routes))).map
-        usage = _Usage()
+        meter = Meter()
         list(run(send_all, sends, routes))
-        usage.stop()
-        values = usage.values(routes)
+        values = _values(meter, meter.stop(), routes)
     return values | _per_call(told(route.counts for route in routes), values)
 
 
@@ -220,12 +219,9 @@ async def _send_awaited(
                 await send(file, size)
             route.counts.clear()
         before, *_ = [await _finish(route) for route in routes]
-        late = LatenessTimer()
         counted = _counted_calls(sender) if count else nullcontext(Counts())
         counts = [*(route.counts for route in routes), on_loop.enter_context(counted)]
-        if timer:
-            late.start()
-        usage = _Usage()
+        meter = Meter(timer=timer)
         if len(routes) == 1:
             await send_all(sends[0], routes[0])
         else:
@@ -233,18 +229,15 @@ async def _send_awaited(
                 for send, route in zip(sends, routes, strict=True):
                     group.create_task(send_all(send, route))
         after, *_ = [await _finish(route) for route in routes]
-        lateness = late.stop()
         # Nothing is left to do on the loop: it may stand still meanwhile.
-        usage.stop()
+        spent = meter.stop()
         for route in routes:
             if route.finish is not None:  # what it waits for may need the connection
                 route.sock.shutdown(socket.SHUT_WR)
-        values = usage.values(routes)
+        values = _values(meter, spent, routes)
     for rank in (50, 99):
         values[f"latency p{rank}"] = percentile(latencies, rank) * 1e6
     values |= {name: number - before[name] for name, number in after.items()}
-    if timer:
-        values |= late_values(lateness)
     if count and _countable(sender):
         values |= _per_call(told(counts, shortness=sender.shortness), values)
     return values
@@ -254,44 +247,17 @@ def _finish(route: _Route) -> Awaitable[dict[str, int]]:
     return asyncio.sleep(0, {}) if route.finish is None else route.finish()
 
 
-class _Usage:
-    """What the process uses between the first byte and the last call that sends."""
-
-    def __init__(self) -> None:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
-        self._before = resource.getrusage(resource.RUSAGE_SELF)
-        self._meter = Meter()
-
-    def stop(self) -> None:
-        """Take all but the time."""
-        self._spent = self._meter.stop()
-        after, before = resource.getrusage(resource.RUSAGE_SELF), self._before
-        status = Path("/proc/self/status").read_text().splitlines()
-        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-        self._used = {
-            "user": after.ru_utime - before.ru_utime,
-            "system": after.ru_stime - before.ru_stime,
-            "voluntary": after.ru_nvcsw - before.ru_nvcsw,
-            "involuntary": after.ru_nivcsw - before.ru_nivcsw,
-            "minor faults": after.ru_minflt - before.ru_minflt,
-            "major faults": after.ru_majflt - before.ru_majflt,
-            "memory": peak * 1024 / MIB,
-        }
-
-    def values(self, routes: Sequence[_Route]) -> dict[str, Any]:
-        """Give it, with what was sent, when the far ends have all."""
-        answers = [route.check() for route in routes]
-        ended = max(at for _, at in answers)
-        files = sum(route.sent for route in routes)
-        return {
-            **asdict(self._spent),
-            **self._used,
-            "elapsed": ended - self._meter.began,
-            "checked": all(checked for checked, _ in answers),
-            "files": files,
-            "bytes": files * routes[0].size,
-        }
+def _values(meter: Meter, spent: dict[str, float], routes: Sequence[_Route]) -> dict[str, Any]:
+    """Give what was spent on what was sent, when the far ends have all."""
+    answers = [route.check() for route in routes]
+    files = sum(route.sent for route in routes)
+    return {
+        **spent,
+        "elapsed": max(at for _, at in answers) - meter.began,
+        "checked": all(checked for checked, _ in answers),
+        "files": files,
+        "bytes": files * routes[0].size,
+    }
 
 
 def _per_call(counts: dict[str, float], values: dict[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from bench.measure import Case, Settings, Work
 from bench.scratch import hash_of, make_file, warm
 from bench.sink import SinkProcess
 from bench.units import GIB, KIB, MIB, show_size
-from bench.web.servers import NOT_APPLICABLE, SERVERS, Running, has_module, program
+from bench.web.servers import SERVERS, Running, has_module, program
 
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
@@ -56,9 +56,8 @@ def http(options: argparse.Namespace) -> list[Work]:
     prepare = partial(
         _files, "files", options.size or several, _servers(options, tuple(SERVERS)[:9])
     )
-    remarks = {name: f"not measured: {why}" for name, why in NOT_APPLICABLE.items()}
     title = "Whole files, asked for by wrk; CPU: all processes of the server"
-    return [Work("files", title, "nginx", prepare, remarks, by_contender=True)]
+    return [Work("files", title, "nginx", prepare, by_contender=True)]
 
 
 def web(options: argparse.Namespace) -> list[Work]:

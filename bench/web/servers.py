@@ -67,11 +67,6 @@ SERVERS: Final = {
     name: Server(name, **told)
     for name, told in tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).items()
 }
-NOT_APPLICABLE: Final = {
-    "nginx+aiozc": "nginx is no Python program",
-    "file_server.py": "it sends by aiozc alone",
-    "granian+aiozc": "granian writes to its sockets in Rust, out of reach of the event loop",
-}
 
 
 def _free_port() -> int:

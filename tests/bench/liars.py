@@ -5,7 +5,8 @@ import socket
 import time
 from typing import IO, Any
 
-from bench.commands.recvfile import UPLOADERS, Receiver, Uploader
+from bench.commands.recvfile import UPLOADERS, Receiver
+from bench.measure import Contender
 from bench.senders.lanes import Lane, SendFile
 from bench.senders.plain import read_write
 from bench.senders.table import Sender
@@ -70,24 +71,27 @@ class Liar(Worker):
         return Sender(name, awaited=lie) if lie is say_less else Sender(name, lie)
 
 
+receive = UPLOADERS["recv_into, write"].do
+
+
 async def lose_a_byte_of(sock: socket.socket, file: IO[bytes]) -> int:
-    received = await UPLOADERS["recv_into, write"].receive(sock, file)
+    received: int = await receive(sock, file)
     file.truncate(received - 1)
     return received
 
 
 async def double_a_byte_of(sock: socket.socket, file: IO[bytes]) -> int:
-    received = await UPLOADERS["recv_into, write"].receive(sock, file)
+    received: int = await receive(sock, file)
     file.write(b"?")
     return received
 
 
 async def say_less_of(sock: socket.socket, file: IO[bytes]) -> int:
-    return await UPLOADERS["recv_into, write"].receive(sock, file) - 1
+    return int(await receive(sock, file)) - 1
 
 
 class LyingReceiver(Receiver):
     """An uploader's process, of one of these."""
 
-    def find(self, name: str) -> Uploader:
-        return Uploader(name, "asyncio", globals()[name])
+    def find(self, name: str) -> Contender:
+        return Contender(name, "asyncio", globals()[name])

@@ -97,7 +97,6 @@ def test_a_percentile_is_one_of_the_values(percent: float, value: float) -> None
 def test_a_loop_that_stands_still_is_late_by_as_long(turns: int) -> None:
     async def stand_still() -> list[float]:
         timer = LatenessTimer(period=0.001)
-        timer.start()
         until = time.monotonic() + 0.011
         while time.monotonic() < until:
             pass
