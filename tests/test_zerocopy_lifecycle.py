@@ -5,11 +5,15 @@ import errno
 import gc
 import os
 import resource
+import socket
 from pathlib import Path
 
 import pytest
 
 import aiozc
+from aiozc._engines import zerocopy
+from aiozc._engines.base import TICK
+from aiozc._kernel.sockets import send_nowait
 
 from .conftest import LENDS, Connect, LoopFactory, MakeFile
 from .support import KIB, MIB, Child, FarEnd, assert_same, holdings, pattern, run_on, socket_pair
@@ -206,3 +210,28 @@ async def test_a_forked_child_knows_nothing_of_its_parents_pages(
     await send.released()
     sock.close()
     assert_same(await receiver.wait_end(), CONTENT)
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_room_is_left_alone(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a socket that takes copies only (UNIX): thousands of these cost a core else."""
+    tries = 0
+
+    def count(fd: int, data: memoryview) -> int:
+        nonlocal tries
+        tries += 1
+        return send_nowait(fd, data)
+
+    monkeypatch.setattr(zerocopy, "send_nowait", count)
+    near, far = socket_pair(socket.AF_UNIX)
+    with near, far:
+        sending = asyncio.create_task(aiozc.sendfile_zc(near, make_file(CONTENT * 10)))
+        await asyncio.sleep(2 * TICK)
+        before = tries
+        await asyncio.sleep(3 * TICK)
+        assert tries == before > 0
+        near.close()
+        with pytest.raises(OSError, match="was closed during the transfer"):
+            await sending

@@ -8,14 +8,22 @@ from collections.abc import Sequence
 from aiozc._engines.base import TICK
 from aiozc._engines.direct import IN_HAND, run_direct
 from aiozc._engines.drive import own
-from aiozc._engines.hosts import in_thread, running_loop, sleep, wait_ready
+from aiozc._engines.hosts import in_thread, running_loop, sleep
 from aiozc._engines.loans import Loan
 from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
 from aiozc._engines.records import HasFileno, Record, Stream
 from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import is_unix, send_nowait
-from aiozc._transfers.steps import AwaitRoom, LoanStep, Pause, SendCopied, SendZero
+from aiozc._transfers.steps import (
+    UNLUCKY,
+    AwaitRoom,
+    LoanStep,
+    Pause,
+    PollOut,
+    SendCopied,
+    SendZero,
+)
 from aiozc._transfers.zerocopy import ZeroCopy
 
 SEND_BUFFER = 4 << 20
@@ -235,7 +243,7 @@ async def _copy(
         while sent < len(memory):
             _check_serving(reactor)
             record.check_open()
-            sent += await _send_some(record, memory[sent:])
+            sent += await _send_some(reactor, record, memory[sent:])
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
@@ -258,10 +266,22 @@ async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:
     return memory
 
 
-async def _send_some(record: Record, memory: memoryview) -> int:
-    """Send what there is room for, or wait for room, for a while; return the bytes sent."""
+async def _send_some(reactor: Reactor, record: Record, memory: memoryview) -> int:
+    """Send what there is room for, or wait for room; return the bytes sent."""
     try:
         return send_nowait(record.target.copy, memory)
     except BlockingIOError:
-        await wait_ready(record.target.copy, TICK, writing=True)
+        await _wait_room(reactor, record)
         return 0
+
+
+async def _wait_room(reactor: Reactor, record: Record) -> None:
+    await sleep(0)  # others come first where a poll is true and a send finds no room
+    results, cancelled = await reactor.run(record, (PollOut(),))
+    if cancelled is not None:
+        raise cancelled
+    if record.fault is not None:
+        raise record.fault
+    for result in results:
+        if result < 0 and -result not in UNLUCKY:
+            raise error_from(-result, "waiting for room in the socket")
