@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -115,6 +116,17 @@ class Helper:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def told_by(*peers: Helper) -> Iterator[None]:
+    """Let the death of a peer be the error where something has failed for it."""
+    try:
+        yield
+    except BenchError:
+        for peer in peers:
+            peer.check()
+        raise
 
 
 def importing_bench() -> dict[str, str]:

@@ -49,12 +49,13 @@ def make_sparse_file(path: Path, size: int) -> Path:
     return path
 
 
-def warm(path: Path) -> None:
+def warm(path: Path) -> Path:
     """Read a file once, so that it is in the page cache."""
     buffer = bytearray(MIB)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+    return path
 
 
 def hash_of(path: Path) -> str:

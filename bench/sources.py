@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -55,8 +54,7 @@ class Source:
     ready = True
 
     def __init__(self, _: socket.socket, file: str) -> None:
-        self._file = os.open(file, os.O_RDONLY)
-        self._length = os.fstat(self._file).st_size
+        self._path = Path(file)
         self._socks: list[socket.socket] = []
         self._threads = ThreadPoolExecutor(AT_ONCE)
 
@@ -78,22 +76,14 @@ class Source:
 
     def _all(self, size: int, do: Callable[[int, int, socket.socket], Any]) -> list[Any]:
         # A thread each, which is one system call for most of a GB: it costs next to no CPU time.
-        starts = [place * size % self._length for place in range(len(self._socks))]
+        starts = [place * size for place in range(len(self._socks))]
         gave = self._threads.map(do, starts, [size] * len(starts), self._socks)
         return list(zip(starts, gave, strict=True))
 
-    def _pieces(self, at: int, size: int) -> Iterator[tuple[int, int]]:
-        """Give the parts of the file that are so many bytes from an offset on, round and round."""
-        while size:
-            length = min(size, self._length - at)
-            yield at, length
-            size, at = size - length, 0
-
     def _send_one(self, at: int, size: int, sock: socket.socket) -> None:
-        for place, length in self._pieces(at, size):
-            sent = 0
-            while sent < length:
-                sent += os.sendfile(sock.fileno(), self._file, place + sent, length - sent)
+        with self._path.open("rb") as file:
+            if size and sock.sendfile(file, at, size) != size:
+                raise BenchError(f"the file that is sent ends before byte {at + size}")
 
     def _end_one(self, at: int, size: int, sock: socket.socket) -> bytes:
         self._send_one(at, size, sock)
@@ -102,7 +92,6 @@ class Source:
             return stream.read()
 
     def _hash(self, at: int, size: int) -> str:
-        digest = hashlib.sha256()
-        for place, length in self._pieces(at, size):
-            digest.update(os.pread(self._file, length, place))
-        return digest.hexdigest()
+        with self._path.open("rb") as file:
+            file.seek(at)
+            return hashlib.sha256(file.read(size)).hexdigest()

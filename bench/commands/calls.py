@@ -40,8 +40,7 @@ def cases(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     names = fleet_of(settings).present(_WHO)
     sink = receive(settings, stack, discard=True)
     for size in (4 * KIB, 16 * KIB, 64 * KIB)[: 1 if settings.quick else None]:
-        file = make_file(settings.scratch / f"call-{size}", size)
-        warm(file)
+        file = warm(make_file(settings.scratch / f"call-{size}", size))
         turn = partial(_turn, settings.scratch / "pyperf.json", sink.address, file)
         checks = checking(settings, sink)
         yield Case(

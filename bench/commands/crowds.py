@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.errors import BenchError
 from bench.measure import Case, Settings
-from bench.processes import Helper, Watch, allow_many_descriptors
+from bench.processes import Helper, Watch, allow_many_descriptors, told_by
 from bench.scratch import make_cold, make_file, make_sparse_file, warm
 from bench.senders.fleet import checking, fleet_of, start_worker
 from bench.senders.table import EVERYWHERE
@@ -60,8 +60,7 @@ def crowd_case(
     need, most = crowd.clients * _DESCRIPTORS + 100, allow_many_descriptors()
     if need > most:
         raise BenchError(f"{crowd.clients} clients need {need} descriptors, and {most} can be had")
-    file = make_sparse_file(settings.scratch / "slow", _FILE)
-    warm(file)
+    file = warm(make_sparse_file(settings.scratch / "slow", _FILE))
     checks = checking(settings, stack.enter_context(SinkProcess()))
     names = fleet_of(settings).present(EVERYWHERE)
     turn = partial(serve, crowd=crowd, file=file, filling=filling, seconds=seconds)
@@ -69,21 +68,10 @@ def crowd_case(
     return Case(title, _UNITS, names, turn, **checks, rounds=(1, 2))
 
 
-@contextmanager
-def _told_by(*peers: Helper) -> Iterator[None]:
-    """Let the death of a peer be the error where a sender has failed for it."""
-    try:
-        yield
-    except BenchError:
-        for peer in peers:
-            peer.check()
-        raise
-
-
 def serve(name: str, crowd: Crowd, file: Path, filling: float, seconds: float) -> dict[str, Any]:
     """Let a sender serve a crowd; give its figures."""
     plan = crowd._asdict() | {"file": str(file), "size": file.stat().st_size}
-    with SinkProcess(pace=plan.pop("pace")) as sink, _told_by(sink), start_worker(name) as worker:
+    with SinkProcess(pace=plan.pop("pace")) as sink, told_by(sink), start_worker(name) as worker:
         worker.begin("crowd", address=sink.address, filling=filling, seconds=seconds, **plan)
         worker.hear()
         sink.wait_counts(lambda counts: len(counts) == crowd.clients)
@@ -140,7 +128,7 @@ def mix(name: str, small: Path, stream: Path, cold: list[Path], seconds: float) 
         SinkProcess(discard=True) as fast,
         SinkProcess(pace=_PACE) as slow,
         Helper("the client of small requests", "bench.senders.crowd:Requests") as requests,
-        _told_by(fast, slow, requests),
+        told_by(fast, slow, requests),
         start_worker(name) as worker,
     ):
         worker.begin(

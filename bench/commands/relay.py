@@ -14,8 +14,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,14 @@ import aiozc
 from bench.errors import BenchError
 from bench.measure import Case, Contender, Settings, present
 from bench.meter import CPU_UNITS, LATE_UNITS, Meter, per_gigabyte
-from bench.processes import Helper, Watch, allow_many_descriptors, cpu_time, end_with_parent
+from bench.processes import (
+    Helper,
+    Watch,
+    allow_many_descriptors,
+    cpu_time,
+    end_with_parent,
+    told_by,
+)
 from bench.scratch import make_file, make_sparse_file, warm
 from bench.senders.worker import run_on
 from bench.sink import HOST, SinkProcess, listen
@@ -236,7 +243,7 @@ def start(channel: socket.socket, name: str, target: tuple[str, int]) -> Any:
 _MEGABYTE: Final = 10**6
 SIZES: Final = {True: 96 * _MEGABYTE, False: 1000 * _MEGABYTE}
 """Bytes of a stream with --quick, and without; the tests have less."""
-_CHECKED: Final = 700_001
+_CHECKED: Final = 1_400_002
 _GREETING: Final = 4 * KIB
 _SETTLING: Final = 0.5
 
@@ -255,7 +262,7 @@ def pass_through(
 
     Raises BenchError if a byte is missing at the receiver.
     """
-    with _told_by(proxy):
+    with told_by(proxy):
         source.ask("connect", address=proxy.address, connections=connections, mark=mark)
         sink.wait_counts(lambda counts: len(counts) == connections, lambda: proxy.check(0))
         proxy.ask("begin", timer=timer)
@@ -265,16 +272,6 @@ def pass_through(
         if turn.get("forwarded", expected) != expected:
             raise BenchError(f"it says it forwarded {turn['forwarded']} bytes, not {expected}")
     return turn | {"elapsed": elapsed}
-
-
-@contextmanager
-def _told_by(proxy: ProxyProcess) -> Iterator[None]:
-    """Let the proxy's own words come before those of its peers, where it has failed."""
-    try:
-        yield
-    except BenchError as error:
-        proxy.check()
-        raise BenchError(f"{proxy.name}: {error}") from None
 
 
 def _end(source: Helper, size: int, before: int = 0) -> float:
@@ -287,8 +284,7 @@ def _end(source: Helper, size: int, before: int = 0) -> float:
 def _start(settings: Settings, stack: ExitStack, size: int) -> tuple[Helper, SinkProcess]:
     """Start a source and a receiver."""
     file = make_sparse_file(settings.scratch / "source", size)
-    warm(file)
-    source = stack.enter_context(source_of(file))
+    source = stack.enter_context(source_of(warm(file)))
     return source, stack.enter_context(SinkProcess(discard=True, large_buffers=True))
 
 
@@ -299,13 +295,12 @@ def streams(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     settings.remarks["HAProxy"] = haproxy_remark(_HAPROXY)
     names = present(settings, PROXIES)
     running = {name: stack.enter_context(ProxyProcess(name, sink.address)) for name in names}
-    checked = make_file(settings.scratch / "checked", _CHECKED)
-    checking, good = stack.enter_context(source_of(checked)), set[str]()
+    checked = make_file(settings.scratch / "relayed", _CHECKED)
+    checking = stack.enter_context(source_of(checked))
 
+    @cache
     def check(name: str) -> None:
-        if name not in good:
-            pass_through(checking, running[name], sink, 2, 2 * _CHECKED, mark=True)
-            good.add(name)
+        pass_through(checking, running[name], sink, 2, _CHECKED, mark=True)
 
     def turn(connections: int, name: str) -> dict[str, float]:
         used = running[name]
@@ -333,7 +328,7 @@ def stay_idle(
 ) -> dict[str, float]:
     """Open connections through a proxy, send a little over each, and look at it meanwhile."""
     watch = Watch(proxy.ready["measured"])
-    with _told_by(proxy):
+    with told_by(proxy):
         source.ask("connect", address=proxy.address, connections=relays)
         source.ask("send", size=_GREETING)
         greeted = [_GREETING] * relays
@@ -350,7 +345,7 @@ def idle(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     need, hard = 3 * relays + 100, allow_many_descriptors()
     if hard < need:
         raise BenchError(f"{relays} relays need {need} descriptors, and the hard limit is {hard}")
-    source, sink = _start(settings, stack, MIB)
+    source, sink = _start(settings, stack, relays * _GREETING)
 
     def turn(name: str) -> dict[str, float]:
         with ProxyProcess(name, sink.address) as proxy:

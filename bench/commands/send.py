@@ -12,10 +12,12 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench.console import COMMANDS, size, sizes
 from bench.errors import BadInputError
 from bench.measure import Case, Settings, Work
 from bench.meter import LATE_UNITS
@@ -55,8 +57,8 @@ class _Point(NamedTuple):
     size: int
     times: int
     """How often each connection sends a file, one after another."""
-    connections: int = 1
-    buffer: int = _BUFFER
+    connections: int
+    buffer: int
 
 
 class _Sweep(NamedTuple):
@@ -94,32 +96,26 @@ def send(options: argparse.Namespace) -> list[Work]:
     return works
 
 
-def _standard(quick: bool) -> list[_Sweep]:
-    if quick:
-        files, turn, large = [4 * KIB, 64 * KIB, MIB], 4 * MIB, 8 * MIB
-        buffers, pieces = [2 * KIB, 8 * KIB, 32 * KIB], [4 * KIB, 64 * KIB]
-    else:
-        files = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 16 * MIB, 128 * MIB]
-        turn = large = 128 * MIB
-        buffers = [2 * KIB, 4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB]
-        pieces = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB]
-    every = "Every sender, over the size of the file"
-    plain = "The plain system calls, over the bytes that one call moves"
-    rings = "io_uring's SQEs one at a time and linked, over the bytes that one SQE moves"
+def _standard(quick: bool) -> Iterator[_Sweep]:
+    for name, sweep in COMMANDS["send"]["sweeps"].items():
+        how = sweep["quick" if quick else "full"]
+        points = _points(sizes(how["sizes"]), sizes(how.get("buffers", "64K")), size(how["turn"]))
+        senders = [n for n in SENT if any(fnmatchcase(n, each) for each in sweep["senders"])]
+        yield _Sweep(name, sweep["title"], senders, points)
+
+
+def _points(
+    several: Sequence[int],
+    buffers: Sequence[int],
+    turn: int,
+    connections: Sequence[int] = (1,),
+    times: Sequence[int] = (),
+) -> list[_Point]:
     return [
-        _Sweep("sizes", every, SENT, [_Point(size, _times(size, turn)) for size in files]),
-        _Sweep("buffers", plain, SENT[:4], [_Point(large, 1, buffer=each) for each in buffers]),
-        _Sweep(
-            "linked",
-            rings,
-            [BASELINE, *(name for name in SENT if name.startswith("io_uring"))],
-            [_Point(large, 1, buffer=each) for each in pieces],
-        ),
+        _Point(size, count, connected, buffer)
+        for size, connected, buffer in itertools.product(several, connections, buffers)
+        for count in times or [max(1, min(1000, turn // size))]
     ]
-
-
-def _times(size: int, turn: int) -> int:
-    return max(1, min(1000, turn // size))
 
 
 def _own(options: argparse.Namespace) -> _Sweep:
@@ -130,12 +126,13 @@ def _own(options: argparse.Namespace) -> _Sweep:
     most = allow_many_descriptors() // 4
     if max(options.connections or [1]) > most:
         raise BadInputError(f"no more than {most} connections can be had at once")
-    each = (options.size or [length], options.connections or [1], options.buffer or [_BUFFER])
-    points = [
-        _Point(size, times, connections, buffer)
-        for size, connections, buffer in itertools.product(*each)
-        for times in options.times or [_times(size, 16 * MIB)]
-    ]
+    points = _points(
+        options.size or [length],
+        options.buffer or [_BUFFER],
+        16 * MIB,
+        options.connections or [1],
+        options.times or (),
+    )
     return _Sweep("own", "What was asked for", SENT, points)
 
 

@@ -42,8 +42,7 @@ def small(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of small files."""
     sink = receive(settings, stack, discard=True)
     for size, transfers in _SMALL.items():
-        file = make_file(settings.scratch / f"small-{size}", size)
-        warm(file)
+        file = warm(make_file(settings.scratch / f"small-{size}", size))
         for connections in (1, 16, 64):
             name = f"{work}: {show_size(size)}, {connections} conn."
             count = transfers // (4 if settings.quick else 1)
@@ -61,8 +60,7 @@ def middle(peer: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     sink = receive(settings, stack, discard=peer == "discards", awake=AWAKE)
     metrics = ("time", "latency p50", "latency p99", "loop CPU", "process CPU")
     for size in _MIDDLE:
-        file = make_file(settings.scratch / f"middle-{size}", size)
-        warm(file)
+        file = warm(make_file(settings.scratch / f"middle-{size}", size))
         for connections in (1, 16):
             name = f"{peer}: {show_size(size)}, {connections} conn."
             transfers = _BYTES_OF_A_TURN[settings.quick] // size
@@ -145,8 +143,7 @@ def zero_copies(
     size = mebibytes * MIB
     seconds *= 0.15 if settings.quick else 1
     sink = receive(settings, stack, discard=False)
-    file = make_file(settings.scratch / f"zc-{size}", size)
-    warm(file)
+    file = warm(make_file(settings.scratch / f"zc-{size}", size))
     # So that loop and engine are set up, and the window is open.
     warm_up = {"warm_file": str(file), "warm_size": size, "warm_times": 1}
     yield sending(

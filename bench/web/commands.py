@@ -3,14 +3,15 @@
 import argparse
 import hashlib
 import json
-import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,12 +103,10 @@ class Site:
         request = urllib.request.Request(self.url(name, size), headers=dict(headers))
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                digest = hashlib.sha256()
-                while piece := answer.read(MIB):
-                    digest.update(piece)
+                sha256 = hashlib.file_digest(answer, "sha256").hexdigest()
         except OSError as error:
             raise BenchError(f"{name}: {error}") from None
-        if expected and digest.hexdigest() != expected:
+        if expected not in ("", sha256):
             raise BenchError(f"{name} does not send the file of {size} bytes")
 
     def url(self, name: str, size: int) -> str:
@@ -117,13 +116,32 @@ class Site:
     def drive(
         self, size: int, connections: int, headers: Sequence[str], name: str
     ) -> dict[str, float]:
-        """Let wrk ask a server; give what it saw, and the server's CPU time."""
-        self.running[name].check()
-        before = self.running[name].cpu()
-        url = self.url(name, size)
-        values = drive(url, connections, self.seconds, headers)
-        spent = self.running[name].cpu() - before
-        if gigabytes := values["gigabytes"]:
+        """Let wrk ask a server for one file again and again; give what it saw, and the CPU time."""
+        running = self.running[name]
+        running.check()
+        limits = ["-t", "1", "-c", str(connections), "--timeout", "60s", "-d", f"{self.seconds}s"]
+        extra = [part for header in headers for part in ("-H", header)]
+        command = [program("wrk") or "wrk", *limits, "-s", str(_SCRIPT), *extra]
+        before = running.cpu()
+        wrk = subprocess.run(
+            [*command, self.url(name, size)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=self.seconds + 60,
+            text=True,
+            check=False,
+        )
+        spent = running.cpu() - before
+        try:
+            found = json.loads(wrk.stderr)
+        except ValueError:
+            raise BenchError(f"wrk failed: {wrk.stderr.strip() or wrk.returncode}") from None
+        if found["errors"]:
+            raise BenchError(f"wrk saw {found['errors']} errors")
+        passed, gigabytes = found["microseconds"] / 1e6, found["bytes"] / 1e9
+        values = {"requests": found["requests"] / passed, "throughput": gigabytes / passed}
+        if found["requests"]:
+            values |= {f"latency {rank}": found[rank] / 1e3 for rank in ("p50", "p99")}
             values["CPU"] = spent * 1e3 / gigabytes
         return values
 
@@ -261,38 +279,6 @@ def check_installed() -> None:
         raise BenchError("wrk is not installed (Debian package wrk)")
 
 
-def drive(
-    url: str, connections: int, seconds: int, headers: Sequence[str] = ()
-) -> dict[str, float]:
-    """Ask for one file again and again, over so many connections; give what was seen."""
-    limits = ["-t", "1", "-c", str(connections), "--timeout", "60s", "-d", f"{seconds}s"]
-    extra = [part for header in headers for part in ("-H", header)]
-    command = [program("wrk") or "wrk", *limits, "-s", str(_SCRIPT), *extra, url]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            _, said = process.communicate(timeout=seconds + 60)
-        except BaseException:
-            process.kill()
-            raise
-    try:
-        found = json.loads(said)
-    except ValueError:
-        raise BenchError(f"wrk failed: {said.strip() or process.returncode}") from None
-    if found["errors"]:
-        raise BenchError(f"wrk saw {found['errors']} errors")
-    passed = found["microseconds"] / 1e6
-    values = {
-        "requests": found["requests"] / passed,
-        "throughput": found["bytes"] / passed / 1e9,
-        "gigabytes": found["bytes"] / 1e9,
-    }
-    if found["requests"]:
-        values |= {f"latency {rank}": found[rank] / 1e3 for rank in ("p50", "p99")}
-    return values
-
-
 def upload(port: int, file: Path, clients: int, times: int, *, form: bool) -> float:
     """Let clients upload a file, each so often, and each under a name of its own.
 
@@ -302,7 +288,7 @@ def upload(port: int, file: Path, clients: int, times: int, *, form: bool) -> fl
     with ThreadPoolExecutor(clients) as threads:
         try:
             list(threads.map(lambda name: _upload(port, file, name, times, form), range(clients)))
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise BenchError(f"an upload broke: {error}") from None
     return time.monotonic() - began
 
@@ -311,17 +297,17 @@ def _upload(port: int, path: Path, name: int, times: int, form: bool) -> None:
     disposition = 'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
     before = f"--{_BOUNDARY}\r\n{disposition}".encode() if form else b""
     after = f"\r\n--{_BOUNDARY}--\r\n".encode() if form else b""
-    kind = f"Content-Type: multipart/form-data; boundary={_BOUNDARY}\r\n" if form else ""
-    length = len(before) + path.stat().st_size + len(after)
-    head = f"{'POST' if form else 'PUT'} /upload/{name} HTTP/1.1\r\nHost: localhost\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock, path.open("rb") as file:
-        answers = sock.makefile("rb")
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    with closing(connection), path.open("rb") as file:
         for _ in range(times):
-            sock.sendall(f"{head}{kind}Content-Length: {length}\r\n\r\n".encode() + before)
-            sock.sendfile(file, 0)
-            sock.sendall(after)
-            status = answers.readline()
-            if b" 200 " not in status:
-                raise BenchError(f"an upload was answered by {status.decode().strip()!r}")
-            while answers.readline() not in (b"\r\n", b""):
-                pass
+            connection.putrequest("POST" if form else "PUT", f"/upload/{name}")
+            connection.putheader("Content-Length", len(before) + path.stat().st_size + len(after))
+            if form:
+                connection.putheader("Content-Type", f"multipart/form-data; boundary={_BOUNDARY}")
+            connection.endheaders(before)
+            connection.sock.sendfile(file, 0)
+            connection.sock.sendall(after)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != HTTPStatus.OK:
+                raise BenchError(f"an upload was answered by {answer.status} {answer.reason}")

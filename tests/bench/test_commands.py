@@ -67,7 +67,7 @@ def less_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
         ("recvfile", 2, {"recv_into, write", "aiozc readiness"}, "lateness p99"),
         ("send --only linked --senders read+write", 1, {"read+write"}, "calls"),
         ("calls", 1, {"sock_sendfile"}, "time"),
-        ("zc --only once", 1, {"memory", "zc", "zc uvloop", "MSG_ZEROCOPY"}, "throughput"),
+        ("zc --only once", 1, {"memory", "MSG_ZEROCOPY"}, "throughput"),
     ],
 )
 def test_a_command_measures_shows_and_records(
@@ -76,7 +76,8 @@ def test_a_command_measures_shows_and_records(
     record, out = recorded(*arguments.split())
 
     assert len(record.works) == len({sample.work for sample in record.samples}) == works
-    assert {sample.contender for sample in record.samples} - {"aiozc"} == contenders
+    ringed = {"aiozc", "zc", "zc uvloop"}  # where a ring can be had
+    assert {sample.contender for sample in record.samples} - ringed == contenders
     assert any(sample.metric == metric and sample.value > 0 for sample in record.samples)
     assert metric in " ".join(out.split())
     assert record.machine["cpus"] >= 1

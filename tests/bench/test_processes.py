@@ -27,7 +27,7 @@ from bench.commands.relay import (
 from bench.errors import BenchError
 from bench.measure import Settings, present
 from bench.processes import Helper, importing_bench
-from bench.scratch import cached_pages, make_cold, make_file, warm
+from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
 from bench.sink import MARK, SinkProcess
 from bench.sources import source_of
 
@@ -79,12 +79,15 @@ def test_a_helper_that_dies_is_reported_to_who_waits_for_it() -> None:
             sink.check()
 
 
-@pytest.mark.parametrize("asked", ["", "; source.begin('end', size=1 << 50)"])
-def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(asked: str) -> None:
+@pytest.mark.parametrize("asked", ["", "; source.begin('end', size=1 << 30)"])
+def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(
+    asked: str, tmp_path: Path
+) -> None:
+    file = str(make_sparse_file(tmp_path / "file", 1 << 30))
     program = (
         "from pathlib import Path; from bench.sink import SinkProcess\n"
         "from bench.sources import source_of\n"
-        f"with SinkProcess() as sink, source_of(Path({__file__!r})) as source:\n"
+        f"with SinkProcess(pace=1) as sink, source_of(Path({file!r})) as source:\n"
         f"    source.ask('connect', address=sink.address, connections=1){asked}\n"
         "    print(source.pid, flush=True); input()\n"
     )
@@ -102,8 +105,8 @@ def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(asked: str
     os.close(process)
 
 
-def test_a_source_sends_its_file_over_and_over_and_checks_what_came(tmp_path: Path) -> None:
-    file = make_file(tmp_path / "file", 1000)
+def test_a_source_sends_each_its_part_of_a_file_and_checks_what_came(tmp_path: Path) -> None:
+    file = make_file(tmp_path / "file", 7500)
     with source_of(file) as source, SinkProcess() as sink:
         for mark in (False, True):
             source.ask("connect", address=sink.address, connections=3, mark=mark)
@@ -112,6 +115,10 @@ def test_a_source_sends_its_file_over_and_over_and_checks_what_came(tmp_path: Pa
         source.ask("send", size=100)
         with pytest.raises(BenchError, match="the receiver got 350 bytes in place of 300"):
             source.ask("end", size=250, before=50)
+    with source_of(file) as source, SinkProcess() as sink:
+        source.ask("connect", address=sink.address, connections=3)
+        with pytest.raises(BenchError, match="the file that is sent ends before byte 7503"):
+            source.ask("end", size=2501)
 
 
 @pytest.mark.parametrize("size", [1, 4096, 5_000_000])
@@ -129,7 +136,7 @@ def test_a_file_is_as_long_as_asked_and_cached_or_cold(size: int, tmp_path: Path
 @contextmanager
 def between_two(tmp_path: Path, name: str) -> Iterator[tuple[Helper, ProxyProcess, SinkProcess]]:
     with ExitStack() as stack:
-        source = stack.enter_context(source_of(make_file(tmp_path / "file", 70_000)))
+        source = stack.enter_context(source_of(make_file(tmp_path / "file", SIZE)))
         sink = stack.enter_context(SinkProcess(discard=True, large_buffers=True))
         yield source, stack.enter_context(ProxyProcess(name, sink.address)), sink
 

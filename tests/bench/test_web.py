@@ -73,7 +73,7 @@ def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path
     with Running(server_of(tmp_path / "liar", LIAR), tmp_path, tmp_path / "scratch") as running:
         running.wait_ready()
         assert running.cpu() > 0
-        with pytest.raises(BenchError, match=r"an upload (was answered by 'HTTP/1.0 500|broke)"):
+        with pytest.raises(BenchError, match=r"an upload (was answered by 500|broke)"):
             upload(running.port, make_file(tmp_path / "file", 10), 1, 1, form=False)
         processes = [os.pidfd_open(pid) for pid in running.processes()]
 
