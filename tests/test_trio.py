@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import pytest
@@ -17,6 +17,8 @@ import trio.testing
 
 import aiozc
 from aiozc._engines.hosts import running_loop
+from aiozc._transfers.splice import Splicing
+from aiozc._transfers.steps import Chain
 
 from .conftest import Connect, MakeFile
 from .support import (
@@ -320,6 +322,33 @@ def test_an_interrupt_ends_a_transfer_at_a_byte_that_is_known(
             assert caught[0].transferred[0] == len(arrived)  # type: ignore[attr-defined]
         else:
             assert_same(arrived, CONTENT[: file.tell()])
+
+
+@alone
+def test_an_interrupt_between_two_lines_of_a_relay_waits_until_it_knows_where_it_is(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock, receiver = connect()
+    near, far = socket_pair()
+    real, signals = Splicing.advance, [signal.SIGINT]
+
+    def advance(transfer: Splicing, chain: Chain, results: Sequence[int]) -> None:
+        if sum(results) > 0 and signals:
+            signal.raise_signal(signals.pop())
+        real(transfer, chain, results)
+
+    async def main() -> None:
+        await aiozc.relay(near, sock)
+
+    with near, far, monkeypatch.context() as patch:
+        patch.setattr(Splicing, "advance", advance)
+        far.send(pattern(150_000))
+        far.shutdown(socket.SHUT_WR)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trio.run(main)
+    sock.close()
+    arrived = receiver.ended().result()
+    assert caught.value.transferred[0] == len(arrived) > 0  # type: ignore[attr-defined]
 
 
 def feed(sock: socket.socket) -> None:

@@ -227,6 +227,8 @@ class TrioLoop:
         """Run all to their ends, as `hosts.run_all` says: what is raised is in no group."""
         errors: list[BaseException] = []
 
+        # A task that is begun here is not protected as the function is that begins it.
+        @trio.lowlevel.enable_ki_protection
         async def run(way: Coroutine[Any, Any, None]) -> None:
             try:
                 await way
