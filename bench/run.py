@@ -109,7 +109,7 @@ def _measure(name: str, work: Work, settings: Settings, record: Record, notes: C
 def _tell(name: str, record: Record, settings: Settings, out: Console, notes: Console) -> None:
     """Say what has to be said beside the tables."""
     told = [NOTE]
-    remarks = COMMANDS[name].get("remarks", {}) | settings.remarks
+    remarks = {} if name == DEFAULT else COMMANDS[name].get("remarks", {}) | settings.remarks
     told += [f"{who}: {what}." for who, what in remarks.items()]
     told += [f"{who}: not measured: {reason}" for who, reason in record.missing.items()]
     if (fleet := settings.shared.get("fleet")) is not None and fleet.unchecked:

@@ -1,16 +1,41 @@
 """Fixtures for tests of the benchmark."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.__main__ import main
+from bench.processes import importing_bench
 from bench.samples import Record, read
 
 Bench = Callable[..., tuple[int, str, str]]
 """Runs a command in this process; gives its exit status, and what it wrote to both outputs."""
+Recorded = Callable[..., tuple[Record, str]]
+"""Runs a command that is to succeed; gives what it records and shows."""
+
+
+def hear_sigint() -> None:
+    """Hear it in a child, also where the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start_python(*arguments: str, **how: Any) -> subprocess.Popen[str]:
+    """Start a Python that finds this benchmark, whose outputs are read."""
+    how = {"env": importing_bench(), **how}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_sigint,
+        text=True,
+        **how,
+    )
 
 
 @pytest.fixture
@@ -27,7 +52,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def recorded(bench: Bench, tmp_path: Path) -> Callable[..., tuple[Record, str]]:
+def recorded(bench: Bench, tmp_path: Path) -> Recorded:
     """Run commands that are to succeed; give what they record and show."""
 
     def run(*arguments: str) -> tuple[Record, str]:

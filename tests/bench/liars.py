@@ -1,8 +1,9 @@
 """Senders and receivers that are wrong, in processes of their own as the benchmark runs them."""
 
 import os
+import signal
 import socket
-import time
+from collections.abc import Callable
 from typing import IO, Any
 
 from bench.commands.recvfile import UPLOADERS, Receiver
@@ -12,29 +13,28 @@ from bench.senders.plain import read_write
 from bench.senders.table import Sender
 from bench.senders.worker import Worker
 
-# Senders are asked to send one byte first, as a try.
+
+def lying(lost: int, more: Callable[[int], bytes]) -> Callable[[Lane], SendFile]:
+    """Make a sender that loses bytes, and sends in their place what is made of the last."""
+
+    def prepare(lane: Lane) -> SendFile:
+        send_most = read_write(lane)
+
+        def send(file: IO[bytes], size: int) -> None:
+            if size == 1:  # senders are asked for that first, as a try
+                return send_most(file, size)
+            send_most(file, size - lost)
+            return lane.sock.sendall(more(os.pread(file.fileno(), 1, size - 1)[0]))
+
+        return send
+
+    return prepare
 
 
-def lose_a_byte(lane: Lane) -> SendFile:
-    send = read_write(lane)
-    return lambda file, size: send(file, size - 1 if size > 1 else size)
-
-
-def double_a_byte(lane: Lane) -> SendFile:
-    return lambda file, size: _and_then(lane, file, size, size, b"" if size == 1 else b"?")
-
-
-def turn_a_byte(lane: Lane) -> SendFile:
-    def turn(file: IO[bytes], size: int) -> None:
-        last = os.pread(file.fileno(), 1, size - 1)[0]
-        _and_then(lane, file, size, size - 1, bytes([last ^ 1]))
-
-    return turn
-
-
-def _and_then(lane: Lane, file: IO[bytes], _: int, length: int, more: bytes) -> None:
-    read_write(lane)(file, length)
-    lane.sock.sendall(more)
+lose_a_byte = lying(1, lambda _: b"")
+double_a_byte = lying(0, lambda _: b"?")
+turn_a_byte = lying(1, lambda last: bytes([last ^ 1]))
+sleep_for_ever = lying(0, lambda _: bytes(signal.sigwait(())))
 
 
 def send_for_ever(lane: Lane) -> SendFile:
@@ -45,11 +45,6 @@ def send_for_ever(lane: Lane) -> SendFile:
             send(file, size)
 
     return again
-
-
-def sleep_for_ever(lane: Lane) -> SendFile:
-    send = read_write(lane)
-    return lambda file, size: time.sleep(1000) if size > 1 else send(file, size)
 
 
 def refuse(lane: Lane) -> SendFile:

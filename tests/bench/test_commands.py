@@ -5,10 +5,7 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,10 @@ from bench.commands.relay import PROXIES
 from bench.console import COMMANDS
 from bench.processes import importing_bench
 from bench.record import RUNS
-from bench.samples import Record
 from bench.sink import SinkProcess
-from tests.bench.conftest import Bench
+from tests.bench.conftest import Bench, Recorded, start_python
 
-Recorded = Callable[..., tuple[Record, str]]
 WHO = ("sock_sendfile", "aiozc readiness")
-BENCH = [sys.executable, "-m", "bench"]
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +113,7 @@ def test_a_command_that_cannot_be_imported_says_so_in_a_sentence(
     (tmp_path / f"{package}.py").write_text("raise ImportError('not today')\n")
     env = importing_bench()
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
-    with subprocess.Popen(
-        [*BENCH, command, "--quick"], env=env, cwd=tmp_path, stdout=-1, stderr=-1, text=True
-    ) as process:
+    with start_python("-m", "bench", command, "--quick", env=env, cwd=tmp_path) as process:
         out, err = process.communicate(timeout=60)
     told = f"bench: {command} cannot run here: ImportError: not today\n"
     assert (process.returncode, out, err) == (1, "", told)
@@ -202,19 +194,8 @@ def test_a_sink_of_another_kind_will_do_and_is_said_to_tell_no_hash(
     assert "The receiver told no hash for read+write." in out
 
 
-def hear_sigint() -> None:
-    """Hear it in a child, also where the tests run in a shell's background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def test_the_sink_of_another_machine_tells_where_it_is_and_what_came() -> None:
-    with subprocess.Popen(
-        [*BENCH, "sink", "--port", "0", "--discard"],
-        env=importing_bench(),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_sigint,
-    ) as sink:
+    with start_python("-m", "bench", "sink", "--port", "0", "--discard") as sink:
         assert sink.stderr is not None
         port = int(sink.stderr.readline().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -229,14 +210,8 @@ def test_the_sink_of_another_machine_tells_where_it_is_and_what_came() -> None:
 
 def test_a_signal_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
     what = ["--dir", str(tmp_path), "--rounds", "1000", "--size", "4K"]
-    with subprocess.Popen(
-        [*BENCH, "send", *what, "--senders", "read+write,aiozc readiness"],
-        env=importing_bench(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_sigint,
-    ) as process:
+    who = ["--senders", "read+write,aiozc readiness"]
+    with start_python("-m", "bench", "send", *what, *who) as process:
         me = psutil.Process(process.pid)
         while not any((path / "file-0").exists() for path in tmp_path.iterdir()):
             select.select([], [], [], 0.02)

@@ -13,7 +13,16 @@ import pytest
 
 from bench.compare import changes
 from bench.errors import BadInputError, BenchError
-from bench.figures import Figures, ratio, show_better, show_number, show_ratio, show_spread, size_in
+from bench.figures import (
+    Figure,
+    Figures,
+    ratio,
+    show_better,
+    show_number,
+    show_ratio,
+    show_spread,
+    size_in,
+)
 from bench.measure import Case, measure
 from bench.meter import LatenessTimer, no_garbage_collection, percentile
 from bench.samples import About, Record, Sample, read
@@ -30,6 +39,12 @@ def record_of(**values: list[float]) -> Record:
         for number, value in enumerate(several)
     ]
     return Record({"cpus": 2}, works={"sendfile/small": About("small", "base")}, samples=samples)
+
+
+def figure_of(**values: list[float]) -> Figure:
+    figure = Figures(record_of(**values)).get(*CASE, "aiozc", "time")
+    assert figure is not None
+    return figure
 
 
 def case_of(values: Mapping[str, list[float]], **more: object) -> Case:
@@ -112,15 +127,12 @@ def test_a_loop_that_stands_still_is_late_by_as_long(turns: int) -> None:
 
 def test_the_median_is_over_rounds_and_the_ratio_over_pairs_of_one_round() -> None:
     # Every round's ratio is 5 but the last's, which a slow moment of the machine spoils.
-    figures = Figures(record_of(base=[50, 100, 60], aiozc=[10, 20, 60]))
-    figure = figures.get(*CASE, "aiozc", "time")
+    figure = figure_of(base=[50, 100, 60], aiozc=[10, 20, 60])
 
-    assert figure is not None
     assert (figure.median, figure.spread, figure.ratio, figure.rounds) == (20, 25, 5, 3)
     assert (show_ratio(figure), show_better(figure)) == ("5x", "5.0x better")
     assert show_spread(figure) == "±125 %"
-    alone = Figures(record_of(aiozc=[10])).get(*CASE, "aiozc", "time")
-    assert alone is not None
+    alone = figure_of(aiozc=[10])
     assert show_ratio(alone) == show_better(alone) == ""
 
 
@@ -156,10 +168,7 @@ def test_numbers_have_about_three_digits() -> None:
 def test_a_target_is_for_the_ratio_or_for_the_worst_round(
     target: tuple[float, object], values: list[float], verdict: str
 ) -> None:
-    figures = Figures(record_of(base=[40] * len(values), aiozc=values))
-    figure = figures.get(*CASE, "aiozc", "time")
-    assert figure is not None
-    assert verdict in judge(target, figure)
+    assert verdict in judge(target, figure_of(base=[40] * len(values), aiozc=values))
 
 
 def test_targets_are_found_by_the_case() -> None:

@@ -6,12 +6,11 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,10 +25,11 @@ from bench.commands.relay import (
 )
 from bench.errors import BenchError
 from bench.measure import Settings, present
-from bench.processes import Helper, importing_bench
+from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
 from bench.sink import MARK, SinkProcess
 from bench.sources import source_of
+from tests.bench.conftest import start_python
 
 SIZE = 300_000
 
@@ -47,26 +47,21 @@ def answer_to(address: tuple[str, int], *pieces: bytes) -> dict[str, object]:
         return found
 
 
-def test_a_sink_tells_how_many_bytes_came_and_the_hash_of_those_behind_a_mark() -> None:
-    with SinkProcess() as sink:
-        assert answer_to(sink.address, b"abc", b"de") == {"received": 5, "sha256": None}
+@pytest.mark.parametrize("how", [{}, {"discard": True, "large_buffers": True}, {"pace": 10**7}])
+def test_a_sink_tells_how_many_bytes_came_and_the_hash_of_those_behind_a_mark(
+    how: dict[str, Any],
+) -> None:
+    data, began = os.urandom(SIZE), time.monotonic()
+    with SinkProcess(**how) as sink:
+        assert answer_to(sink.address, bytes(10**6)) == {"received": 10**6, "sha256": None}
+        paced = time.monotonic() - began > 0.05  # 1 MB at 10 MB/s, less a step
+        assert paced or "pace" not in how
         assert answer_to(sink.address) == {"received": 0, "sha256": None}
-        sha256 = hashlib.sha256(b"abc").hexdigest()
-        assert answer_to(sink.address, MARK, b"abc") == {"received": 3, "sha256": sha256}
+        sha256 = hashlib.sha256(data).hexdigest()
+        assert answer_to(sink.address, MARK, data) == {"received": SIZE, "sha256": sha256}
         with socket.create_connection(sink.address) as sock:
             sock.sendall(b"12345")
             sink.wait_counts(lambda counts: list(counts) == [5])
-
-
-def test_sinks_that_discard_or_pace_count_and_hash_all_the_same() -> None:
-    data = os.urandom(SIZE)
-    with SinkProcess(discard=True, large_buffers=True) as sink, SinkProcess(pace=10**7) as slow:
-        began = time.monotonic()
-        assert answer_to(slow.address, bytes(1_000_000))["received"] == 1_000_000
-        assert time.monotonic() - began > 0.05  # 1 MB at 10 MB/s, less a step
-        for each in sink, slow:
-            assert answer_to(each.address, data[:9])["received"] == 9
-            assert answer_to(each.address, MARK, data)["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_a_helper_that_dies_is_reported_to_who_waits_for_it() -> None:
@@ -91,13 +86,7 @@ def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(
         f"    source.ask('connect', address=sink.address, connections=1){asked}\n"
         "    print(source.pid, flush=True); input()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        env=importing_bench(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
+    with start_python("-c", program) as parent:
         assert parent.stdout is not None
         process = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()

@@ -3,21 +3,18 @@
 import os
 import select
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench.errors import BenchError
-from bench.samples import Record
 from bench.scratch import make_file
 from bench.sink import SinkProcess
 from bench.web import commands
 from bench.web.commands import check_all_served, upload
 from bench.web.servers import SERVERS, Running, Server
-from tests.bench.conftest import Bench
+from tests.bench.conftest import Bench, Recorded
 
-Recorded = Callable[..., tuple[Record, str]]
 WRK = """#!/bin/sh
 for url; do :; done
 case "$*" in *"-H"*) range="-r 4096-8191" ;; esac
