@@ -1,6 +1,6 @@
 """``sendfile``, ``middle``, ``zc``: one file after another, by the stdlib's way and by aiozc's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
@@ -11,7 +11,7 @@ from bench.meter import CPU_UNITS, LATE_UNITS, per_gigabyte
 from bench.scratch import make_cold, make_file, warm
 from bench.senders.fleet import receive, sending
 from bench.senders.table import EVERYWHERE, FLOOR
-from bench.sink import AWAKE
+from bench.sink import AWAKE, SinkProcess
 from bench.units import GIB, KIB, MIB, show_size
 
 _SMALL: Final = {4 * KIB: 4096, 16 * KIB: 4096, 64 * KIB: 2048, 256 * KIB: 1536}
@@ -25,52 +25,50 @@ _WARM: Final = {"warm_size": 4 * KIB, "warm_times": 2}
 """It is small: only loop and engine are to be ready, the connection is a new one."""
 
 
-def _repeated(path: str, size: int, connections: int, transfers: int) -> dict[str, Any]:
-    """Give the order to send one file again and again over some connections."""
-    times = max(transfers // connections, 4)
-    warm_up = {"warm_file": path, "warm_size": size, "warm_times": max(times // 8, 4)}
-    return {"files": [[path]] * connections, "size": size, "times": times, **warm_up}
-
-
 def _of_a_transfer(turn: dict[str, Any]) -> dict[str, float]:
     """Give what one of a turn's transfers took, in us."""
     parts = {"time": "elapsed", "loop CPU": "loop_cpu", "process CPU": "process_cpu"}
     return turn | {name: turn[part] * 1e6 / turn["files"] for name, part in parts.items()}
 
 
+def _repeated(
+    settings: Settings,
+    sink: SinkProcess,
+    work: str,
+    transfers: Mapping[int, int],
+    connections: Sequence[int],
+    metrics: Sequence[str],
+    contenders: Sequence[str],
+    **rest: Any,
+) -> Iterator[Case]:
+    """Give the cases of cached files, each sent so often in a turn over some connections."""
+    units = dict.fromkeys(metrics, "us")
+    for size, count in transfers.items():
+        path = str(warm(make_file(settings.scratch / f"cached-{size}", size)))
+        for several in connections:
+            name, times = f"{work}: {show_size(size)}, {several} conn.", max(count // several, 4)
+            order = {"files": [[path]] * several, "size": size, "times": times}
+            order |= {"warm_file": path, "warm_size": size, "warm_times": max(times // 8, 4)}
+            case = settings, sink, name, units, contenders, _of_a_transfer, order
+            yield sending(*case, **rest)
+
+
 def small(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of small files."""
     sink = receive(settings, stack, discard=True)
-    for size, transfers in _SMALL.items():
-        file = warm(make_file(settings.scratch / f"small-{size}", size))
-        for connections in (1, 16, 64):
-            name = f"{work}: {show_size(size)}, {connections} conn."
-            count = transfers // (4 if settings.quick else 1)
-            order = _repeated(str(file), size, connections, count)
-            yield sending(
-                *(settings, sink, name, {"time": "us"}, (*EVERYWHERE, FLOOR)),
-                *(_of_a_transfer, order),
-                rounds=(5, 9),
-                budget=0.6,
-            )
+    counts = {size: count // (4 if settings.quick else 1) for size, count in _SMALL.items()}
+    who = (*EVERYWHERE, FLOOR)
+    rest = {"rounds": (5, 9), "budget": 0.6}
+    return _repeated(settings, sink, work, counts, (1, 16, 64), ["time"], who, **rest)
 
 
 def middle(peer: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
     """Give the cases of files between the small and the large."""
     sink = receive(settings, stack, discard=peer == "discards", awake=AWAKE)
+    counts = {size: _BYTES_OF_A_TURN[settings.quick] // size for size in _MIDDLE}
     metrics = ("time", "latency p50", "latency p99", "loop CPU", "process CPU")
-    for size in _MIDDLE:
-        file = warm(make_file(settings.scratch / f"middle-{size}", size))
-        for connections in (1, 16):
-            name = f"{peer}: {show_size(size)}, {connections} conn."
-            transfers = _BYTES_OF_A_TURN[settings.quick] // size
-            order = _repeated(str(file), size, connections, transfers)
-            yield sending(
-                *(settings, sink, name, dict.fromkeys(metrics, "us"), EVERYWHERE),
-                *(_of_a_transfer, order),
-                rounds=(2, 5),
-                budget=1.0,
-            )
+    rest = {"rounds": (2, 5), "budget": 1.0}
+    return _repeated(settings, sink, peer, counts, (1, 16), metrics, EVERYWHERE, **rest)
 
 
 def stream(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:

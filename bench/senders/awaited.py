@@ -102,7 +102,7 @@ def _pieces(lane: Lane, file: IO[bytes], size: int) -> Iterator[bytes]:
         piece = file.read(min(lane.buffer, size))
         if not piece:
             raise EOFError("the file has become shorter")
-        lane.counts["calls"] += 1
+        lane.counts.calls += 1
         size -= len(piece)
         yield piece
 

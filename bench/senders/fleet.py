@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 from bench.errors import BenchError
@@ -89,11 +90,9 @@ def checking(settings: Settings, sink: SinkProcess) -> dict[str, Any]:
     path = settings.scratch / "checked"
     if not path.exists():
         make_file(path, CHECKED)
-    fleet = fleet_of(settings)
-    check: Callable[[str], None] = lambda name: fleet.check(  # noqa: E731
-        name, sink.address, str(path), CHECKED
-    )
-    return {"check": check, "check_peers": sink.check}
+    check = fleet_of(settings).check
+    check_it = partial(check, address=sink.address, file=str(path), size=CHECKED)
+    return {"check": check_it, "check_peers": sink.check}
 
 
 def sending(

@@ -1,7 +1,6 @@
 """What senders are given: one connection and a size for the buffer, and what they count on it."""
 
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,27 +12,50 @@ AwaitFile = Callable[[IO[bytes], int], Awaitable[int]]
 """``await send(file, size)`` returns how many bytes from the file's start the socket has."""
 
 
-class Counts(Counter[str]):
+@dataclass(slots=True)
+class Counts:
     """System calls that move bytes, or submit SQEs that do, and those that moved less than asked.
 
     A call that fails, for there is no room, counts as a call.
     """
 
-    def moved(self, how: str, asked: int, got: int) -> None:
-        """Count what left a file ("read"), or what a socket took ("write")."""
+    calls: int = 0
+    short_reads: int = 0
+    short_read_bytes: int = 0
+    short_writes: int = 0
+    short_write_bytes: int = 0
+
+    def read(self, asked: int, got: int) -> None:
+        """Count what left a file."""
         if got < asked:
-            self[f"short_{how}s"] += 1
-            self[f"short_{how}_bytes"] += got
+            self.short_reads += 1
+            self.short_read_bytes += got
+
+    def wrote(self, asked: int, got: int) -> None:
+        """Count what a socket took."""
+        if got < asked:
+            self.short_writes += 1
+            self.short_write_bytes += got
+
+    def clear(self) -> None:
+        """Begin anew."""
+        for name in self.__slots__:
+            setattr(self, name, 0)
 
 
 def told(several: Iterable[Counts], *, shortness: bool = True) -> dict[str, float]:
     """Give the counts of all together, as metrics."""
-    total: Counter[str] = sum(several, Counter())
-    found: dict[str, float] = {"calls": total["calls"]}
-    for how in ("read", "write") if shortness else ():
-        found[f"short {how}s"] = total[f"short_{how}s"]
-        if total[f"short_{how}s"]:
-            found[f"mean short {how}"] = total[f"short_{how}_bytes"] / total[f"short_{how}s"]
+    total = Counts()
+    for counts in several:
+        for name in Counts.__slots__:
+            setattr(total, name, getattr(total, name) + getattr(counts, name))
+    found: dict[str, float] = {"calls": total.calls}
+    if shortness:
+        found |= {"short reads": total.short_reads, "short writes": total.short_writes}
+    if total.short_reads:
+        found["mean short read"] = total.short_read_bytes / total.short_reads
+    if total.short_writes:
+        found["mean short write"] = total.short_write_bytes / total.short_writes
     return found
 
 
@@ -61,15 +83,15 @@ class CountingSocket(socket.socket):
         lane.stack.enter_context(self)
 
     def send(self, data, *flags):  # type: ignore[no-untyped-def]  # as the base class's
-        self._counts["calls"] += 1
+        self._counts.calls += 1
         asked, got = memoryview(data).nbytes, super().send(data, *flags)
-        self._counts.moved("write", asked, got)
+        self._counts.wrote(asked, got)
         return got
 
     def sendmsg(self, buffers, *rest):  # type: ignore[no-untyped-def]
-        self._counts["calls"] += 1
+        self._counts.calls += 1
         several = list(buffers)  # asyncio gives an iterator
         asked = sum(memoryview(data).nbytes for data in several)
         got = super().sendmsg(several, *rest)
-        self._counts.moved("write", asked, got)
+        self._counts.wrote(asked, got)
         return got

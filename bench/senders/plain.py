@@ -53,8 +53,8 @@ def mmap_write(lane: Lane) -> SendFile:
             while start < size:
                 with memory[start : start + lane.buffer - start % lane.buffer] as piece:
                     sent = lane.sock.send(piece)
-                    lane.counts["calls"] += 1
-                    lane.counts.moved("write", len(piece), sent)
+                    lane.counts.calls += 1
+                    lane.counts.wrote(len(piece), sent)
                 start += sent
 
     return send
@@ -69,8 +69,8 @@ def send_file(lane: Lane) -> SendFile:
         while offset < size:
             asked = min(lane.buffer, size - offset)
             got = _some(os.sendfile(out, file.fileno(), offset, asked))
-            counts["calls"] += 1
-            counts.moved("write", asked, got)
+            counts.calls += 1
+            counts.wrote(asked, got)
             offset += got
 
     return send
@@ -148,16 +148,16 @@ def _in_pieces(lane: Lane, take: Take | Both, give: Give, *, calls: bool = True)
             asked = min(lane.buffer, size - offset)
             found = take(descriptor, offset, asked)
             held, given = found if isinstance(found, tuple) else (found, 0)
-            counts["calls"] += calls
-            counts.moved("read", asked, _some(held))
+            counts.calls += calls
+            counts.read(asked, _some(held))
             if held < asked:  # a short step cancels what is linked to it
                 given = 0
             elif isinstance(found, tuple):
-                counts.moved("write", asked, _done(given))
+                counts.wrote(asked, _done(given))
             while given < held:
                 more = _done(give(given, held - given))
-                counts["calls"] += calls
-                counts.moved("write", held - given, more)
+                counts.calls += calls
+                counts.wrote(held - given, more)
                 given += more
             offset += held
 
@@ -200,12 +200,12 @@ class _Queue:
         chain = [(*sqe[:8], place, *sqe[9:]) for place, sqe in enumerate(sqes)]
         results: dict[int, int] = {}
         self._ring.submit(chain)
-        self._counts["calls"] += 1
+        self._counts.calls += 1
         while True:
             results.update((done.user_data, done.result) for done in self._ring.drain())
             if len(results) == len(chain):
                 return [results[place] for place in range(len(chain))]
-            self._counts["calls"] += 1
+            self._counts.calls += 1
             number, more = ctypes.c_long(abi.Call.IO_URING_ENTER), len(chain) - len(results)
             if self._call(number, self._ring.fd, 0, more, _GETEVENTS, None, 0) < 0:
                 raise OSError(ctypes.get_errno(), "io_uring_enter")

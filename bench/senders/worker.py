@@ -297,9 +297,9 @@ def _hear_answer(sock: socket.socket) -> tuple[dict[str, Any] | None, float]:
 _IO: Final = Path("/proc/self/io")
 """What a process reads and writes; not there where the kernel keeps no such account."""
 _MOVERS: Final[dict[str, Callable[[Counts, Any, int], None]]] = {
-    "sendfile": lambda counts, asked, moved: counts.moved("write", asked[3], moved),
-    "write": lambda counts, asked, moved: counts.moved("write", len(asked[1]), moved),
-    "preadv": lambda counts, asked, moved: counts.moved("read", len(asked[1][0]), moved),
+    "sendfile": lambda counts, asked, moved: counts.wrote(asked[3], moved),
+    "write": lambda counts, asked, moved: counts.wrote(len(asked[1]), moved),
+    "preadv": lambda counts, asked, moved: counts.read(len(asked[1][0]), moved),
     "splice": lambda *_: None,  # the reactor's steps, which it counts
 }
 """The calls by which asyncio and aiozc move bytes, and how to tell that one was short."""
@@ -327,14 +327,14 @@ def _counted_calls(sender: Sender) -> Iterator[Counts]:
     finally:
         for name, original in originals.items():
             setattr(os, name, original)
-        counts["calls"] += 0 if sender.shortness else _writes() - writes
+        counts.calls += 0 if sender.shortness else _writes() - writes
 
 
 def _counting(
     counts: Counts, original: Callable[..., int], note: Callable[[Counts, Any, int], None]
 ) -> Callable[..., int]:
     def call(*arguments: Any, **more: Any) -> int:
-        counts["calls"] += 1
+        counts.calls += 1
         moved = original(*arguments, **more)
         note(counts, arguments, moved)
         return moved
@@ -354,9 +354,9 @@ def _counted_by_reactor(counts: Counts, *, ring: bool) -> Iterator[None]:
 
     def counting(sock: int, file: int, offset: int, length: int) -> int:
         moved = copy(sock, file, offset, length)
-        counts["calls"] += 1 if moved == -errno.ENODATA else 2
+        counts.calls += 1 if moved == -errno.ENODATA else 2
         if moved > 0:
-            counts.moved("write", length, moved)
+            counts.wrote(length, moved)
         return moved
 
     at_once._copy = counting
@@ -364,9 +364,10 @@ def _counted_by_reactor(counts: Counts, *, ring: bool) -> Iterator[None]:
     at_once._copy = copy
     after = reactor.statistics()
     if ring:
-        counts["calls"] += after.submissions - before.submissions
-    for name in ("short_reads", "short_read_bytes", "short_writes", "short_write_bytes"):
-        counts[name] += getattr(after, name) - getattr(before, name)
+        counts.calls += after.submissions - before.submissions
+    for name in Counts.__slots__[1:]:
+        more = getattr(after, name) - getattr(before, name)
+        setattr(counts, name, getattr(counts, name) + more)
 
 
 def _writes() -> int:

@@ -52,8 +52,8 @@ def test_calls_and_what_was_short_are_counted_with_what_it_moved(tmp_path: Path)
             await reader
 
         asyncio.run(send())
-        assert lane.counts["calls"] > lane.counts["short_writes"] > 0
-        assert 0 < lane.counts["short_write_bytes"] < len(data)
+        assert lane.counts.calls > lane.counts.short_writes > 0
+        assert 0 < lane.counts.short_write_bytes < len(data)
 
 
 @pytest.mark.parametrize("name", ["aiozc readiness", "sock_sendfile"])
