@@ -215,6 +215,21 @@ async def refused(receive: Receive, source: Source, file: BinaryIO, number: int)
     assert_same(await source.rest(), source.content)
 
 
+async def test_a_socket_that_listens_is_refused(
+    kind: str, receive: Receive, ends: Ends, tmp_path: Path
+) -> None:
+    """Nothing ever arrives at it."""
+    family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind(str(tmp_path / "socket") if kind == "unix" else ("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        with pytest.raises(OSError, match=r"listens|Invalid|not connected") as caught:
+            await receive(listener, ends.file(OLD, "r+b"))
+        assert caught.value.errno in (errno.ENOTCONN, errno.EINVAL)
+        assert caught.value.transferred == 0  # type: ignore[attr-defined]
+
+
 async def test_a_read_only_file_is_refused_and_nothing_is_lost(
     kind: str, receive: Receive, ends: Ends
 ) -> None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from aiozc._engines.records import known, socket_type
+from aiozc._engines.records import is_listening, known, socket_type
 from aiozc._errors import error_from
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
@@ -171,12 +171,24 @@ def kind_of(sock: Any) -> int:
 def _wanted_socket(given: Any) -> str:
     root = type(given).__module__.partition(".")[0]
     if hasattr(given, "get_extra_info"):
-        return "loop.sendfile(transport, file) sends through a transport"
+        return (
+            "loop.sendfile(transport, file) sends a file through a transport, and"
+            " aiozc.lowlevel.exclusive(transport) gives its socket; of a StreamWriter that is"
+            " writer.transport"
+        )
     if hasattr(given, "transport_stream"):
         return "it encrypts what it sends, and plain stream sockets alone will do"
     if root == "anyio":
         return "aiozc.integrations.anyio has the transfers for anyio's streams"
-    return "a stream socket, or an object whose fileno() is one's number, is wanted"
+    if isinstance(given, int):
+        return f"a stream socket is wanted, as socket.socket(fileno={given}) gives one"
+    return "a stream socket is wanted, or an object whose fileno() is the number of one"
+
+
+def check_connected(sock: Any) -> None:
+    """Raise OSError (ENOTCONN) for a socket that listens: nothing ever arrives at it."""
+    if is_listening(sock):
+        raise error_from(errno.ENOTCONN, f"{shown(sock)} listens: give what its accept() returns")
 
 
 def check_stream(sock: Any) -> None:

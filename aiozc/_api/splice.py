@@ -14,6 +14,7 @@ from aiozc._api.arguments import (
     check,
     check_access,
     check_binary,
+    check_connected,
     check_count,
     check_moved_by_kernel,
     check_offset,
@@ -163,6 +164,7 @@ async def loop_recvfile(
             raise ValueError("the socket must be non-blocking")
         file = plain_file(file)
         check(sock, file, offset, count)
+        check_connected(sock)
         check_unowned(loop, sock)
     blocking = sock if timeout is None else None
     try:
@@ -297,6 +299,7 @@ def _look_at(loop: Loop, side: Any, offset: int | None, *, writing: bool) -> _Gi
         raise TypeError(f"{shown(side)} has no tell(): its offset is wanted")
     if kind is _Kind.SOCKET:
         check_stream(holder)
+        check_connected(holder)
         if timeout_of(holder) != 0:
             raise ValueError(f"{side!r} must be non-blocking")
     if offset is not None:

@@ -18,7 +18,15 @@ from aiozc._engines.looks import Ask
 from aiozc._engines.pipes import Pipe, PipePool
 from aiozc._engines.polls import Watch
 from aiozc._errors import error_from, lacks_descriptors
-from aiozc._kernel.sockets import end_writing, is_unix, reset, send_nowait, type_of, was_reset
+from aiozc._kernel.sockets import (
+    end_writing,
+    is_unix,
+    listens,
+    reset,
+    send_nowait,
+    type_of,
+    was_reset,
+)
 from aiozc._kernel.status import identity as identity
 from aiozc._kernel.status import is_same_open_file
 from aiozc._kernel.status import known as known
@@ -354,6 +362,11 @@ def already_busy(stream: HasFileno, role: Role) -> RuntimeError:
 def socket_type(sock: HasFileno) -> int:
     """Return the type of the socket behind anything with `fileno()`."""
     return type_of(sock.fileno())
+
+
+def is_listening(sock: HasFileno) -> bool:
+    """Return whether the socket behind anything with `fileno()` listens for connections."""
+    return listens(sock.fileno())
 
 
 def set_position(file: Any, position: int) -> None:

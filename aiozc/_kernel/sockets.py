@@ -33,6 +33,11 @@ def type_of(fd: int) -> int:
     return _option(fd, socket.SO_TYPE)
 
 
+def listens(fd: int) -> bool:
+    """Return whether a socket listens for connections: a splice(2) from one waits for ever."""
+    return bool(_option(fd, socket.SO_ACCEPTCONN))
+
+
 def was_reset(fd: int) -> bool:
     """Return whether a connection has ended by an error that nobody has been told yet.
 

@@ -559,6 +559,9 @@ def use() -> None:
 @functools.cache
 def _tell() -> None:
     """Say once how files are sent, and why."""
+    if not SendsFiles.offers_files:
+        _logger.info("aiozc: files are sent by uvicorn itself: %s=0", VARIABLE)
+        return
     try:
         found = probe()
     except (OSError, ValueError) as error:

@@ -161,3 +161,14 @@ def test_a_refusal_is_said_louder_than_a_choice(
             assert record.levelname == level
             assert facts["backend"] in record.getMessage()
             assert facts["reason"] in record.getMessage()
+
+
+def test_it_is_said_where_the_offers_are_turned_off(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "uvicorn.error")
+    monkeypatch.setattr(protocols.SendsFiles, "offers_files", False)
+    protocols._tell.__wrapped__()
+    assert [record.getMessage() for record in caplog.records] == [
+        "aiozc: files are sent by uvicorn itself: AIOZC_PATHSEND=0"
+    ]
