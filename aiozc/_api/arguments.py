@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
+from aiozc._engines.hosts import Loop
 from aiozc._engines.records import is_listening, known, socket_type
 from aiozc._errors import error_from
 
@@ -229,6 +230,14 @@ def timeout_of(sock: Any) -> float | None:
         return timeout
     kind_of(sock)
     return None if os.get_blocking(sock.fileno()) else 0
+
+
+def timeout_on(loop: Loop, sock: Any) -> float | None:
+    """Return what `timeout_of` does; ValueError for a blocking socket in the loop's debug mode."""
+    timeout = timeout_of(sock)
+    if timeout != 0 and loop.get_debug():
+        raise ValueError("the socket must be non-blocking")
+    return timeout
 
 
 def check_access(side: Any, fd: int, *, writing: bool) -> None:

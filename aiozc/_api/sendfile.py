@@ -18,7 +18,7 @@ from aiozc._api.arguments import (
     plain_file,
     shown,
     socket_of,
-    timeout_of,
+    timeout_on,
     type_of,
 )
 from aiozc._api.transports import TransportSocket, check_unowned
@@ -144,9 +144,7 @@ async def _send_file(
     transfer: Sendfile | None = None
     try:
         sock = socket_of(sock)
-        timeout = timeout_of(sock)
-        if timeout != 0 and loop.get_debug():
-            raise ValueError("the socket must be non-blocking")
+        timeout = timeout_on(loop, sock)
         file = plain_file(file)
         check(sock, file, offset, count)
         check_unowned(loop, sock)

@@ -25,6 +25,7 @@ from aiozc._api.arguments import (
     shown,
     socket_of,
     timeout_of,
+    timeout_on,
     transforms,
 )
 from aiozc._api.transports import check_unowned
@@ -159,9 +160,7 @@ async def loop_recvfile(
     loop = await arrive()
     with nothing_moved(0):
         sock = socket_of(sock)
-        timeout = timeout_of(sock)
-        if timeout != 0 and loop.get_debug():
-            raise ValueError("the socket must be non-blocking")
+        timeout = timeout_on(loop, sock)
         file = plain_file(file)
         check(sock, file, offset, count)
         check_connected(sock)

@@ -19,7 +19,7 @@ from aiozc._api.arguments import (
     plain_file,
     shown,
     socket_of,
-    timeout_of,
+    timeout_on,
 )
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import check_unowned
@@ -158,9 +158,7 @@ async def sendfile_zc(
     """
     loop = await arrive()
     sock = socket_of(sock)
-    timeout = timeout_of(sock)
-    if timeout != 0 and loop.get_debug():
-        raise ValueError("the socket must be non-blocking")
+    timeout = timeout_on(loop, sock)
     check_stream(sock)
     check_count(count)
     check_offset(offset)

@@ -43,6 +43,8 @@ TURN = 8 << 20
 """Bytes that one turn of the loop may send at once: about 1 ms of it."""
 CALL = 32 << 10
 """What a call costs beside its bytes, in bytes."""
+STREAMED = 4
+"""What a byte between streams costs the loop's thread, in bytes that leave a file."""
 
 
 def splice(record: Record, step: Splice) -> int:

@@ -14,7 +14,7 @@ left: a UNIX socket's ends where the sender's credentials change, a TCP one's at
 
 import errno
 
-from aiozc._engines.at_once import CALL, Place
+from aiozc._engines.at_once import CALL, STREAMED, Place
 from aiozc._engines.base import Host, Run
 from aiozc._engines.hosts import Loop, running_loop
 from aiozc._engines.polls import Watch, watch_for
@@ -26,8 +26,6 @@ SHARE = 4
 """Messages that one source may have handed on in a turn of the loop."""
 LOOKS = 4
 """Wake-ups, and shares of the loop's turn, of which one begins with the thorough look."""
-STREAMED = 4
-"""What a byte between streams costs the loop's thread, in bytes that leave a file."""
 MESSAGE = 4 << 10
 """What is asked for of the loop's turn before a wake-up; the rest is charged behind it."""
 CALLS = 2 * CALL

@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from aiozc._engines.at_once import splice
+from aiozc._engines.at_once import STREAMED, splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
 from aiozc._engines.hosts import Loop, Timer
 from aiozc._engines.polls import Polls, Watch, awaited, find_unready, is_ready
@@ -43,8 +43,6 @@ MOST = WORKERS + 64
 """The same, with those that wait for disks that do not answer."""
 STUCK = 0.2
 """Seconds at one step, after which a thread is not counted any more."""
-STREAMED = 4
-"""What a byte between streams costs the loop's thread, in bytes that leave a file."""
 LONGEST_CHAIN = 8
 """Steps: the least that transfers ask for. 64 busy relays moved 1.3x as much as with 48."""
 

@@ -90,11 +90,6 @@ class Original:
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
             self.copy = copy
 
-    def duplicate(self) -> None:
-        """Have a number of our own, for one owner more."""
-        self.hold()
-        self.own()
-
     def let_go(self) -> None:
         """Have no number of our own for a while, unless another owner needs it."""
         if self._owners <= 1:
