@@ -17,9 +17,11 @@ import pytest
 import uvloop
 
 import aiozc
-
-from .support import FarEnd, Receiver, check_nothing_left, holdings, socket_pair
-from .ways import Ends, send_uncopied, splice_file
+from tests.kit.connections import socket_pair
+from tests.kit.ends import Ends
+from tests.kit.far_ends import FarEnd, Receiver
+from tests.kit.leaks import check_nothing_left, holdings
+from tests.kit.ways import send_uncopied, splice_file
 
 pytest_plugins = ["pytester"]
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from .seccomp import refuse_io_uring
+from tests.kit.faults.seccomp import refuse_io_uring
 
 if __name__ == "__main__":
     refuse_io_uring()

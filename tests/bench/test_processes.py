@@ -190,7 +190,7 @@ def test_an_upload_that_is_not_whole_is_caught(liar: str, tmp_path: Path) -> Non
     file = make_file(tmp_path / "file", SIZE)
     with (
         source_of(file) as source,
-        start_uploader(liar, "tests.bench.liars:LyingReceiver") as uploader,
+        start_uploader(liar, "tests.kit.faults.liars:LyingReceiver") as uploader,
         pytest.raises(BenchError, match=LIES[liar]),
     ):
         take_upload(uploader, source, tmp_path / "received", SIZE)

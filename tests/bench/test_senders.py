@@ -25,7 +25,7 @@ from bench.senders.table import SENDERS
 from bench.senders.worker import Worker
 from bench.sink import SinkProcess
 
-LIARS = "tests.bench.liars:Liar"
+LIARS = "tests.kit.faults.liars:Liar"
 FILE = 30_000
 
 

@@ -14,7 +14,10 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.support import MIB, FarEnd, Peer, are_threads_at_rest, socket_pair, until, wait_until
+from tests.kit.connections import socket_pair
+from tests.kit.content import MIB
+from tests.kit.far_ends import FarEnd, Peer
+from tests.kit.waiting import are_threads_at_rest, until, wait_until
 
 T = TypeVar("T")
 

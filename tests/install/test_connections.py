@@ -17,7 +17,9 @@ import uvloop
 import aiozc
 from aiozc._install.proxies import UvloopGate, UvloopTransport
 from tests.conftest import MakeFile
-from tests.support import KIB, MIB, assert_same, pattern, run_on, socket_pair, until
+from tests.kit.connections import socket_pair
+from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.waiting import run_on, until
 
 from .conftest import FACTORIES, Buffered, Open, Recorder
 

@@ -11,7 +11,9 @@ import pytest
 
 from aiozc._engines.at_once import AtOnce
 from tests.conftest import MakeFile
-from tests.support import KIB, MIB, assert_same, outcome_of, pattern, socket_pair, turns, until
+from tests.kit.connections import socket_pair
+from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.waiting import outcome_of, turns, until
 
 from .conftest import FACTORIES, Line, Open, Recorder, close_beneath
 

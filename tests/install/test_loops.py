@@ -14,7 +14,9 @@ import uvloop
 
 import aiozc
 from tests.conftest import Connect, LoopFactory, MakeFile
-from tests.support import MIB, assert_same, case, in_threads, pattern, run_on, socket_pair
+from tests.kit.connections import socket_pair
+from tests.kit.content import MIB, assert_same, case, pattern
+from tests.kit.waiting import in_threads, run_on
 
 from .conftest import FACTORIES, Recorder
 

@@ -11,7 +11,8 @@ import uvicorn
 from aiohttp import ClientSession, web
 
 import aiozc
-from tests.support import KIB, MIB, assert_same, pattern, until
+from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.anyio
 

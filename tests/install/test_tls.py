@@ -12,7 +12,9 @@ import uvloop
 
 import aiozc
 from tests.conftest import MakeFile
-from tests.support import CERTIFICATE, KIB, MIB, assert_same, outcome_of, pattern, turns, until
+from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.tls import CERTIFICATE
+from tests.kit.waiting import outcome_of, turns, until
 
 from .conftest import FACTORIES, Buffered, Recorder, close_beneath
 

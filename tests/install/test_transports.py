@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from tests.conftest import MakeFile
-from tests.support import KIB, MIB, assert_same, outcome_of, pattern, turns, until
+from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.waiting import outcome_of, turns, until
 
 from .conftest import Buffered, Open, Recorder, begin
 

@@ -12,7 +12,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from aiozc.integrations.uvicorn import H11Protocol, HttpToolsProtocol
-from tests.support import CERTIFICATE, until
+from tests.kit.tls import CERTIFICATE
+from tests.kit.waiting import until
 
 Application = Callable[[Any, Any, Any], Any]
 

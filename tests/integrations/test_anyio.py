@@ -17,7 +17,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from aiozc.integrations.anyio import receive_file, relay, send_file
 from tests.conftest import MakeFile
-from tests.support import KIB, MIB, FarEnd, Peer, assert_same, pattern
+from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.far_ends import FarEnd, Peer
 
 pytestmark = pytest.mark.anyio
 

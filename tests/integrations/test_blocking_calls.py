@@ -8,7 +8,8 @@ from blockbuster import BlockBuster
 
 import aiozc
 from aiozc.integrations.uvicorn import SMALL
-from tests.support import KIB, MIB, assert_same, pattern, until, write_out
+from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
+from tests.kit.waiting import until
 
 from .conftest import Serve
 

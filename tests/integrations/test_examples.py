@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, assert_same, pattern
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"empty": 0, "small.txt": 4 * KIB, "medium.html": 256 * KIB + 1, "large": 8 * MIB + 3}

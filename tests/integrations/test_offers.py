@@ -30,7 +30,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornsH
 
 import aiozc
 from aiozc.integrations.uvicorn import HttpToolsProtocol
-from tests.support import KIB, case, pattern, until
+from tests.kit.content import KIB, case, pattern
+from tests.kit.waiting import until
 
 from .conftest import Answer, Serve
 

@@ -22,7 +22,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornsH
 
 import aiozc
 from aiozc.integrations.uvicorn import HttpToolsProtocol
-from tests.support import KIB, MIB, digest, pattern, until
+from tests.kit.content import KIB, MIB, digest, pattern
+from tests.kit.waiting import until
 
 from .conftest import Serve
 

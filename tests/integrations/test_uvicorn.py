@@ -20,7 +20,8 @@ from aiofiles.threadpool.binary import AsyncFileIO
 import aiozc
 from aiozc._kernel.paths import CachedOpener
 from aiozc.integrations.uvicorn import SMALL
-from tests.support import KIB, MIB, assert_same, pattern, until, write_out
+from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
+from tests.kit.waiting import until
 
 from .conftest import Client, Serve
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 from aiozc.integrations import uvicorn as protocols
-from tests.support import case
+from tests.kit.content import case
 
 APP = """
 {first}

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from aiozc._kernel.copying import copier
-from tests.support import write_out
+from tests.kit.content import write_out
 
 SIZE = 16384
 

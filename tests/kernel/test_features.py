@@ -15,8 +15,9 @@ from aiozc._errors import RingUnavailableError
 from aiozc._kernel import abi, liburing
 from aiozc._kernel.refusals import HERE
 from aiozc._kernel.ring import Ring
-from tests.seccomp import ENTER, SETUP, refuse_calls, refuse_io_uring
-from tests.support import Child, holdings
+from tests.kit.children import Child
+from tests.kit.faults.seccomp import ENTER, SETUP, refuse_calls, refuse_io_uring
+from tests.kit.leaks import holdings
 
 CACHESTAT = abi.CACHESTAT_NUMBER
 

@@ -10,7 +10,7 @@ import pytest
 
 from aiozc._kernel.memory import Export, Mapping
 from tests.conftest import MakeFile
-from tests.support import pattern
+from tests.kit.content import pattern
 
 PAGE = mmap.PAGESIZE
 

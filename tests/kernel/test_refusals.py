@@ -19,8 +19,9 @@ from aiozc._kernel.refusals import (
     refusal,
 )
 from aiozc._kernel.ring import Ring
-from tests.seccomp import ENTER, REGISTER, SETUP, refuse_calls
-from tests.support import Child, holdings
+from tests.kit.children import Child
+from tests.kit.faults.seccomp import ENTER, REGISTER, SETUP, refuse_calls
+from tests.kit.leaks import holdings
 
 FIRST_NAMESPACE = "         0          0 4294967295\n"
 ANOTHER_NAMESPACE = "         0       1000          1\n"

@@ -1,0 +1,67 @@
+"""Waiting for what happens: in turns of the loop, in threads, by the outcome of a task."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def turns(count: int) -> None:
+    """Let the loop go round `count` times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop go round until it is so; the test's time limit is the only one."""
+    while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0.001)
+
+
+async def outcome_of(task: "asyncio.Task[T]") -> T | BaseException:
+    """Return what the task returned or raised, its cancellation too."""
+    await asyncio.wait([task])
+    try:
+        return task.result()
+    except BaseException as error:
+        return error
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again; the test's time limit is the only one."""
+    while not condition():
+        time.sleep(0.001)
+
+
+async def threads_at_rest() -> None:
+    """Wait until none of aiozc's threads is at work any more."""
+    await until(are_threads_at_rest)
+
+
+def are_threads_at_rest() -> bool:
+    """Say whether none of aiozc's threads is at work."""
+    return "aiozc thread at work" not in [thread.name for thread in threading.enumerate()]
+
+
+def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:
+    """Run each in a thread of its own, all at once; the threads have ended when this returns."""
+    with ThreadPoolExecutor(len(functions)) as pool:
+        outcomes = [pool.submit(function) for function in functions]
+    return [outcome.result() for outcome in outcomes]
+
+
+def in_a_thread(function: Callable[[], T]) -> T:
+    """Run it in a thread of its own that has ended when this returns."""
+    return in_threads([function])[0]
+
+
+def run_on(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, T]
+) -> T:
+    """Run it on a new loop of that make."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(main)
