@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 import aiozc
+from tests.kit import tasks
 from tests.kit.connections import socket_pair
 from tests.kit.ends import Ends
 from tests.kit.far_ends import FarEnd, Receiver
@@ -168,7 +169,7 @@ async def check_at_rest(reactor: aiozc.Reactor) -> None:
         statistics = reactor.statistics()
         if statistics.in_flight == 0 and statistics.pipes <= IDLE_PIPES:
             return
-        await asyncio.sleep(0.001)
+        await tasks.sleep(0.001)
     assert statistics.in_flight == 0
     assert statistics.pipes <= IDLE_PIPES
 

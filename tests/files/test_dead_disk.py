@@ -19,7 +19,8 @@ from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.ends import Ends, content_of
 from tests.kit.far_ends import FarEnd
 from tests.kit.faults.fuse import Fuse, Op
-from tests.kit.waiting import in_a_thread, outcome_of, run_on, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import in_a_thread, run_on, until
 
 CONTENT = pattern(2 * MIB)
 NUMBER = 8

@@ -13,7 +13,8 @@ from aiozc._engines.at_once import AtOnce
 from tests.conftest import MakeFile
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 
 from .conftest import FACTORIES, Line, Open, Recorder, close_beneath
 

@@ -13,8 +13,9 @@ import uvloop
 import aiozc
 from tests.conftest import MakeFile
 from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.tasks import outcome_of
 from tests.kit.tls import CERTIFICATE
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.waiting import turns, until
 
 from .conftest import FACTORIES, Buffered, Recorder, close_beneath
 

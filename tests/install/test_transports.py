@@ -13,7 +13,8 @@ import uvloop
 
 from tests.conftest import MakeFile
 from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 
 from .conftest import Buffered, Open, Recorder, begin
 

@@ -3,7 +3,6 @@
 Nothing here knows a transfer, so that the same bodies can test another one.
 """
 
-import asyncio
 import contextlib
 import os
 import queue
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Self, TypeVar
 
+from tests.kit import tasks
 from tests.kit.connections import Descriptor
 from tests.kit.content import KIB
 
@@ -165,7 +165,7 @@ class Receiver:
 
     async def wait_arrived(self, count: int) -> None:
         """Wait until that many bytes have arrived, or no more will."""
-        await asyncio.wrap_future(self.arrived(count))
+        await tasks.result_of(self.arrived(count))
 
     def ended(self) -> Future[bytes]:
         """Return a future: all that arrived until the end of the stream, or an error."""
@@ -175,7 +175,7 @@ class Receiver:
         """Read on to the end of the stream, or an error; return all that arrived."""
         if self._limit is not None:
             self.allow(None)
-        return await asyncio.wrap_future(self._end)
+        return await tasks.result_of(self._end)
 
     def _wanted(self) -> int:
         more = self._limit is None or self.count < self._limit

@@ -1,4 +1,4 @@
-"""Waiting for what happens: in turns of the loop, in threads, by the outcome of a task."""
+"""Waiting for what happens, in turns of the loop and in threads; running what does not wait."""
 
 import asyncio
 import threading
@@ -7,28 +7,21 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from tests.kit import tasks
+
 T = TypeVar("T")
 
 
 async def turns(count: int) -> None:
     """Let the loop go round `count` times."""
     for _ in range(count):
-        await asyncio.sleep(0)
+        await tasks.sleep(0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop go round until it is so; the test's time limit is the only one."""
-    while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-        await asyncio.sleep(0.001)
-
-
-async def outcome_of(task: "asyncio.Task[T]") -> T | BaseException:
-    """Return what the task returned or raised, its cancellation too."""
-    await asyncio.wait([task])
-    try:
-        return task.result()
-    except BaseException as error:
-        return error
+    while not condition():
+        await tasks.sleep(0.001)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -4,7 +4,6 @@ A body that is written for a way, a source and a target tests each transfer func
 library over each pair of ends that it is for.
 """
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
@@ -14,8 +13,10 @@ from typing import Any
 import pytest
 
 import aiozc
+from tests.kit import tasks
 from tests.kit.content import KIB, case, pattern
 from tests.kit.ends import FAMILIES, STREAMS, Ends, Source, Target, Told
+from tests.kit.tasks import Task
 from tests.kit.waiting import until
 
 
@@ -115,7 +116,7 @@ def told(way: Way, outcome: object, source: "Source") -> Told:
     """Return what an outcome says; a file's position must say the same."""
     if isinstance(outcome, int):
         return Told(outcome, 0)
-    assert isinstance(outcome, OSError | asyncio.CancelledError | RuntimeError), repr(outcome)
+    assert isinstance(outcome, (OSError, RuntimeError, *tasks.CANCELLED)), repr(outcome)
     transferred, lost = outcome.transferred, outcome.lost  # type: ignore[union-attr]
     if way.function == "loop_sendfile":
         assert transferred == source.moved
@@ -151,7 +152,7 @@ class Stuck:
     way: Way
     source: Source
     target: Target
-    task: "asyncio.Task[int]"
+    task: Task[int]
 
     def release(self) -> None:
         """Let it go on to its end."""
@@ -179,7 +180,7 @@ async def get_stuck(
     target = ends.target(way.target, limit=SEEN if stalled == "target" else None, small=True)
     if unread:
         source.end.send(unread)
-    task = asyncio.create_task(way.move(source.end, target.end))
+    task = tasks.start(way.move(source.end, target.end))
     await until(lambda: target.count >= SEEN or task.done())
     assert not task.done(), task
     return Stuck(way, source, target, task)

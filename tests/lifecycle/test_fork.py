@@ -14,7 +14,8 @@ from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.leaks import holdings
-from tests.kit.waiting import outcome_of, run_on
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import run_on
 
 CONTENT = pattern(8 * MIB)
 OTHER = pattern(2 * MIB, 1)

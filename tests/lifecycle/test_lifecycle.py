@@ -17,7 +17,8 @@ from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.far_ends import FarEnd
 from tests.kit.leaks import Holdings, check_nothing_left, count_ring_workers, holdings
-from tests.kit.waiting import in_a_thread, in_threads, outcome_of, run_on, turns, wait_until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import in_a_thread, in_threads, run_on, turns, wait_until
 
 CONTENT = pattern(2 * MIB)
 

@@ -19,7 +19,8 @@ from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import assert_same, pattern
-from tests.kit.waiting import outcome_of, run_on, threads_at_rest, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import run_on, threads_at_rest, turns, until
 
 CONTENT = pattern(300_000)
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,8 @@ from tests.conftest import Connect
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
 from tests.kit.faults.fuse import Fuse, Op
-from tests.kit.waiting import outcome_of, turns
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns
 
 pytestmark = pytest.mark.anyio
 CONTENT = pattern(300 * KIB)

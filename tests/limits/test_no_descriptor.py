@@ -25,7 +25,8 @@ from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out
 from tests.kit.leaks import holdings
-from tests.kit.waiting import outcome_of, run_on, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import run_on, turns, until
 
 CONTENT = pattern(MIB + 11)
 Main = Callable[[], Coroutine[Any, Any, None]]

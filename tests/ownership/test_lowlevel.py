@@ -17,8 +17,9 @@ from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.ends import Ends, content_of
 from tests.kit.far_ends import FarEnd, Peer
+from tests.kit.tasks import outcome_of
 from tests.kit.tls import CERTIFICATE
-from tests.kit.waiting import outcome_of, turns
+from tests.kit.waiting import turns
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("installed")]
 

@@ -15,7 +15,8 @@ from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern
 from tests.kit.far_ends import FarEnd, Peer
 from tests.kit.leaks import holdings
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,8 @@ import pytest
 
 import aiozc
 from tests.kit.content import KIB, assert_same, pattern
-from tests.kit.waiting import outcome_of, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,8 @@ import aiozc
 from aiozc._engines import at_once
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,8 @@ from tests.conftest import SENDS, Connect, MakeFile, Send
 from tests.kit.connections import fill, socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.far_ends import FarEnd, Receiver
-from tests.kit.waiting import outcome_of, turns
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,9 @@ import aiozc
 from tests.conftest import Connect, MakeFile
 from tests.kit.content import MIB, assert_same, case, pattern
 from tests.kit.ends import Ends
+from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
-from tests.kit.waiting import outcome_of, turns
+from tests.kit.waiting import turns
 
 pytestmark = pytest.mark.anyio
 

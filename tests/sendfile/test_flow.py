@@ -18,7 +18,8 @@ from tests.conftest import IDLE_PIPES, Connect, MakeFile, Send
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
 from tests.kit.leaks import holdings, open_files
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,8 @@ from tests.conftest import Connect, MakeFile, Send
 from tests.kit.connections import fill
 from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out
 from tests.kit.far_ends import FarEnd
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 
 pytestmark = pytest.mark.anyio
 

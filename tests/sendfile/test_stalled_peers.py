@@ -18,7 +18,8 @@ from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
 from tests.kit.ends import Ends
 from tests.kit.far_ends import FarEnd, Receiver
-from tests.kit.waiting import outcome_of, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.anyio
 

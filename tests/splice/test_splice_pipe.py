@@ -25,8 +25,9 @@ from tests.kit.content import KIB, MIB, assert_same, case, pattern
 from tests.kit.ends import Ends, FileSource, StreamTarget, Told, content_of
 from tests.kit.far_ends import FarEnd
 from tests.kit.faults.full_disk import FULL, in_full_place
+from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
-from tests.kit.waiting import outcome_of, run_on, turns
+from tests.kit.waiting import run_on, turns
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,8 @@ from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.ends import Ends, Told
 from tests.kit.faults.pipe_lock import Hold, held, may_hold
-from tests.kit.waiting import outcome_of, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,5 @@
 """Every transfer function over every pair of ends: what arrives, and what is accounted for."""
 
-import asyncio
 import errno
 import itertools
 import os
@@ -12,6 +11,7 @@ import pytest
 
 import aiozc
 from tests.conftest import IDLE_PIPES
+from tests.kit import tasks
 from tests.kit.connections import socket_pair
 from tests.kit.content import MIB, assert_same, pattern
 from tests.kit.ends import (
@@ -26,7 +26,8 @@ from tests.kit.ends import (
     Target,
     Told,
 )
-from tests.kit.waiting import outcome_of, turns, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns, until
 from tests.kit.ways import (
     CONTENT,
     SEEN,
@@ -71,7 +72,7 @@ async def of_all_at_once(
     body: Callable[[Way, Stalled], Coroutine[Any, Any, None]],
 ) -> None:
     """Run the body for each way, all at the same time: each waits for a tick of the reactor."""
-    outcomes = await asyncio.gather(*(body(*case) for case in STUCK), return_exceptions=True)
+    outcomes = await tasks.at_once(body(*case) for case in STUCK)
     failures = []
     for (way, stalled), outcome in zip(STUCK, outcomes, strict=True):
         if isinstance(outcome, Exception):
@@ -134,7 +135,7 @@ async def test_a_slow_source_is_waited_for_and_nothing_is_held_back(way: Way, en
     """It gives the next bytes once the last have arrived at the far end."""
     content = pattern(400_003)
     source, target = ends.source(way.source, content, limit=0), ends.target(way.target)
-    moving = asyncio.create_task(way.move(source.end, target.end))
+    moving = tasks.start(way.move(source.end, target.end))
     for due in (1, 2, 4097, 8192, 70_000, 70_001, 300_000, len(content) - 1):
         source.allow(due)
         await until(lambda due=due: target.count >= due or moving.done())  # type: ignore[misc]
@@ -151,7 +152,7 @@ async def test_a_slow_target_gets_everything(small: bool, way: Way, ends: Ends) 
     content = pattern(MIB + 3)
     source = ends.source(way.source, content, small=small)
     target = ends.target(way.target, limit=0, small=small)
-    moving = asyncio.create_task(way.move(source.end, target.end))
+    moving = tasks.start(way.move(source.end, target.end))
     for due in range(100_000, len(content), 100_000):
         target.allow(due)
         await target.wait_arrived(due)
@@ -196,9 +197,7 @@ async def test_many_transfers_at_once_all_arrive_by_a_small_ring(way: Way, ends:
         pairs = [
             (ends.source(way.source, content), ends.target(way.target)) for content in contents
         ]
-        moved = await asyncio.gather(
-            *(way.move(source.end, target.end) for source, target in pairs)
-        )
+        moved = await tasks.at_once(way.move(source.end, target.end) for source, target in pairs)
         assert moved == list(map(len, contents))
         statistics = reactor.statistics()
         assert statistics.in_flight == 0
@@ -214,7 +213,7 @@ async def test_transfers_whose_source_has_stalled_hold_no_pipe(ends: Ends) -> No
         assert reactor.statistics().in_flight >= len(stuck)
         for one in stuck:
             one.release()
-        assert await asyncio.gather(*(one.task for one in stuck)) == [SIZE] * len(stuck)
+        assert [await one.task for one in stuck] == [SIZE] * len(stuck)
 
 
 # Cancellation
@@ -238,14 +237,14 @@ async def test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for(
     for number in itertools.islice(rising(), 10 if again is None else 6):
         source = ends.source(way.source, content)
         target = ends.target(way.target)
-        task = asyncio.create_task(way.move(source.end, target.end))
+        task = tasks.start(way.move(source.end, target.end))
         await turns(number)
         asked = task.cancel()
         if again is not None:
             await turns(again)
             task.cancel()
         outcome = await outcome_of(task)
-        assert isinstance(outcome, asyncio.CancelledError) == asked, repr(outcome)
+        assert isinstance(outcome, tasks.CANCELLED) == asked, repr(outcome)
         assert aiozc.get_reactor().statistics().in_flight == 0
         # A coroutine that never began has nothing to tell.
         said = told(way, outcome, source) if number else Told(0, 0)
@@ -262,7 +261,7 @@ async def test_cancelled_when_it_has_stalled_every_byte_is_accounted_for(
     stuck = await get_stuck(ends, way, stalled)
     stuck.task.cancel()
     outcome = await outcome_of(stuck.task)
-    assert isinstance(outcome, asyncio.CancelledError)
+    assert isinstance(outcome, tasks.CANCELLED)
     said = await stuck.check(outcome)
     if stalled == "source":
         assert said == Told(SEEN, 0), "what came from the source did not go on to the target"
@@ -278,7 +277,7 @@ async def test_cancelled_as_it_goes_on_every_byte_is_accounted_for(
         await turns(number)
         asked = stuck.task.cancel()
         outcome = await outcome_of(stuck.task)
-        assert isinstance(outcome, asyncio.CancelledError) == asked, repr(outcome)
+        assert isinstance(outcome, tasks.CANCELLED) == asked, repr(outcome)
         await stuck.check(outcome)
 
 
@@ -297,7 +296,7 @@ async def test_a_timeout_ends_it_and_every_byte_is_accounted_for(ends: Ends) -> 
     async def run_out(way: Way, stalled: Stalled) -> None:
         source, target = make(way, stalled)
         with pytest.raises(TimeoutError) as caught:
-            async with asyncio.timeout(0.05):
+            async with tasks.timeout(0.05):
                 await way.move(source.end, target.end)
         said = told(way, caught.value.__cause__, source)
         await target.check(CONTENT[: said.transferred])
@@ -322,7 +321,7 @@ async def test_cancelled_and_resumed_again_and_again_all_arrives_but_what_was_to
     pieces = []
     place = 0
     for number in rising():
-        task = asyncio.create_task(way.move(source.end, target.end))
+        task = tasks.start(way.move(source.end, target.end))
         await turns(number + 1)
         task.cancel()
         outcome = await outcome_of(task)
@@ -334,7 +333,7 @@ async def test_cancelled_and_resumed_again_and_again_all_arrives_but_what_was_to
         place += said.transferred + said.lost
         if isinstance(outcome, int):
             break
-        assert isinstance(outcome, asyncio.CancelledError)
+        assert isinstance(outcome, tasks.CANCELLED)
     assert place == len(content)
     await target.check(*pieces)
     assert await source.rest() == b""

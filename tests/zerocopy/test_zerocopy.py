@@ -28,8 +28,9 @@ from tests.kit.connections import fill, socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
 from tests.kit.far_ends import FarEnd
 from tests.kit.leaks import holdings
+from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
-from tests.kit.waiting import outcome_of, run_on, turns, until
+from tests.kit.waiting import run_on, turns, until
 from tests.limits.test_unprivileged import drop_privileges
 
 pytestmark = pytest.mark.anyio

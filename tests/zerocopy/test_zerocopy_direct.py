@@ -24,7 +24,8 @@ from tests.conftest import LENDS, Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
-from tests.kit.waiting import outcome_of, run_on, until
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import run_on, until
 from tests.limits.test_unprivileged import drop_privileges
 
 pytestmark = pytest.mark.anyio

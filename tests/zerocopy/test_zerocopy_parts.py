@@ -17,7 +17,8 @@ import aiozc
 from tests.conftest import Connect, MakeFile
 from tests.kit.content import KIB, MIB, assert_same, pattern
 from tests.kit.leaks import holdings
-from tests.kit.waiting import outcome_of, turns
+from tests.kit.tasks import outcome_of
+from tests.kit.waiting import turns
 
 pytestmark = pytest.mark.anyio
 
