@@ -16,6 +16,9 @@ Facts about waiting (read in the kernel's source, tested on 6.18):
 - TCP wakes who waits for room when a third of a send buffer is free, where a send had none; where
   it found none in an empty buffer (no memory) as well, since without that no edge would follow
   (`tcp_sendmsg_locked`, "make sure we wake any epoll edge trigger waiter").
+- Whoever reads hears of urgent data and of the stream's end by bits of their own: where neither
+  was told, a TCP socket's recv(2) that gives less than was asked for has left nothing, and whatever
+  comes behind it makes another edge (epoll(7), question 9).
 - A registration goes before its number is closed: the caller's own number keeps the file open, and
   epoll would go on telling about it.
 
@@ -38,17 +41,20 @@ if TYPE_CHECKING:
 MOST = 64
 """Peers that one turn of the loop hears of: those of relays have a message passed on each."""
 
-_BOTH = select.POLLIN | select.POLLOUT
+_READ = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP
+_BOTH = _READ | select.EPOLLOUT
+_MORE = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP
 _BEYOND = select.POLLHUP | select.POLLNVAL
 
 
 class Watch:
     """What is known of one descriptor, and who is to be called when there is news of it.
 
-    `told`: there was news that nobody was called for; `gone`: it is looked at no more.
+    `told`: there was news that nobody was called for; `gone`: it is looked at no more; `more`: it
+    told once of more than bytes and room (an end, an error, urgent data).
     """
 
-    __slots__ = ("_polls", "call", "event", "fd", "gone", "told")
+    __slots__ = ("_polls", "call", "event", "fd", "gone", "more", "told")
 
     def __init__(self, polls: "Polls", fd: int, event: int) -> None:
         self._polls = polls
@@ -56,6 +62,7 @@ class Watch:
         self.event = event
         self.told = False
         self.gone = False
+        self.more = False
         self.call: Callable[[], object] | None = None
 
     def tell(self) -> None:
@@ -108,7 +115,7 @@ class Polls:
         """
         watches = self._watches.get(fd)
         if watches is None:
-            self._epoll.register(fd, event | select.EPOLLET)
+            self._epoll.register(fd, _registered(event))
             watches = self._watches[fd] = []
         else:
             self._epoll.modify(fd, _BOTH | select.EPOLLET)
@@ -123,7 +130,7 @@ class Polls:
         watches = self._watches[watch.fd]
         watches.remove(watch)
         if watches:
-            self._epoll.modify(watch.fd, watches[0].event | select.EPOLLET)
+            self._epoll.modify(watch.fd, _registered(watches[0].event))
         else:
             del self._watches[watch.fd]
             self._epoll.unregister(watch.fd)
@@ -133,12 +140,17 @@ class Polls:
         for fd, events in self._epoll.poll(0, MOST):
             for watch in tuple(self._watches.get(fd, ())):
                 # An error or a hang-up is for both to see.
-                if events & ~(_BOTH ^ watch.event):
+                if events & ~(select.EPOLLOUT if watch.event == select.POLLIN else _READ):
+                    watch.more = watch.more or bool(events & _MORE)
                     watch.tell()
 
     def close(self) -> None:
         """Close it, or a forked child's copy of it."""
         self._epoll.close()
+
+
+def _registered(event: int) -> int:
+    return select.EPOLLET | (_READ if event == select.POLLIN else select.EPOLLOUT)
 
 
 def only_waits(chain: Chain) -> bool:

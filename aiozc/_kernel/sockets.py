@@ -7,6 +7,7 @@ waits for room then, in the loop's thread, and sets O_NONBLOCK, which duplicates
 import ctypes
 import select
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from aiozc._errors import error_from
@@ -58,6 +59,14 @@ def was_reset(fd: int) -> bool:
 def is_unix(fd: int) -> bool:
     """Return whether a socket is of the family AF_UNIX."""
     return _option(fd, socket.SO_DOMAIN) == socket.AF_UNIX
+
+
+def is_tcp(fd: int) -> bool:
+    """Return whether a socket is of TCP; False for what is no socket."""
+    try:
+        return _option(fd, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+    except OSError:
+        return False
 
 
 def _option(fd: int, name: int) -> int:
@@ -135,8 +144,8 @@ class Messenger:
             taken: int = send(fd, memory, length, _FLAGS)
             return taken if taken >= 0 else -get_errno()
 
-        self.receive = receive_message
-        self.send = send_message
+        self.receive: Callable[[int, int], int] = receive_message
+        self.send: Callable[[int, int], int] = send_message
 
     def rest(self, start: int, end: int) -> bytearray:
         """Return a copy of what was received, from one place to another."""

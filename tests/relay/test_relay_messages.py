@@ -13,7 +13,8 @@ from contextlib import ExitStack
 import pytest
 
 import aiozc
-from aiozc._engines import at_once
+from aiozc._engines import at_once, passing
+from aiozc._kernel.sockets import Messenger
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
 from tests.kit.tasks import outcome_of
@@ -267,6 +268,57 @@ async def test_urgent_data_between_messages_stops_neither_them_nor_the_end(
     assert await receive_all(line.server) == b""
     line.server.shutdown(socket.SHUT_WR)
     assert await relaying == (11, 0)
+
+
+async def test_bytes_behind_urgent_data_and_the_end_behind_them_are_not_waited_for(
+    stack: ExitStack,
+) -> None:
+    """All that a recv stops at, at once: nothing comes later that would make another edge."""
+    line = Line(stack, socket.AF_INET, None)
+    relaying = line.relay()
+    for _ in range(3):
+        line.client.send(b"one")
+        line.client.send(b"!", socket.MSG_OOB)
+        line.client.send(b"two")
+        line.client.send(b"three")
+        assert await receive(line.server, 11) == b"onetwothree"
+    line.client.send(b"last")
+    line.client.shutdown(socket.SHUT_WR)
+    assert await receive_all(line.server) == b"last"
+    line.server.shutdown(socket.SHUT_WR)
+    assert await relaying == (37, 0)
+
+
+async def test_a_message_of_tcp_costs_one_receive_until_its_end_is_told(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+
+    class Counting(Messenger):
+        def __init__(self) -> None:
+            super().__init__()
+            receive = self.receive
+
+            def counted(fd: int, length: int) -> int:
+                received.append(got := receive(fd, length))
+                return got
+
+            self.receive = counted
+
+    monkeypatch.setattr(passing, "Messenger", Counting)
+    line = Line(stack, socket.AF_INET, None)
+    relaying = line.relay()
+    await send(line.client, REQUEST)
+    assert await receive(line.server, len(REQUEST)) == REQUEST
+    await turns(5)
+    received.clear()
+    for _ in range(20):
+        await send(line.client, REQUEST)
+        assert await receive(line.server, len(REQUEST)) == REQUEST
+    assert received == [len(REQUEST)] * 20
+    for sock in (line.client, line.server):
+        sock.shutdown(socket.SHUT_WR)
+    assert await relaying == (21 * len(REQUEST), 0)
 
 
 async def test_of_a_socket_that_was_closed_no_message_is_passed_on(
