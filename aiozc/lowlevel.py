@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from aiozc._api.transports import UVLOOP_PLAIN, TransportSocket
-from aiozc._engines.records import identity, is_free
 from aiozc._errors import connection_lost
 from aiozc._install.gates import Gate, lost_beneath, shut
 from aiozc._install.proxies import gate_of
+from aiozc._resources.records import identity, is_free
 
 __all__ = ["exclusive"]
 

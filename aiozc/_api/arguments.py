@@ -14,9 +14,9 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from aiozc._engines.hosts import Loop
-from aiozc._engines.records import is_listening, known, socket_type
 from aiozc._errors import error_from
+from aiozc._resources.records import is_listening, known, socket_type
+from aiozc._runtime.hosts import Loop
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
 # member of it, 0.5 us for each transfer.

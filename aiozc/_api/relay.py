@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from aiozc._api.arguments import check_stream, socket_of, timeout_of
 from aiozc._api.transports import check_unowned
-from aiozc._engines import drive
-from aiozc._engines.hosts import arrive, run_all, uninterrupted
+from aiozc._drivers import drive
 from aiozc._engines.reactor import Reactor, have_reactor
-from aiozc._engines.records import Role, Stream, identity, inlet
 from aiozc._errors import error_from, nothing_moved, tell
+from aiozc._resources.records import Role, Stream, identity, inlet
+from aiozc._runtime.hosts import arrive, run_all, uninterrupted
 from aiozc._transfers.splice import Splicing
 
 Piece: TypeAlias = AbstractContextManager[socket.socket]

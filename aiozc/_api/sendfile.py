@@ -22,13 +22,13 @@ from aiozc._api.arguments import (
     type_of,
 )
 from aiozc._api.transports import TransportSocket, check_unowned
-from aiozc._engines import drive
-from aiozc._engines import fallback as fallback_engine
+from aiozc._drivers import drive
+from aiozc._drivers import fallback as fallback_engine
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.hosts import Loop, arrive, plain_loop, uninterrupted
 from aiozc._engines.reactor import Reactor, count_fallback, get_reactor, latest_reactor
-from aiozc._engines.records import Original, check_idle, outlet, set_position
 from aiozc._errors import error_from, lacks_descriptors, tell
+from aiozc._resources.records import Original, check_idle, outlet, set_position
+from aiozc._runtime.hosts import Loop, arrive, plain_loop, uninterrupted
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 
 

@@ -29,11 +29,11 @@ from aiozc._api.arguments import (
     transforms,
 )
 from aiozc._api.transports import check_unowned
-from aiozc._engines import drive
-from aiozc._engines import fallback as fallback_engine
-from aiozc._engines.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
+from aiozc._drivers import drive
+from aiozc._drivers import fallback as fallback_engine
 from aiozc._engines.reactor import count_fallback, have_reactor
-from aiozc._engines.records import (
+from aiozc._errors import error_from, nothing_moved, tell
+from aiozc._resources.records import (
     Device,
     Original,
     Role,
@@ -43,7 +43,7 @@ from aiozc._engines.records import (
     known,
     waits_in_writes,
 )
-from aiozc._errors import error_from, nothing_moved, tell
+from aiozc._runtime.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.splice import Splicing
 

@@ -12,12 +12,12 @@ from aiozc._api.arguments import (
     check_readable,
     plain_file,
 )
-from aiozc._engines.fallback import READ, TICK, read_some, seek, seek_if_it_can
-from aiozc._engines.hosts import Loop, in_thread, in_thread_that_may_be_left
-from aiozc._engines.owners import owners_of
+from aiozc._drivers.fallback import READ, TICK, read_some, seek, seek_if_it_can
 from aiozc._engines.reactor import count_fallback
-from aiozc._engines.records import HasFileno, check_sendable
 from aiozc._errors import connection_lost, nothing_moved, tell
+from aiozc._resources.owners import owners_of
+from aiozc._resources.records import HasFileno, check_sendable
+from aiozc._runtime.hosts import Loop, in_thread, in_thread_that_may_be_left
 
 UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
 """uvloop's transports of streams without TLS."""

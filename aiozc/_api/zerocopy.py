@@ -23,16 +23,16 @@ from aiozc._api.arguments import (
 )
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import check_unowned
-from aiozc._engines import fallback as fallback_engine
-from aiozc._engines import zerocopy
-from aiozc._engines.buffers import SIZE as BUFFER_SIZE
-from aiozc._engines.buffers import Buffers
-from aiozc._engines.hosts import Loop, arrive, running_loop, uninterrupted
-from aiozc._engines.loans import Loan
-from aiozc._engines.parts import Gather, Parts, is_small
+from aiozc._drivers import fallback as fallback_engine
+from aiozc._drivers import zerocopy
+from aiozc._drivers.parts import Gather, Parts, is_small
 from aiozc._engines.reactor import Reactor, count_fallback, have_reactor
-from aiozc._engines.records import Stream, outlet, set_position
 from aiozc._errors import error_from, tell
+from aiozc._resources.buffers import SIZE as BUFFER_SIZE
+from aiozc._resources.buffers import Buffers
+from aiozc._resources.loans import Loan
+from aiozc._resources.records import Stream, outlet, set_position
+from aiozc._runtime.hosts import Loop, arrive, running_loop, uninterrupted
 from aiozc._transfers.zerocopy import CHUNK, REFUSED, ZeroCopy
 
 T = TypeVar("T")

@@ -30,11 +30,11 @@ import select
 from collections import deque
 from collections.abc import Callable
 
-from aiozc._engines.hosts import Loop, wake
-from aiozc._engines.records import Record
 from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait, send_nowait
+from aiozc._resources.records import Record
+from aiozc._runtime.hosts import Loop, wake
 from aiozc._transfers.steps import Chain, End, Give, SendCached, Splice, Step, TakeByte
 
 COPIED = 16 * 1024

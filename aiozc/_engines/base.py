@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.hosts import Future, Loop
-from aiozc._engines.loans import Loans
-from aiozc._engines.polls import Polls
-from aiozc._engines.records import Record
+from aiozc._resources.loans import Loans
+from aiozc._resources.polls import Polls
+from aiozc._resources.records import Record
+from aiozc._runtime.hosts import Future, Loop
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
 TICK = 0.1

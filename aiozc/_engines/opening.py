@@ -5,9 +5,9 @@ import errno
 import os
 import stat
 
-from aiozc._engines.hosts import in_thread
 from aiozc._errors import error_from
 from aiozc._kernel.paths import CachedOpener
+from aiozc._runtime.hosts import in_thread
 
 # O_NONBLOCK: a FIFO without a writer is opened at once, to be found out for what it is.
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

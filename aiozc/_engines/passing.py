@@ -18,9 +18,10 @@ import errno
 
 from aiozc._engines.at_once import CALL, STREAMED, Place
 from aiozc._engines.base import Host, Run
-from aiozc._engines.hosts import Loop, running_loop
-from aiozc._engines.polls import Watch, watch_for
+from aiozc._engines.waits import watch_for
 from aiozc._kernel.sockets import Messenger, is_tcp
+from aiozc._resources.polls import Watch
+from aiozc._runtime.hosts import Loop, running_loop
 from aiozc._transfers.splice import EAGER
 from aiozc._transfers.steps import Pass, PollIn, Receive
 

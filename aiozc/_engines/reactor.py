@@ -46,19 +46,20 @@ from typing import NamedTuple, Self
 
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import TICK, Backend, Counters, LendingRun, Run
-from aiozc._engines.buffers import Buffers
 from aiozc._engines.choose import choose
-from aiozc._engines.hosts import Loop, running_loop, sleep
-from aiozc._engines.loans import Loan, Loans
-from aiozc._engines.looks import Looks
-from aiozc._engines.owners import owners_of
 from aiozc._engines.passing import Passing
-from aiozc._engines.pipes import PipePool
-from aiozc._engines.polls import Polls, Waits, only_waits
 from aiozc._engines.readiness import Readiness
-from aiozc._engines.records import Original, Record
+from aiozc._engines.waits import Waits, only_waits
 from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.permitted import look
+from aiozc._resources.buffers import Buffers
+from aiozc._resources.loans import Loan, Loans
+from aiozc._resources.looks import Looks
+from aiozc._resources.owners import owners_of
+from aiozc._resources.pipes import PipePool
+from aiozc._resources.polls import Polls
+from aiozc._resources.records import Original, Record
+from aiozc._runtime.hosts import Loop, running_loop, sleep
 from aiozc._transfers.steps import Chain, End, Pass, PollIn, PollOut, Splice
 
 _logger = logging.getLogger("aiozc")

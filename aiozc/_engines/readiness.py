@@ -32,9 +32,10 @@ from queue import SimpleQueue
 
 from aiozc._engines.at_once import STREAMED, splice
 from aiozc._engines.base import TICK, Host, Run, may_be_short
-from aiozc._engines.hosts import Loop, Timer
-from aiozc._engines.polls import Polls, Watch, awaited, find_unready, is_ready
-from aiozc._engines.records import Record
+from aiozc._engines.waits import awaited, find_unready
+from aiozc._resources.polls import Polls, Watch, is_ready
+from aiozc._resources.records import Record
+from aiozc._runtime.hosts import Loop, Timer
 from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
 
 WORKERS = 8

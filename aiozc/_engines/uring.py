@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 from aiozc._engines.base import TICK, Host, Run, may_be_short
-from aiozc._engines.records import Record
 from aiozc._engines.workers import BESIDE, INDEX_BITS, QUESTIONS, WORKERS, Workers
 from aiozc._kernel import abi
 from aiozc._kernel.abi import CqeFlag, Op, SpliceFlag, SqeFlag
@@ -45,6 +44,7 @@ from aiozc._kernel.ring import (
     prep_splice,
     prep_timeout,
 )
+from aiozc._resources.records import Record
 from aiozc._transfers.steps import (
     LONGEST_PAUSE,
     Chain,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from aiozc._api.sendfile import loop_sendfile
-from aiozc._engines.owners import guard, unguard
 from aiozc._install.proxies import Create, connecting, serving, starting_tls
 from aiozc._install.sending import send_fallback, send_native, sendfile
+from aiozc._resources.owners import guard, unguard
 
 T = TypeVar("T")
 Loop = TypeVar("Loop", bound=asyncio.AbstractEventLoop)

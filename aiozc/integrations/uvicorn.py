@@ -41,10 +41,10 @@ from aiozc import loop_sendfile, probe
 from aiozc._api.arguments import check_binary, check_offset, check_readable, plain_file, shown
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import TransportSocket, socket_beneath, wait_written
-from aiozc._engines.hosts import in_thread, in_thread_that_may_be_left, wait_ready
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.reactor import count_fallback
 from aiozc._errors import tells_of_lost_connection
+from aiozc._runtime.hosts import in_thread, in_thread_that_may_be_left, wait_ready
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
 Message = Any

@@ -15,9 +15,9 @@ import pytest
 import aiozc
 from aiozc._engines.base import Run
 from aiozc._engines.reactor import latest_reactor
-from aiozc._engines.records import Original, Record, outlet
 from aiozc._engines.uring import _INDEX_BITS, _TICKER, Uring
 from aiozc._kernel.ring import Completion
+from aiozc._resources.records import Original, Record, outlet
 from aiozc._transfers.sendfile import Sendfile
 from tests.conftest import Connect, MakeFile
 from tests.kit.content import KIB, MIB, assert_same, pattern

@@ -11,10 +11,10 @@ import pytest
 import trio
 
 import aiozc
-from aiozc._engines import threads, trio_loop
-from aiozc._engines.hosts import in_thread
 from aiozc._engines.opening import open_regular
-from aiozc._engines.threads import Pool
+from aiozc._runtime import threads, trio_loop
+from aiozc._runtime.hosts import in_thread
+from aiozc._runtime.threads import Pool
 from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
@@ -57,7 +57,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Pool:
     """Let there be two threads for files, and three with those that are stuck."""
     pool = Pool(2, may_be_inline=True)
     monkeypatch.setattr(threads, "MOST", 3)
-    monkeypatch.setattr("aiozc._engines.hosts.FILES", pool)
+    monkeypatch.setattr("aiozc._runtime.hosts.FILES", pool)
     return pool
 
 
@@ -179,7 +179,7 @@ async def test_silent_pipes_take_no_thread_from_files(connect: Connect) -> None:
 async def test_where_no_thread_can_be_started_the_loops_own_does_it(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("aiozc._engines.hosts.FILES", Pool(2, may_be_inline=True))
+    monkeypatch.setattr("aiozc._runtime.hosts.FILES", Pool(2, may_be_inline=True))
     threads._tell_of_refusal.cache_clear()
 
     def refuse(_: threading.Thread) -> None:
@@ -198,7 +198,7 @@ async def test_where_no_thread_can_be_started_the_loops_own_does_it(
 async def test_where_no_more_can_be_started_one_waits_for_those_there_are(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiozc._engines.hosts.FILES", Pool(2, may_be_inline=True))
+    monkeypatch.setattr("aiozc._runtime.hosts.FILES", Pool(2, may_be_inline=True))
     (file,), (task,) = await fill(connect, 1)
 
     def refuse(_: threading.Thread) -> None:

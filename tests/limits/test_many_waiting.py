@@ -11,9 +11,9 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from aiozc._engines import looks
-from aiozc._engines.looks import AT_LEAST, Ask, Looks
 from aiozc._engines.reactor import LOOKED_AT, THOROUGHLY
+from aiozc._resources import looks
+from aiozc._resources.looks import AT_LEAST, Ask, Looks
 from tests.conftest import MakeFile
 from tests.kit.connections import fill, socket_pair
 from tests.kit.content import KIB, pattern

@@ -18,8 +18,8 @@ import pytest
 import trio
 
 import aiozc
-from aiozc._engines import bare
-from aiozc._engines.hosts import running_loop
+from aiozc._drivers import bare
+from aiozc._runtime.hosts import running_loop
 from tests.conftest import LoopFactory
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from aiozc._engines.pipes import LARGE
+from aiozc._resources.pipes import LARGE
 from tests.conftest import Connect, MakeFile
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern

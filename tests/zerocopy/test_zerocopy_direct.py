@@ -13,13 +13,14 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from aiozc._engines import parts, uring
-from aiozc._engines import zerocopy as engine
-from aiozc._engines.buffers import COUNT, SIZE
+from aiozc._drivers import parts
+from aiozc._drivers import zerocopy as engine
+from aiozc._engines import uring
 from aiozc._engines.reactor import Reactor
 from aiozc._kernel.memory import direct_alignment
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.ring import Sqe, prep_read_fixed
+from aiozc._resources.buffers import COUNT, SIZE
 from tests.conftest import LENDS, Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair

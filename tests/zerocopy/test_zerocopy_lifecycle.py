@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aiozc
-from aiozc._engines import zerocopy
+from aiozc._drivers import zerocopy
 from aiozc._engines.base import TICK
 from aiozc._kernel.sockets import send_nowait
 from tests.conftest import LENDS, Connect, LoopFactory, MakeFile

@@ -22,9 +22,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from aiozc._engines import bare
-from aiozc._engines.drive import own
-from aiozc._engines.hosts import (
+from aiozc._drivers import bare
+from aiozc._drivers.drive import own
+from aiozc._errors import error_from, lacks_descriptors, tell
+from aiozc._kernel.sockets import receive_nowait, send_nowait
+from aiozc._resources.owners import owners_of
+from aiozc._resources.records import HasFileno, Original, Stream, inlet, outlet
+from aiozc._runtime.hosts import (
     in_thread,
     in_thread_that_may_be_left,
     running_loop,
@@ -33,15 +37,11 @@ from aiozc._engines.hosts import (
     take_thread,
     wait_ready,
 )
-from aiozc._engines.owners import owners_of
-from aiozc._engines.records import HasFileno, Original, Stream, inlet, outlet
-from aiozc._errors import error_from, lacks_descriptors, tell
-from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._transfers.steps import LONGEST_PAUSE, Tries
 
 if TYPE_CHECKING:
-    from aiozc._engines.threads import Thread
-    from aiozc._engines.trio_loop import TrioThread
+    from aiozc._runtime.threads import Thread
+    from aiozc._runtime.trio_loop import TrioThread
 
 READ = 256 * 1024
 """Bytes of one read."""

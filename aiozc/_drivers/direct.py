@@ -15,10 +15,10 @@ are the only stations. What follows from the kernel's ways (seen on 6.18):
 import errno
 from collections.abc import Sequence
 
-from aiozc._engines.loans import Loan
-from aiozc._engines.parts import Parts
+from aiozc._drivers.parts import Parts
 from aiozc._engines.reactor import Outcome, Reactor
-from aiozc._engines.records import Record
+from aiozc._resources.loans import Loan
+from aiozc._resources.records import Record
 from aiozc._transfers.steps import ReadFixed, SendFixed, SendZero
 
 IN_HAND = 4

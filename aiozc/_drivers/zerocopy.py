@@ -5,16 +5,16 @@ import itertools
 import mmap
 from collections.abc import Sequence
 
+from aiozc._drivers.direct import IN_HAND, run_direct
+from aiozc._drivers.drive import own
+from aiozc._drivers.parts import Parts
 from aiozc._engines.base import TICK
-from aiozc._engines.direct import IN_HAND, run_direct
-from aiozc._engines.drive import own
-from aiozc._engines.hosts import in_thread, running_loop, sleep
-from aiozc._engines.loans import Loan
-from aiozc._engines.parts import Parts
 from aiozc._engines.reactor import Reactor
-from aiozc._engines.records import HasFileno, Record, Stream
 from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import is_unix, send_nowait
+from aiozc._resources.loans import Loan
+from aiozc._resources.records import HasFileno, Record, Stream
+from aiozc._runtime.hosts import in_thread, running_loop, sleep
 from aiozc._transfers.steps import (
     UNLUCKY,
     AwaitRoom,

@@ -9,13 +9,13 @@ import os
 from collections.abc import Sequence
 
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.buffers import SIZE
-from aiozc._engines.loans import Loan
-from aiozc._engines.looks import Ask
-from aiozc._engines.records import HasFileno, Original
 from aiozc._errors import error_from
 from aiozc._kernel.memory import Export, Mapping, direct_alignment
 from aiozc._kernel.status import known
+from aiozc._resources.buffers import SIZE
+from aiozc._resources.loans import Loan
+from aiozc._resources.looks import Ask
+from aiozc._resources.records import HasFileno, Original
 from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
 from aiozc._transfers.zerocopy import Piece
 

@@ -13,10 +13,6 @@ import fcntl
 import os
 from typing import Any, Protocol
 
-from aiozc._engines.loans import Loan
-from aiozc._engines.looks import Ask
-from aiozc._engines.pipes import Pipe, PipePool
-from aiozc._engines.polls import Watch
 from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import (
     end_writing,
@@ -30,6 +26,10 @@ from aiozc._kernel.sockets import (
 from aiozc._kernel.status import identity as identity
 from aiozc._kernel.status import is_same_open_file
 from aiozc._kernel.status import known as known
+from aiozc._resources.loans import Loan
+from aiozc._resources.looks import Ask
+from aiozc._resources.pipes import Pipe, PipePool
+from aiozc._resources.polls import Watch
 from aiozc._transfers.steps import End
 
 

@@ -21,13 +21,13 @@ from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
-from aiozc._engines.threads import FILES, STREAMS, Thread
 from aiozc._errors import nothing_moved
+from aiozc._runtime.threads import FILES, STREAMS, Thread
 
 if TYPE_CHECKING:
     import trio
 
-    from aiozc._engines.trio_loop import TrioFuture, TrioLoop, TrioThread
+    from aiozc._runtime.trio_loop import TrioFuture, TrioLoop, TrioThread
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,7 +53,7 @@ def running_loop() -> Loop:
     lowlevel = getattr(_modules.get("trio"), "lowlevel", None)
     in_trio_task: Callable[[], bool] | None = getattr(lowlevel, "in_trio_task", None)
     if in_trio_task is not None and in_trio_task():
-        from aiozc._engines.trio_loop import current_loop
+        from aiozc._runtime.trio_loop import current_loop
 
         return current_loop(_uninterrupted)
     if loop is None:

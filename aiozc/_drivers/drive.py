@@ -4,13 +4,13 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from aiozc._engines import bare
+from aiozc._drivers import bare
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import TICK
-from aiozc._engines.hosts import running_loop, shielded, sleep
 from aiozc._engines.reactor import Reactor, get_reactor
-from aiozc._engines.records import Original, Record
 from aiozc._errors import lacks_descriptors
+from aiozc._resources.records import Original, Record
+from aiozc._runtime.hosts import running_loop, shielded, sleep
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import Give, SendCached, Splice, Step, Transfer
 

@@ -21,10 +21,10 @@ import weakref
 
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import TICK
-from aiozc._engines.hosts import Future, Loop, in_thread, running_loop, sleep, wake
-from aiozc._engines.records import Original, check_sendable
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import is_unix, send_nowait
+from aiozc._resources.records import Original, check_sendable
+from aiozc._runtime.hosts import Future, Loop, in_thread, running_loop, sleep, wake
 from aiozc._transfers.sendfile import Sendfile, State
 from aiozc._transfers.steps import Pause, PollOut, SendCached
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import trio
 from trio.lowlevel import Abort, RunVar
 
-from aiozc._engines.threads import LOOK, MOST, STUCK
+from aiozc._runtime.threads import LOOK, MOST, STUCK
 
 T = TypeVar("T")
 

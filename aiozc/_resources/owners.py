@@ -26,8 +26,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import MethodType
 from typing import Any
 
-from aiozc._engines.hosts import Loop
-from aiozc._engines.records import HasFileno, Role, check_free, known
+from aiozc._resources.records import HasFileno, Role, check_free, known
+from aiozc._runtime.hosts import Loop
 
 Key = tuple[int, ...]
 """A device and an inode; of a pipe which of its ends it is, and of a terminal its number."""

@@ -40,11 +40,11 @@ import errno
 import weakref
 from collections.abc import Iterable
 
-from aiozc._engines.buffers import Buffers
-from aiozc._engines.hosts import Future, running_loop, wait_at_most, wake
 from aiozc._errors import error_from
 from aiozc._kernel.abi import NOTIF_COPIED
 from aiozc._kernel.memory import Export
+from aiozc._resources.buffers import Buffers
+from aiozc._runtime.hosts import Future, running_loop, wait_at_most, wake
 from aiozc._transfers.steps import SendFixed, Step
 
 

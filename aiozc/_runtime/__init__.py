@@ -1,0 +1,1 @@
+"""Who runs the coroutines: asyncio's loops and trio, behind one protocol; threads of our own."""
