@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: list[str], notes: Console) -> int:
-    """Call the ``main`` of the command's module, or measure the works that it gives."""
+    """Call the function of a command, or measure its works."""
     name = DEFAULT
     if arguments and not arguments[0].startswith("-"):
         name = arguments.pop(0)
@@ -26,14 +26,14 @@ def _main(arguments: list[str], notes: Console) -> int:
     elif any(part.startswith(("--only", "--awake")) for part in arguments):
         name = "sendfile"  # whose options these are
     try:
-        module = import_module(COMMANDS[name]["module"])
-        run = None if hasattr(module, "main") else import_module("bench.run").run
+        does = resolve_name(COMMANDS[name].get("main", "bench.run:run"))
+        works = COMMANDS[name].get("works", {}).values()
+        for part in [COMMANDS[name].get("each", {}), *works]:
+            resolve_name(part.get("cases", "bench.run"))
     except Exception as error:  # whatever it is, nothing can be measured
         raise BenchError(f"{name} cannot run here: {describe(error)}") from error
-    options = parse(name, arguments, measures=run is not None)
-    if run is None:
-        return int(module.main(options, notes))
-    return int(run(name, module, options, arguments, notes))
+    options = parse(name, arguments, measures=bool(works))
+    return int(does(name, options, arguments, notes) if works else does(options, notes))
 
 
 if __name__ == "__main__":

@@ -123,9 +123,10 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def sizes(text: str) -> list[int]:
-    """Read sizes, with commas between them."""
-    return [size(part) for part in text.split(",")]
+def sizes(text: str) -> list[str]:
+    """Read sizes, with commas between them; give them as they are written."""
+    parts = text.split(",")
+    return [part for part in parts if size(part)]
 
 
 def numbers(text: str) -> list[int]:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiozc
+from bench.contenders import CONTENDERS
 from bench.errors import BenchError
 from bench.samples import Sample
 
 Values = Mapping[str, float]
 """What one turn gave: a number for each metric's name, but for those a contender cannot give."""
+Turn = Callable[[str], Values]
+"""Lets a contender do what a case is about, and counts at the far end what came of it."""
 
 
 @dataclass(slots=True)
@@ -28,23 +30,47 @@ class Case:
     units: Mapping[str, str]
     """The unit of each metric."""
     contenders: Sequence[str]
-    turn: Callable[[str], Values]
-    """Lets a contender do it, and counts at the far end what came of it."""
+    turn: Turn
     check: Callable[[str], None] = lambda _: None
     """Lets a contender do something once whose bytes are compared by their hash."""
     check_peers: Callable[[], object] = lambda: None
     """Raises BenchError where a contender may have failed because its peer has."""
-    rounds: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A family of cases, which share a table: a row of commands.toml, for what was asked for."""
+
+    name: str
+    title: str
+    cases: Callable[..., Iterator[Case]]
+    """Gives the cases; makes files and starts processes, which end with the stack it is given."""
+    kind: str
+    contenders: Sequence[str]
+    baseline: str
+    """The contender that ratios are to."""
+    units: Mapping[str, str]
+    """The unit of each metric."""
+    rounds: Sequence[int] = (1, 1)
     """How many there are at most: with --quick, and without."""
     budget: float = math.inf
     """Seconds, with --quick, after which no further round begins."""
+    how: Mapping[str, Any]
+    """What else ``cases`` takes: sizes, amounts, times."""
+    by_contender: bool = False
+    """Whether its tables have a row for each contender, not for each metric of each case."""
+    brief: Sequence[str] = ()
+    """The metrics that a narrow terminal shows of such a table; none: all."""
+
+    def case(self, name: str, contenders: Sequence[str], turn: Turn, **rest: Any) -> Case:
+        """Make one of its cases."""
+        return Case(f"{self.name}: {name}", self.units, contenders, turn, **rest)
 
 
 @dataclass(slots=True)
 class Settings:
-    """How much is to be done, where files may lie, and what the command line asked for."""
+    """Where files may lie, what works share, and who could not take part."""
 
-    options: Any
     scratch: Path
     """A directory for files, which someone else removes."""
     stack: ExitStack
@@ -58,47 +84,12 @@ class Settings:
     remarks: dict[str, str] = field(default_factory=dict)
     """What is to be said of a contender."""
 
-    @property
-    def quick(self) -> bool:
-        """Whether less of all is to be done."""
-        return bool(self.options.quick)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A family of cases, which share a table and a baseline."""
-
-    name: str
-    title: str
-    baseline: str
-    prepare: Callable[[Settings, ExitStack], Iterator[Case]]
-    """Gives the cases; makes files and starts processes, which end with the stack."""
-    by_contender: bool = False
-    """Whether its tables have a row for each contender, not for each metric of each case."""
-    brief: Sequence[str] = ()
-    """The metrics that a narrow terminal shows of such a table; none: all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One way to do something on a loop."""
-
-    name: str
-    loop: str
-    do: Callable[..., Any]
-    backend: str | None = None
-    """The backend of aiozc, where it is aiozc that does it."""
-    blocking: bool = False
-    """Whether it takes a socket that blocks; then the loop stands still meanwhile."""
-
-
-def present(settings: Settings, contenders: Mapping[str, Any]) -> list[str]:
-    """Give those of some contenders that can run here; those that lack a ring are noted."""
-    probe = aiozc.probe()
-    if not probe.io_uring:
-        rings = [n for n, each in contenders.items() if getattr(each, "backend", "") == "io_uring"]
-        settings.missing.update(dict.fromkeys(rings, probe.refused or probe.reason))
-    return [name for name in contenders if name not in settings.missing]
+    def present(self, work: Work) -> list[str]:
+        """Give the contenders that can run here; the others are noted."""
+        for name in work.contenders:
+            if reason := CONTENDERS[work.kind][name].missing():
+                self.missing[name] = reason
+        return [name for name in work.contenders if name not in self.missing]
 
 
 def measure(

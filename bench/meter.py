@@ -5,10 +5,10 @@ import gc
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -24,22 +24,22 @@ def late_values(lateness: Sequence[float]) -> dict[str, float]:
     return told | {"lateness max": max(lateness) * 1e3}
 
 
-LATE_UNITS = {"lateness p50": "ms", "lateness p99": "ms", "lateness max": "ms"}
-CPU_UNITS = {"loop CPU": "ms/GB", "process CPU": "ms/GB"}
+def in_units(
+    turn: Mapping[str, Any], units: Mapping[str, str], moved: int, files: int = 1
+) -> dict[str, Any]:
+    """Give what a turn took, as a `Meter` tells it, in the units of its metrics.
 
-
-def per_gigabyte(size: int, turn: Mapping[str, float]) -> dict[str, float]:
-    """Give what a turn took, as a `Meter` tells it, for the bytes that it moved."""
-    return {
-        "throughput": size / turn["elapsed"] / 1e9,
-        "loop CPU": turn["loop_cpu"] * 1e3 / (size / 1e9),
-        "process CPU": turn["process_cpu"] * 1e3 / (size / 1e9),
-    }
+    CPU times are for each GB that it moved, or for each of its files.
+    """
+    factors = {"ms/GB": 1e12 / moved, "us": 1e6 / files}
+    told = {"time": turn["elapsed"] * 1e6 / files, "throughput": moved / turn["elapsed"] / 1e9}
+    cpu = {name for name in turn if name.endswith(" CPU")} & units.keys()
+    return {**turn, **told, **{name: turn[name] * factors[units[name]] for name in cpu}}
 
 
 _USED: Final = {
-    "user": "ru_utime",
-    "system": "ru_stime",
+    "user CPU": "ru_utime",
+    "system CPU": "ru_stime",
     "voluntary": "ru_nvcsw",
     "involuntary": "ru_nivcsw",
     "minor faults": "ru_minflt",
@@ -52,9 +52,12 @@ class Meter:
 
     io_uring's workers are threads of the process and count: 2 GB read by a worker (IOSQE_ASYNC)
     added 0.208 s to ``time.process_time`` and 0.004 s to ``time.thread_time`` (Linux 6.18).
+    Meanwhile garbage is not collected.
     """
 
     def __init__(self, *, timer: bool = False, period: float = 0.001) -> None:
+        gc.collect()
+        gc.disable()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
         self._timer = LatenessTimer(period) if timer else None
@@ -67,28 +70,18 @@ class Meter:
         elapsed = time.monotonic() - self.began
         thread, process = time.thread_time(), time.process_time()
         late = late_values(self._timer.stop()) if self._timer is not None else {}
+        gc.enable()
         usage = resource.getrusage(resource.RUSAGE_SELF)
         status = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         return {
             "elapsed": elapsed,
-            "loop_cpu": thread - self._thread,
-            "process_cpu": process - self._process,
+            "loop CPU": thread - self._thread,
+            "process CPU": process - self._process,
             "memory": peak / 1024,
             **{name: getattr(usage, of) - getattr(self._usage, of) for name, of in _USED.items()},
             **late,
         }
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collect now, and not again before the end of the block."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class LatenessTimer:

@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Final, Self
 
 from bench.errors import BenchError, describe
@@ -29,8 +29,8 @@ class Helper:
     """A process that serves one object, from its start to its end; a context manager.
 
     The object is what ``factory`` ("module:name") gives for the control socket and the arguments:
-    its ``ready`` is told to the parent, and then its methods do what the parent asks for. One that
-    has a method ``serve`` talks to the parent itself.
+    its ``ready`` is told to the parent, if there is one, and then its methods do what the parent
+    asks for. One that has a method ``serve`` talks to the parent itself.
     """
 
     def __init__(self, name: str, factory: str, /, **arguments: Any) -> None:
@@ -68,6 +68,7 @@ class Helper:
             self._control.settimeout(None)
             tell(self._control, do=do, **how)
         except OSError:
+            self.hear()  # its last words, or the end
             raise self._death() from None
 
     def hear(self, timeout: float = 60, late: str = "no longer answers") -> Any:
@@ -119,7 +120,7 @@ class Helper:
 
 
 @contextmanager
-def told_by(*peers: Helper) -> Iterator[None]:
+def told_by(*peers: Any) -> Iterator[None]:
     """Let the death of a peer be the error where something has failed for it."""
     try:
         yield
@@ -188,11 +189,11 @@ def _main(factory: str, arguments: str, control: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     allow_many_descriptors()
     channel = socket.socket(fileno=control)
-    module, _, name = factory.partition(":")
     with suppress(BrokenPipeError, ConnectionResetError):  # the parent has gone
         try:
-            served = getattr(import_module(module), name)(channel, **json.loads(arguments))
-            tell(channel, gave=served.ready)
+            served = resolve_name(factory)(channel, **json.loads(arguments))
+            if hasattr(served, "ready"):
+                tell(channel, gave=served.ready)
             if hasattr(served, "serve"):
                 served.serve()
                 return

@@ -6,30 +6,28 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from types import ModuleType
+from pkgutil import resolve_name
+from typing import Any
 
 from rich.console import Console
 
 from bench.console import COMMANDS, DEFAULT, console_for_tables, make_progress, say
+from bench.contenders import CONTENDERS, like
 from bench.errors import BadInputError, BenchError, describe
 from bench.figures import Figures
 from bench.measure import Settings, Work, measure
 from bench.samples import About, Record, describe_machine, tell_machine
 from bench.scratch import scratch_directory
-from bench.tables import NOTE, work_tables
+from bench.tables import NOTE, overview, work_tables
+
+_AMOUNTS = ("with", "quick", "full")
+"""Keys of a row that hold what its function takes."""
 
 
-def run(
-    name: str,
-    module: ModuleType,
-    options: argparse.Namespace,
-    arguments: Sequence[str],
-    notes: Console,
-) -> int:
+def run(name: str, options: argparse.Namespace, arguments: Sequence[str], notes: Console) -> int:
     """Measure the works of a command; give the exit status."""
-    works = _chosen(_works(name, module, options), options.only)
+    works = works_of(name, options)
     record = Record(describe_machine())
     said = shlex.join(["python", "-m", "bench", name, *arguments])
     record.commands.append(re.sub(r" --(json|dir)[ =]\S+", "", said))
@@ -37,52 +35,85 @@ def run(
     out.print(tell_machine(record.machine), markup=False, highlight=False)
     with ExitStack() as stack:
         scratch: Path = stack.enter_context(scratch_directory(options.dir))
-        settings = Settings(options, scratch, stack, missing=record.missing, failed=record.failed)
+        settings = Settings(scratch, stack, missing=record.missing, failed=record.failed)
         for work in works:
-            _measure(name, work, settings, record, notes)
+            _measure(name, work, settings, record, options, notes)
             if name != DEFAULT or options.targets:
                 for table in work_tables(Figures(record), name, work, out.width, options.targets):
                     out.print(table)
         if name == DEFAULT:
-            from bench.commands.overview import show
-
-            out.print(show(Figures(record)))
+            out.print(overview(Figures(record)))
         _tell(name, record, settings, out, notes)
     if options.json is not None:
         record.write(options.json)
     for work in works:
-        if work.baseline in record.missing or work.baseline in record.failed:
+        failed = record.samples and work.baseline in record.failed
+        if failed or work.baseline in record.missing:
             raise BenchError(f"the baseline, {work.baseline}, was not measured")
     return 1 if record.failed else 0
 
 
-def _works(name: str, module: ModuleType, options: argparse.Namespace) -> Sequence[Work]:
-    """Give the works of a command: as the table has them, or as the module makes them."""
-    if "works" not in COMMANDS[name]:
-        return list(getattr(module, name)(options))
-    return [
-        Work(
-            work,
-            how["title"],
-            how["baseline"],
-            partial(getattr(module, how["cases"]), work, **how.get("with", {})),
-        )
-        for work, how in COMMANDS[name]["works"].items()
-    ]
-
-
-def _chosen(works: Sequence[Work], only: Sequence[str] | None) -> list[Work]:
+def works_of(name: str, options: argparse.Namespace) -> list[Work]:
+    """Give the works that were asked for; raise BadInputError where they cannot be."""
+    command = COMMANDS[name]
+    each = command.get("each", {})
+    works = [_work(work, each, row, options) for work, row in command["works"].items()]
+    if "choose" in command:
+        works = resolve_name(command["choose"])(options, works)
     names = [work.name for work in works]
-    for name in only or ():
-        if name not in names:
-            raise BadInputError(f"--only: there is no work {name!r}, but {', '.join(names)}")
-    return [work for work in works if not only or work.name in only]
+    for one in options.only or ():
+        if one not in names:
+            raise BadInputError(f"--only: there is no work {one!r}, but {', '.join(names)}")
+    works = [work for work in works if not options.only or work.name in options.only]
+    if not any(work.contenders for work in works):
+        raise BadInputError(f"none of these {works[0].kind}s takes part in that")
+    return [work for work in works if work.contenders]
 
 
-def _measure(name: str, work: Work, settings: Settings, record: Record, notes: Console) -> None:
+def _work(
+    name: str, each: dict[str, Any], row: dict[str, Any], options: argparse.Namespace
+) -> Work:
+    """Make a work of its row, what all of its command share, and what was asked for."""
+    how: dict[str, Any] = {}
+    for part in (each, row):
+        how |= part.get("with", {}) | part.get("quick" if options.quick else "full", {})
+    how |= {key: said for key, said in vars(options).items() if key in how and said is not None}
+    told = {key: value for key, value in (each | row).items() if key not in _AMOUNTS}
+    told["contenders"], told["baseline"] = _who(options, **told)
+    return Work(name=name, how=how, **told | {"cases": resolve_name(told["cases"])})
+
+
+def _who(
+    options: argparse.Namespace, kind: str, contenders: Sequence[str], baseline: str, **_: Any
+) -> tuple[list[str], str]:
+    """Give who takes turns, and whom ratios are to: as the row has it, or as was asked for."""
+    names, first = like(kind, contenders), getattr(options, "baseline", None)
+    asked = (getattr(options, "contenders", None) or "").split(",")
+    for name in [*asked, first]:
+        if name and name not in CONTENDERS[kind]:
+            known = ", ".join(CONTENDERS[kind])
+            raise BadInputError(f"there is no {kind} {name!r}; there are {known}")
+    if asked != [""]:
+        names = [
+            name for name in (CONTENDERS[kind] if kind == "server" else names) if name in asked
+        ]
+    if first and names and first not in names:
+        names.insert(0, first)
+    return names, first or (names[0] if names and baseline not in names else baseline)
+
+
+def _measure(
+    name: str,
+    work: Work,
+    settings: Settings,
+    record: Record,
+    options: argparse.Namespace,
+    notes: Console,
+) -> None:
     """Let the contenders take turns at each case of a work."""
-    options = settings.options
     record.works[f"{name}/{work.name}"] = About(work.title, work.baseline)
+    rounds = options.rounds or work.rounds[0 if options.quick else 1]
+    budget = work.budget if options.quick and not options.rounds else math.inf
     with ExitStack() as stack:
         progress = stack.enter_context(make_progress(notes))
         task = progress.add_task(f"{work.name}: making files", total=None)
@@ -93,15 +124,14 @@ def _measure(name: str, work: Work, settings: Settings, record: Record, notes: C
             progress.refresh()
 
         try:
-            for case in work.prepare(settings, stack):
-                rounds = options.rounds or case.rounds[0 if options.quick else 1]
-                total = rounds * len(case.contenders)
-                progress.reset(task, description=case.name, total=total)
-                budget = case.budget if options.quick and not options.rounds else math.inf
+            for case in work.cases(work, settings, stack, **work.how):
                 who, failed = case.contenders, settings.failed
+                progress.reset(task, description=case.name, total=rounds * len(who))
                 record.samples += measure(
                     name, case, who, rounds, failed=failed, budget=budget, done=done
                 )
+        except BadInputError:
+            raise
         except Exception as error:  # the other works can still be done
             settings.failed[work.name] = describe(error)
 
@@ -109,7 +139,7 @@ def _measure(name: str, work: Work, settings: Settings, record: Record, notes: C
 def _tell(name: str, record: Record, settings: Settings, out: Console, notes: Console) -> None:
     """Say what has to be said beside the tables."""
     told = [NOTE]
-    remarks = {} if name == DEFAULT else COMMANDS[name].get("remarks", {}) | settings.remarks
+    remarks = COMMANDS[name].get("remarks", {}) | ({} if name == DEFAULT else settings.remarks)
     told += [f"{who}: {what}." for who, what in remarks.items()]
     told += [f"{who}: not measured: {reason}" for who, reason in record.missing.items()]
     if (fleet := settings.shared.get("fleet")) is not None and fleet.unchecked:

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bench.figures import Figure, Figures, show_number, show_ratio
+from bench.figures import Figure, Figures, show_better, show_number, show_ratio, show_value
 from bench.measure import Work
 
 SHOWN: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
@@ -19,6 +19,8 @@ NOTE: Final = (
     "baseline: how many times better (less time, more throughput). GB is 10^9 bytes."
 )
 _WIDE: Final = 170
+_COLUMNS: Final = ("aiozc", "aiozc readiness"), ("aiozc uvloop", "aiozc uvloop readiness")
+"""Whom the columns of `python -m bench` tell of, and where no ring can be had."""
 _OURS: Final = ("aiozc", "zc")
 """How the names begin of those that targets are for."""
 
@@ -34,6 +36,23 @@ def work_tables(
     for case in cases:
         brief = work.brief if width < _WIDE else ()
         yield _by_contender(figures, command, case, brief, work.baseline)
+
+
+def overview(figures: Figures) -> Table:
+    """Make the one table of `python -m bench`, 100 columns wide at most."""
+    table = make_table("What aiozc makes of it, beside asyncio without it")
+    headings = {"": "left", "asyncio": "right", "aiozc": "right", "it is": "left"}
+    for heading, side in [*headings.items(), ("on uvloop", "right"), ("it is ", "left")]:
+        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for label, pattern, metric in SHOWN["overview"]["rows"]:
+        for case in figures.cases("overview", pattern):
+            told = {f.contender: f for f in figures.of("overview", case) if f.metric == metric}
+            row = [label, show_value(told[figures.baseline("overview", case)])]
+            for names in _COLUMNS:
+                found = next((told[name] for name in names if name in told), None)
+                row += ["", ""] if found is None else [show_value(found), show_better(found)]
+            table.add_row(*row)
+    return table
 
 
 def make_table(title: str) -> Table:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,40 +19,39 @@ from typing import Any, Final
 
 import pyperf  # type: ignore[import-untyped]
 
+from bench.contenders import CONTENDERS, loop_factory
 from bench.errors import BenchError
-from bench.measure import Case, Settings
+from bench.measure import Case, Settings, Work
 from bench.processes import importing_bench
 from bench.scratch import make_file, warm
-from bench.senders.fleet import checking, fleet_of, receive
+from bench.senders.fleet import fleet_of
 from bench.senders.lanes import Lane
-from bench.senders.table import FLOOR, OURS, SENDERS, STDLIB
-from bench.senders.worker import loop_factory
+from bench.sink import SinkProcess
 from bench.sources import check_answer, connect
-from bench.units import KIB, show_size
+from bench.units import parse_size, show_size
 
-_WHO: Final = (STDLIB, *OURS, FLOOR)
 _JOB: Final = "AIOZC_BENCH_CALL"
-_AMOUNT: Final = "--processes=2 --values=3 --warmups=1 --min-time=0.02"
 
 
-def cases(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    """Give the cases."""
-    names = fleet_of(settings).present(_WHO)
-    sink = receive(settings, stack, discard=True)
-    for size in (4 * KIB, 16 * KIB, 64 * KIB)[: 1 if settings.quick else None]:
+def calls(
+    work: Work, settings: Settings, stack: ExitStack, *, sizes: Sequence[str], amount: str
+) -> Iterator[Case]:
+    """Give the cases, of which pyperf does so much."""
+    fleet, sink = fleet_of(settings), stack.enter_context(SinkProcess(discard=True))
+    names, found = fleet.present(work), settings.scratch / "pyperf.json"
+    for size in map(parse_size, sizes):
         file = warm(make_file(settings.scratch / f"call-{size}", size))
-        turn = partial(_turn, settings.scratch / "pyperf.json", sink.address, file)
-        checks = checking(settings, sink)
-        yield Case(
-            f"{work}: {show_size(size)}", {"time": "us"}, names, turn, **checks, rounds=(1, 3)
-        )
+        turn = partial(_turn, found, amount, sink.address, file)
+        yield work.case(show_size(size), names, turn, **fleet.checks(sink.address, sink.check))
 
 
-def _turn(found: Path, address: tuple[str, int], file: Path, name: str) -> dict[str, float]:
+def _turn(
+    found: Path, amount: str, address: tuple[str, int], file: Path, name: str
+) -> dict[str, float]:
     """Let pyperf measure one; give the mean of its values."""
     found.unlink(missing_ok=True)
     job = json.dumps({"name": name, "address": address, "file": str(file)})
-    script = ["bench.commands.calls", "-o", str(found), "--quiet", *_AMOUNT.split()]
+    script = ["bench.commands.calls", "-o", str(found), "--quiet", *amount.split()]
     done = subprocess.run(
         [sys.executable, "-m", *script, "--inherit-environ", f"PYTHONPATH,{_JOB}"],
         env={**importing_bench(), _JOB: job},
@@ -70,7 +69,7 @@ def _turn(found: Path, address: tuple[str, int], file: Path, name: str) -> dict[
 
 def _calls(job: dict[str, Any], loops: int) -> float:
     """Send the file so often, one call after another; give the seconds."""
-    sender = SENDERS[job["name"]]
+    sender = CONTENDERS["sender"][job["name"]]
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory(sender.loop)))
         sock = stack.enter_context(connect(job["address"]))
@@ -79,8 +78,7 @@ def _calls(job: dict[str, Any], loops: int) -> float:
         size = os.fstat(file.fileno()).st_size
 
         async def main() -> float:
-            assert sender.awaited is not None
-            send = await sender.awaited(Lane(sock, stack))
+            send = await sender.function()(Lane(sock, stack))
             await send(file, size)
             began = time.perf_counter()
             for _ in range(loops):
@@ -96,6 +94,6 @@ def _calls(job: dict[str, Any], loops: int) -> float:
 
 if __name__ == "__main__":
     _job = json.loads(os.environ[_JOB])
-    if (_backend := SENDERS[_job["name"]].backend) is not None:
+    if (_backend := CONTENDERS["sender"][_job["name"]].backend) is not None:
         os.environ["AIOZC_BACKEND"] = _backend
     pyperf.Runner().bench_time_func(_job["name"], partial(_calls, _job))

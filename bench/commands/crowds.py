@@ -1,91 +1,84 @@
 """``pace`` and ``mixed``: many clients at once, slow ones alone, or small requests beside all."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from bench.errors import BenchError
-from bench.measure import Case, Settings
+from bench.measure import Case, Settings, Work
+from bench.on_loop import start
 from bench.processes import Helper, Watch, allow_many_descriptors, told_by
 from bench.scratch import make_cold, make_file, make_sparse_file, warm
-from bench.senders.fleet import checking, fleet_of, start_worker
-from bench.senders.table import EVERYWHERE
+from bench.senders.fleet import fleet_of
 from bench.sink import SinkProcess
-from bench.units import GIB, KIB, MIB
+from bench.units import KIB, MIB, parse_size
 
-_SMALL_BUFFER: Final = 200_000
-_FILE: Final = 64 * MIB
+_CROWD: Final = "bench.senders.crowd:Crowd"
 _DESCRIPTORS: Final = 5
 """What one client takes at most: its socket and file, duplicates of both, a share of pipes."""
-_UNITS: Final = {
-    **dict.fromkeys(("filling CPU", "steady CPU"), "%"),
-    **dict.fromkeys(("lateness p99", "lateness max"), "ms"),
-    "threads": "",
-    "memory growth": "MiB",
-    **dict.fromkeys(("client with least", "client with most"), "KB/s"),
-}
+_PERIOD: Final = 0.010
+"""Seconds between two looks at how late the loop is: at 1 ms the timer takes 2 % of a core."""
 
 
-class Crowd(NamedTuple):
-    """Clients that read so many bytes in each second, and the server's send buffer for each."""
-
-    clients: int
-    pace: int
-    send_buffer: int = 0
-
-
-_CROWDS: Final = {
-    True: (Crowd(50, 400_000), Crowd(300, 50_000)),
-    False: (Crowd(500, 400_000), Crowd(3000, 50_000)),
-}
-_TIMES: Final = {True: (0.4, 0.6), False: (3.0, 5.0)}
-"""Seconds that buffers fill, and that are looked at then: with --quick, and without."""
-
-
-def paces(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    """Give the cases of slow clients, with send buffers of a size or as the kernel has them."""
-    for crowd in _CROWDS[settings.quick]:
-        if work == "small":
-            crowd = crowd._replace(send_buffer=_SMALL_BUFFER)
-        yield crowd_case(settings, stack, work, crowd, *_TIMES[settings.quick])
+def paces(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    crowds: Sequence[tuple[int, int]],
+    **how: Any,
+) -> Iterator[Case]:
+    """Give the cases of slow clients; each turn has a process and a receiver of its own."""
+    fleet, sink = fleet_of(settings), stack.enter_context(SinkProcess())
+    names, most = fleet.present(work), allow_many_descriptors()
+    file = warm(make_sparse_file(settings.scratch / "slow", 64 * MIB))
+    for clients, pace in crowds:
+        if (need := clients * _DESCRIPTORS + 100) > most:
+            raise BenchError(f"{clients} clients need {need} descriptors, and {most} can be had")
+        turn = partial(serve, file=file, clients=clients, pace=pace, **how)
+        title = f"{clients} clients of {pace / 1000:g} KB/s"
+        yield work.case(title, names, turn, **fleet.checks(sink.address, sink.check))
 
 
-def crowd_case(
-    settings: Settings, stack: ExitStack, work: str, crowd: Crowd, filling: float, seconds: float
-) -> Case:
-    """Make the case of one crowd; each turn has a process and a receiver of its own."""
-    need, most = crowd.clients * _DESCRIPTORS + 100, allow_many_descriptors()
-    if need > most:
-        raise BenchError(f"{crowd.clients} clients need {need} descriptors, and {most} can be had")
-    file = warm(make_sparse_file(settings.scratch / "slow", _FILE))
-    checks = checking(settings, stack.enter_context(SinkProcess()))
-    names = fleet_of(settings).present(EVERYWHERE)
-    turn = partial(serve, crowd=crowd, file=file, filling=filling, seconds=seconds)
-    title = f"{work}: {crowd.clients} clients of {crowd.pace / 1000:g} KB/s"
-    return Case(title, _UNITS, names, turn, **checks, rounds=(1, 2))
+def serve(
+    name: str,
+    file: Path,
+    clients: int,
+    pace: int,
+    filling: float,
+    seconds: float,
+    send_buffer: int = 0,
+) -> dict[str, Any]:
+    """Let a sender serve clients that read so many bytes in a second; give its figures.
 
-
-def serve(name: str, crowd: Crowd, file: Path, filling: float, seconds: float) -> dict[str, Any]:
-    """Let a sender serve a crowd; give its figures."""
-    plan = crowd._asdict() | {"file": str(file), "size": file.stat().st_size}
-    with SinkProcess(pace=plan.pop("pace")) as sink, told_by(sink), start_worker(name) as worker:
-        worker.begin("crowd", address=sink.address, filling=filling, seconds=seconds, **plan)
-        worker.hear()
-        sink.wait_counts(lambda counts: len(counts) == crowd.clients)
-        watch, counts = Watch(worker.pid), []
-        for part in (filling, seconds):
-            worker.begin("go on")
-            watch.look(part)
-            worker.hear()
+    That is for so many seconds after those in which the buffers fill.
+    """
+    found: dict[str, Any] = {}
+    with SinkProcess(pace=pace) as sink, told_by(sink), start("sender", name, _CROWD) as crowd:
+        whom: dict[str, Any] = {
+            "address": sink.address,
+            "clients": clients,
+            "send_buffer": send_buffer,
+        }
+        crowd.ask("add", files=[str(file)], then="error", **whom)
+        crowd.ask("become_nobody")
+        sink.wait_counts(lambda counts: len(counts) == clients)
+        watch, counts = Watch(crowd.pid), []
+        for part, duration in (("filling", filling), ("steady", seconds)):
+            crowd.ask("begin", timer=True, period=_PERIOD)
+            watch.look(duration)
+            spent = crowd.ask("end")
             counts.append(sink.counts())
-            if len(counts[-1]) != crowd.clients:
-                raise BenchError(f"{crowd.clients - len(counts[-1])} clients were given up")
-        found: dict[str, float] = worker.ask("go on")
+            if len(counts[-1]) != clients:
+                raise BenchError(f"{clients - len(counts[-1])} clients were given up")
+            spent["CPU"] = _percent(spent)
+            found |= {f"{part} {metric}": value for metric, value in spent.items()}
+        crowd.ask("stop")
     came = zip(*counts, strict=True)
-    speeds = [(after - before) / found["steady seconds"] / 1e3 for before, after in came]
+    speeds = [(after - before) / found["steady elapsed"] / 1e3 for before, after in came]
     return found | {
         "lateness p99": found["steady lateness p99"],
         "lateness max": max(found["filling lateness max"], found["steady lateness max"]),
@@ -96,58 +89,63 @@ def serve(name: str, crowd: Crowd, file: Path, filling: float, seconds: float) -
     }
 
 
-# Small requests beside everything else
-
-_RATE, _CONNECTIONS, _STREAMS, _CLIENTS, _PACE, _COLD = 1000, 16, 4, 100, 400_000, 8
-_MIXED: Final = {True: (0.6, 64 * MIB, 4 * MIB), False: (5.0, GIB, 64 * MIB)}
-"""Seconds, the size of a stream and that of a cold file: with --quick, and without."""
-_WAITS: Final = {"wait p50": "ms", "wait p99": "ms", "wait max": "ms"}
-
-
-def mixed_cases(work: str, settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    """Give the case of small requests beside streams, slow clients and cold files."""
-    seconds, large, cold = _MIXED[settings.quick]
+def mixes(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    stream_size: str,
+    cold_size: str,
+    several: int,
+    **how: Any,
+) -> Iterator[Case]:
+    """Give the case of small requests beside streams, slow clients and several cold files."""
+    fleet, sink = fleet_of(settings), stack.enter_context(SinkProcess())
+    large = make_sparse_file(settings.scratch / "mixed-stream", parse_size(stream_size))
     small = make_file(settings.scratch / "mixed-small", 4 * KIB)
-    stream = make_sparse_file(settings.scratch / "mixed-stream", large)
-    colds = [make_file(settings.scratch / f"mixed-{i}", cold) for i in range(_COLD)]
-    for file in (small, stream):
-        warm(file)
-    checks = checking(settings, stack.enter_context(SinkProcess()))
-    names = fleet_of(settings).present(EVERYWHERE)
-    turn = partial(mix, small=small, stream=stream, cold=colds, seconds=seconds)
-    units = {**_WAITS, "process CPU": "%", "streams": "GB/s"}
-    yield Case(f"{work}: for {seconds:g} s", units, names, turn, **checks, rounds=(1, 3))
+    names = [settings.scratch / f"mixed-{number}" for number in range(several)]
+    colds = [make_file(name, parse_size(cold_size)) for name in names]
+    turn = partial(mix, small=warm(small), stream=warm(large), cold=colds, **how)
+    checks = fleet.checks(sink.address, sink.check)
+    yield work.case(f"for {how['seconds']:g} s", fleet.present(work), turn, **checks)
 
 
-def mix(name: str, small: Path, stream: Path, cold: list[Path], seconds: float) -> dict[str, Any]:
-    """Let a sender do all at once; give what the small requests waited."""
+def mix(
+    name: str,
+    small: Path,
+    stream: Path,
+    cold: Sequence[Path],
+    seconds: float,
+    rate: int,
+    connections: int,
+    streams: int,
+    clients: int,
+    pace: int,
+) -> dict[str, Any]:
+    """Let a sender do all at once; give what so many small requests a second waited."""
     for file in cold:
         make_cold(file)
-    size, sha256 = small.stat().st_size, hashlib.sha256(small.read_bytes()).hexdigest()
+    asked = {"size": small.stat().st_size, "sha256": hashlib.sha256(small.read_bytes()).hexdigest()}
     with (
         SinkProcess(discard=True) as fast,
-        SinkProcess(pace=_PACE) as slow,
+        SinkProcess(pace=pace) as slow,
         Helper("the client of small requests", "bench.senders.crowd:Requests") as requests,
         told_by(fast, slow, requests),
-        start_worker(name) as worker,
+        start("sender", name, _CROWD) as crowd,
     ):
-        worker.begin(
-            "mix",
-            requests=requests.ready,
-            connections=_CONNECTIONS,
-            small=str(small),
-            fast=fast.address,
-            streams=_STREAMS,
-            slow=slow.address,
-            clients=_CLIENTS,
-            stream=str(stream),
-            cold=[str(file) for file in cold],
-            every=seconds / len(cold),
-        )
-        asked = {"connections": _CONNECTIONS, "rate": _RATE, "size": size, "sha256": sha256}
-        requests.begin("run", seconds=seconds, **asked)
+        for address, number in ((fast.address, streams), (slow.address, clients)):
+            crowd.ask("add", address=address, clients=number, files=[str(stream)], then="again")
+        colds: dict[str, Any] = {"files": [str(file) for file in cold], "clients": len(cold)}
+        crowd.ask("add", address=fast.address, then="end", every=seconds / len(cold), **colds)
+        crowd.ask("answer", address=requests.ready, connections=connections, path=str(small))
+        crowd.ask("begin")
+        requests.begin("run", seconds=seconds, connections=connections, rate=rate, **asked)
         waits = requests.hear(seconds + 60)
-        worker.hear()
+        spent = crowd.ask("end")
         sent = sum(fast.counts())
-        found = worker.ask("go on")
-    return {**waits, **found, "streams": sent / found["seconds"] / 1e9}
+        crowd.ask("stop")
+    return {**waits, "process CPU": _percent(spent), "streams": sent / spent["elapsed"] / 1e9}
+
+
+def _percent(spent: dict[str, Any]) -> float:
+    return float(spent["process CPU"] / spent["elapsed"] * 100)

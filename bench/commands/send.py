@@ -1,59 +1,81 @@
-"""``send``: every way to send a file, side by side, to a receiver here or elsewhere.
+"""``send`` and others: files that are sent, one after another, over one connection or several.
 
-A sender that is awaited has a second turn each time, not timed, in which a timer of 1 ms runs on
-its loop and its system calls are counted: both would be seen in the figures of the first.
+With ``again`` a sender has a second turn each time, not timed, in which a timer of 1 ms runs on its
+loop and its system calls are counted: both would be seen in the figures of the first.
 """
 
 import argparse
-import itertools
 import os
 import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from bench.console import COMMANDS, size, sizes
+from bench.contenders import CONTENDERS
 from bench.errors import BadInputError
-from bench.measure import Case, Settings, Work
-from bench.meter import LATE_UNITS
+from bench.measure import Case, Settings, Values, Work
+from bench.meter import in_units
 from bench.processes import allow_many_descriptors
 from bench.scratch import make_cold, make_file, warm
-from bench.senders.fleet import CHECKED, fleet_of
-from bench.senders.table import SENDERS, SENT
-from bench.sink import AWAKE, SinkProcess
-from bench.units import KIB, MIB, show_size
+from bench.senders.fleet import Fleet, fleet_of
+from bench.sink import SinkProcess
+from bench.units import KIB, MIB, parse_size, show_size
 
-BASELINE: Final = "read+write"
-_BUFFER: Final = 64 * KIB
-_WARM: Final = 64 * KIB
-_COUNTED: Final = {
-    "calls": "",
-    "bytes per call": "B",
-    "short reads": "",
-    "mean short read": "B",
-    "short writes": "",
-    "mean short write": "B",
-}
-_UNITS: Final = {
-    "throughput": "GB/s",
-    "time": "us/file",
-    **dict.fromkeys(("CPU", "user CPU", "system CPU", "loop CPU"), "ms/GB"),
-    **_COUNTED,
-    **dict.fromkeys(("voluntary", "involuntary", "minor faults", "major faults"), ""),
-    "memory": "MiB",
-    **LATE_UNITS,
-}
-_BRIEF: Final = ("throughput", "time", "CPU", "loop CPU", "lateness p99", "lateness max")
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What is sent, and how, and to whom: as the table of commands has it, or as was asked for."""
+
+    transfers: Sequence[tuple[str, int]]
+    """Sizes, and how often each is sent in a turn, by all connections together."""
+    each: bool = False
+    """Whether that is by each of them."""
+    case: str = "{size}, {connections} conn."
+    """What a case is called."""
+    peers: Sequence[str] = ("discards",)
+    """What receivers do with what comes: it is discarded, or read."""
+    awake: float = 0.0
+    """Seconds that they look for more before they sleep."""
+    pace: int = 0
+    """Bytes of each connection that they read in a second, if not all that come."""
+    connections: Sequence[int] = (1,)
+    buffers: Sequence[str] = ("64K",)
+    warm: str = ""
+    """The most bytes of a file that are sent before anything is measured, if not all of it."""
+    seconds: float = 0
+    """How long files are sent again and again, if at all."""
+    cold: bool = False
+    """Whether each file is sent once, and not cached."""
+    timer: bool = False
+    """Whether a timer runs on the loop."""
+    again: bool = False
+    address: Address | None = None
+    """The receiver, where it is none of ours."""
+    file: Path | None = None
+    """What is sent, where it is no file of random bytes."""
+
+    def files(self, count: int) -> int:
+        """Say how many files are needed of one size."""
+        several = [self.times(count, each) * each for each in self.connections]
+        return max(several) if self.cold else 1
+
+    def times(self, count: int, connections: int) -> int:
+        """Say how often each connection sends a file: a few times at least."""
+        return count if self.each else max(count // connections, min(count, 4))
 
 
 class _Point(NamedTuple):
     """One thing that senders do in turns."""
 
+    address: Address
     size: int
     times: int
     """How often each connection sends a file, one after another."""
@@ -61,82 +83,145 @@ class _Point(NamedTuple):
     buffer: int
 
 
-class _Sweep(NamedTuple):
-    """Points, and who takes turns at them."""
+def transfers(work: Work, settings: Settings, stack: ExitStack, **how: Any) -> Iterator[Case]:
+    """Give the cases: each size to each peer, over so many connections, by so many bytes a call."""
+    sweep, fleet, first = Sweep(**how), fleet_of(settings), how.get("buffers", ["64K"])[0]
+    _check_room(settings.scratch, sweep)
+    peers = {peer: _receiver(sweep, stack, peer) for peer in sweep.peers}
+    names = fleet.present(work)
+    for told, count in sweep.transfers:
+        size = parse_size(told)
+        with _files(settings.scratch, sweep, size, sweep.files(count)) as paths:
+            several = product(peers.items(), sweep.connections, sweep.buffers)
+            for (peer, (address, check_peers)), connections, buffer in several:
+                times = sweep.times(count, connections)
+                point = _Point(address, size, times, connections, parse_size(buffer))
+                shown: dict[str, Any] = {
+                    "size": show_size(size),
+                    "buffer": show_size(point.buffer),
+                    "peer": peer,
+                }
+                shown |= {"times": times, "connections": connections, "seconds": sweep.seconds}
+                # One that has no buffer takes part only at the first size of it.
+                who = [n for n in names if buffer == first or n == work.baseline or _buffered(n)]
+                turn = partial(_turn, fleet, work, sweep, point, paths)
+                checks = fleet.checks(address, check_peers, sweep.file)
+                yield work.case(sweep.case.format(**shown), who, turn, **checks)
 
-    name: str
-    title: str
-    senders: Sequence[str]
-    points: Sequence[_Point]
+
+def _buffered(name: str) -> bool:
+    return CONTENDERS["sender"][name].buffered
 
 
-def send(options: argparse.Namespace) -> list[Work]:
-    """Give the works that were asked for; raise BadInputError where they cannot be."""
-    options.address, options.file = _split(options.what)
-    if options.address is not None and (options.discard or options.pace):
+def _receiver(sweep: Sweep, stack: ExitStack, peer: str) -> tuple[Address, Callable[[], object]]:
+    """Give a receiver's address, and what raises BenchError where it has failed."""
+    if sweep.address is not None:
+        check_address(sweep.address)
+        return sweep.address, partial(check_address, sweep.address)
+    sink = SinkProcess(discard=peer == "discards", pace=sweep.pace, awake=sweep.awake)
+    return stack.enter_context(sink).address, sink.check
+
+
+def _turn(
+    fleet: Fleet, work: Work, sweep: Sweep, point: _Point, paths: Sequence[Path], name: str
+) -> Values:
+    turn = fleet.send(name, **_plan(sweep, point, paths), timer=sweep.timer)
+    values = in_units(turn, work.units, turn["bytes"], turn["files"])
+    if sweep.again:
+        seen = fleet.send(name, **_plan(sweep, point, paths), timer=True, count=True)
+        return seen | values
+    return values
+
+
+def _plan(sweep: Sweep, point: _Point, paths: Sequence[Path]) -> dict[str, Any]:
+    """Say what a sender sends, which is cold by then where it is to be."""
+    files, times = [[str(paths[0])]] * point.connections, point.times
+    if sweep.cold:
+        for path in paths:
+            make_cold(path)
+        parts = [paths[place :: point.connections] for place in range(point.connections)]
+        files, times = [[str(path) for path in part[:times]] for part in parts], 1
+    return {
+        "address": point.address,
+        "files": files,
+        "times": times,
+        "seconds": sweep.seconds,
+        "size": point.size,
+        "buffer": point.buffer,
+        "warm_file": str(paths[0].with_name("warm")) if sweep.cold else files[0][0],
+        "warm_size": min(point.size, parse_size(sweep.warm) if sweep.warm else point.size),
+        "warm_times": max(point.times // 8, 2),
+    }
+
+
+def _check_room(scratch: Path, sweep: Sweep) -> None:
+    """Raise BadInputError where the files of some size would not fit."""
+    need = max(parse_size(size) * sweep.files(count) for size, count in sweep.transfers)
+    free = shutil.disk_usage(scratch).free
+    if need > free and (sweep.cold or not sweep.file):
+        raise BadInputError(f"{need} bytes of files do not fit where {free} are free; see --dir")
+
+
+@contextmanager
+def _files(scratch: Path, sweep: Sweep, size: int, count: int) -> Iterator[list[Path]]:
+    """Have files to send: random bytes, or the one that was given, or copies of it."""
+    if sweep.file is not None and not sweep.cold:
+        yield [warm(sweep.file)]
+        return
+    paths = [scratch / f"file-{number}" for number in range(count)]
+    for path in paths:
+        if sweep.file is None:
+            make_file(path, size)
+        else:
+            shutil.copyfile(sweep.file, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if sweep.cold:
+        make_file(scratch / "warm", 64 * KIB)
+    else:
+        warm(paths[0])
+    yield paths
+    for path in paths:
+        path.unlink()
+
+
+# What was asked for.
+
+
+def choose(options: argparse.Namespace, works: Sequence[Work]) -> list[Work]:
+    """Give the works that are meant, or one of the user's own."""
+    address, file = _split(options.what)
+    if address is not None and (options.discard or options.pace):
         raise BadInputError("--discard and --pace are for the sink that runs at HOST:PORT")
-    chosen = SENT if options.senders is None else options.senders.split(",")
-    baseline: str = options.baseline or (BASELINE if BASELINE in chosen else chosen[0])
-    for name in [*chosen, baseline]:
-        if name not in SENT:
-            raise BadInputError(f"there is no sender {name!r}; there are {', '.join(SENT)}")
-    own = any((options.size, options.times, options.connections, options.buffer, options.file))
+    how: dict[str, Any] = {"address": address, "file": file}
+    asked = (options.sizes, options.times, options.connections, options.buffers, file)
+    own = any(asked)
     if own and options.only:
         raise BadInputError("--only is for works as they are, without a size and the like")
-    works = []
-    for sweep in [_own(options)] if own else _standard(options.quick):
-        names = [each for each in SENT if each in chosen and each in sweep.senders]
-        if names and baseline not in names:
-            names.insert(0, baseline)
-        prepare = partial(_cases, sweep, names, baseline)
-        work = Work(sweep.name, sweep.title, baseline, prepare, by_contender=True, brief=_BRIEF)
-        works += [work] if names else []
-    if not works:
-        raise BadInputError("none of these senders takes part in that")
-    return works
+    if own:
+        how |= {"transfers": _own(options, file), "each": True}
+    if options.discard:
+        how["peers"] = ["discards"]
+    return [replace(work, how={**work.how, **how}) for work in works if (work.name == "own") is own]
 
 
-def _standard(quick: bool) -> Iterator[_Sweep]:
-    for name, sweep in COMMANDS["send"]["sweeps"].items():
-        how = sweep["quick" if quick else "full"]
-        points = _points(sizes(how["sizes"]), sizes(how.get("buffers", "64K")), size(how["turn"]))
-        senders = [n for n in SENT if any(fnmatchcase(n, each) for each in sweep["senders"])]
-        yield _Sweep(name, sweep["title"], senders, points)
-
-
-def _points(
-    several: Sequence[int],
-    buffers: Sequence[int],
-    turn: int,
-    connections: Sequence[int] = (1,),
-    times: Sequence[int] = (),
-) -> list[_Point]:
-    return [
-        _Point(size, count, connected, buffer)
-        for size, connected, buffer in itertools.product(several, connections, buffers)
-        for count in times or [max(1, min(1000, turn // size))]
-    ]
-
-
-def _own(options: argparse.Namespace) -> _Sweep:
-    length = options.file.stat().st_size if options.file else MIB
-    for one in options.size or ():
-        if options.file and one > length:
-            raise BadInputError(f"{options.file} has {length} bytes, not {one}")
+def _own(options: argparse.Namespace, file: Path | None) -> list[tuple[str, int]]:
+    length = file.stat().st_size if file else MIB
+    sizes = options.sizes or [str(length)]
+    for size in map(parse_size, sizes):
+        if file and size > length:
+            raise BadInputError(f"{file} has {length} bytes, not {size}")
     most = allow_many_descriptors() // 4
     if max(options.connections or [1]) > most:
         raise BadInputError(f"no more than {most} connections can be had at once")
-    points = _points(
-        options.size or [length],
-        options.buffer or [_BUFFER],
-        16 * MIB,
-        options.connections or [1],
-        options.times or (),
-    )
-    return _Sweep("own", "What was asked for", SENT, points)
+    return [
+        (size, times)
+        for size in sizes
+        for times in options.times or [max(1, min(1000, 16 * MIB // parse_size(size)))]
+    ]
 
 
-def _split(what: Sequence[str]) -> tuple[tuple[str, int] | None, Path | None]:
+def _split(what: Sequence[str]) -> tuple[Address | None, Path | None]:
     """Give the address and the file of what was given, either or both."""
     if len(what) > 2:
         raise BadInputError(f"one receiver and one file, not also {what[2]!r}")
@@ -149,7 +234,7 @@ def _split(what: Sequence[str]) -> tuple[tuple[str, int] | None, Path | None]:
     return None, _file(what[0]) if what else None
 
 
-def check_address(address: tuple[str, int]) -> tuple[str, int]:
+def check_address(address: Address) -> Address:
     """Give the first of a host's addresses where a receiver takes connections."""
     try:
         with socket.create_connection(address, timeout=5) as sock:
@@ -176,119 +261,3 @@ def _file(name: str) -> Path:
     if not status.st_size:
         raise BadInputError(f"{name} is empty")
     return path.absolute()
-
-
-# A run.
-
-
-def _cases(
-    sweep: _Sweep, senders: Sequence[str], baseline: str, settings: Settings, stack: ExitStack
-) -> Iterator[Case]:
-    options, fleet = settings.options, fleet_of(settings)
-    _check_room(settings.scratch, sweep.points, options)
-    address = options.address
-    check_peers: Callable[[], object] = partial(check_address, address)
-    if address is None:
-        sink = SinkProcess(discard=options.discard, pace=options.pace or 0, awake=AWAKE)
-        stack.enter_context(sink)
-        address, check_peers = sink.address, sink.check
-    checked = options.file or settings.scratch / "checked"
-    if not checked.exists():
-        make_file(checked, CHECKED)
-    length = min(checked.stat().st_size, CHECKED)
-    present = fleet.present(senders)
-    check_peers()
-
-    def takes_part(name: str, point: _Point) -> bool:
-        """One that has no buffer takes part only at the first size of it."""
-        first = point.buffer == sweep.points[0].buffer
-        return first or name == baseline or SENDERS[name].buffered
-
-    for point in sweep.points:
-        with _files(settings, point) as paths:
-
-            def turn(name: str, point: _Point = point, paths: list[Path] = paths) -> dict[str, Any]:
-                order = {"address": address, **_order(point, paths, settings)}
-                values = _values(fleet.send(name, **order))
-                if SENDERS[name].awaited is None:
-                    return values
-                order |= _order(point, paths, settings)  # cold again, where they are to be
-                seen = fleet.send(name, **order, timer=True, count=True)
-                told = {*LATE_UNITS, *_COUNTED}
-                return values | {key: value for key, value in seen.items() if key in told}
-
-            files = f"{point.times} x " if point.times > 1 else ""
-            over = f"{point.connections} conn., buffer {show_size(point.buffer)}"
-            yield Case(
-                f"{sweep.name}: {files}{show_size(point.size)}, {over}",
-                _UNITS,
-                [name for name in present if takes_part(name, point)],
-                turn,
-                check=lambda name: fleet.check(name, address, str(checked), length),
-                check_peers=check_peers,
-                rounds=(3, 5),
-            )
-
-
-def _values(turn: dict[str, Any]) -> dict[str, Any]:
-    gigabytes = turn["bytes"] / 1e9
-    parts = {"CPU": "process_cpu", "user CPU": "user", "system CPU": "system"}
-    if "latency p50" in turn:  # it is awaited: then the thread is the loop's
-        parts["loop CPU"] = "loop_cpu"
-    per_gigabyte = {name: turn[part] * 1e3 / gigabytes for name, part in parts.items()}
-    time, throughput = turn["elapsed"] * 1e6 / turn["files"], gigabytes / turn["elapsed"]
-    return {**turn, **per_gigabyte, "time": time, "throughput": throughput}
-
-
-def _check_room(scratch: Path, points: Sequence[_Point], options: argparse.Namespace) -> None:
-    """Raise BadInputError where the files of some point would not fit."""
-    counts = [point.times * point.connections if options.cold else 1 for point in points]
-    need = max(point.size * count for point, count in zip(points, counts, strict=True))
-    free = shutil.disk_usage(scratch).free
-    if need > free and (options.cold or not options.file):
-        raise BadInputError(f"{need} bytes of files do not fit where {free} are free; see --dir")
-
-
-@contextmanager
-def _files(settings: Settings, point: _Point) -> Iterator[list[Path]]:
-    """Have the files of a point: one for all, or where they are to be cold one for each.
-
-    They are made, or copies of the one that was given.
-    """
-    given, cold = settings.options.file, settings.options.cold
-    if given is not None and not cold:
-        warm(given)
-        yield [given]
-        return
-    count = point.times * point.connections if cold else 1
-    paths = [settings.scratch / f"file-{number}" for number in range(count)]
-    for path in paths:
-        if given is None:
-            make_file(path, point.size)
-        else:
-            shutil.copyfile(given, path)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if not cold:
-            warm(path)
-    yield paths
-    for path in paths:
-        path.unlink()
-
-
-def _order(point: _Point, paths: Sequence[Path], settings: Settings) -> dict[str, Any]:
-    """Give the order to send the files of a point, cold where they are to be."""
-    warm_file = settings.scratch / "warm"
-    if not warm_file.exists():
-        make_file(warm_file, _WARM)
-    files, times = [[str(path) for path in paths]] * point.connections, point.times
-    if settings.options.cold:
-        for path in paths:
-            make_cold(path)
-        files, times = [files[0][i :: point.connections] for i in range(point.connections)], 1
-    warm_up = {
-        "warm_file": str(warm_file),
-        "warm_size": min(point.size, _WARM),
-        "warm_times": max(1, min(point.times // 8, 50)),
-    }
-    return {"files": files, "times": times, "size": point.size, "buffer": point.buffer, **warm_up}

@@ -14,23 +14,23 @@ from functools import cache
 from typing import IO, Final, cast
 
 import aiozc
-from bench.senders.lanes import AwaitFile, CountingSocket, Lane
+from bench.senders.lanes import COUNTS, Lane, SendFile
 from bench.units import KIB
 
 
-async def sock_sendfile(lane: Lane) -> AwaitFile:
+async def sock_sendfile(lane: Lane) -> SendFile:
     """`loop.sock_sendfile`."""
     call, sock = asyncio.get_running_loop().sock_sendfile, lane.sock
     return lambda file, size: call(sock, file, 0, size)
 
 
-async def loop_sendfile(lane: Lane) -> AwaitFile:
+async def loop_sendfile(lane: Lane) -> SendFile:
     """`aiozc.loop_sendfile`."""
     call, sock = aiozc.loop_sendfile, lane.sock
     return lambda file, size: call(sock, file, 0, size)
 
 
-async def system_call(lane: Lane) -> AwaitFile:
+async def system_call(lane: Lane) -> SendFile:
     """`os.sendfile`, nothing checked, no position kept, the disk waited for."""
     out = lane.sock.fileno()
 
@@ -46,9 +46,9 @@ async def system_call(lane: Lane) -> AwaitFile:
     return send
 
 
-async def sock_sendall(lane: Lane) -> AwaitFile:
+async def sock_sendall(lane: Lane) -> SendFile:
     """`file.read`, then `loop.sock_sendall`, a buffer's worth each time."""
-    loop, sock = asyncio.get_running_loop(), CountingSocket(lane)
+    loop, sock = asyncio.get_running_loop(), lane.sock
 
     async def send(file: IO[bytes], size: int) -> int:
         for piece in _pieces(lane, file, size):
@@ -58,7 +58,7 @@ async def sock_sendall(lane: Lane) -> AwaitFile:
     return send
 
 
-async def to_thread(lane: Lane) -> AwaitFile:
+async def to_thread(lane: Lane) -> SendFile:
     """`asyncio.to_thread(os.sendfile, ...)` on a socket that blocks."""
     lane.sock.setblocking(True)
     out = lane.sock.fileno()
@@ -72,12 +72,12 @@ async def to_thread(lane: Lane) -> AwaitFile:
     return send
 
 
-async def streams(lane: Lane) -> AwaitFile:
+async def streams(lane: Lane) -> SendFile:
     """`file.read`, `writer.write` and `drain`, a buffer's worth each time.
 
     The transport below is the loop's: asyncio's, or uvloop's.
     """
-    _, writer = await asyncio.open_connection(sock=CountingSocket(lane))
+    _, writer = await asyncio.open_connection(sock=lane.sock.dup())
     transport = writer.transport
     lane.stack.callback(transport.abort)
     # The far end's answer is not for it.
@@ -102,7 +102,7 @@ def _pieces(lane: Lane, file: IO[bytes], size: int) -> Iterator[bytes]:
         piece = file.read(min(lane.buffer, size))
         if not piece:
             raise EOFError("the file has become shorter")
-        lane.counts.calls += 1
+        COUNTS.calls += 1
         size -= len(piece)
         yield piece
 
@@ -118,7 +118,7 @@ _CODE_COPIED: Final = 1
 _PIECE: Final = 64 * KIB
 
 
-async def memory(lane: Lane) -> AwaitFile:
+async def memory(lane: Lane) -> SendFile:
     """`sock_sendall` from memory, copied: what there is in place of a safe sendfile."""
     loop = asyncio.get_running_loop()
     read = cache(lambda file: memoryview(os.pread(file.fileno(), os.stat(file.name).st_size, 0)))
@@ -130,7 +130,7 @@ async def memory(lane: Lane) -> AwaitFile:
     return send
 
 
-async def each_file(lane: Lane) -> AwaitFile:
+async def each_file(lane: Lane) -> SendFile:
     """`sendfile_zc`, and a wait after each file."""
 
     async def send(file: IO[bytes], size: int) -> int:
@@ -140,7 +140,7 @@ async def each_file(lane: Lane) -> AwaitFile:
     return send
 
 
-async def each_piece(lane: Lane) -> AwaitFile:
+async def each_piece(lane: Lane) -> SendFile:
     """`sendfile_zc` of 64 KiB, and a wait after each."""
 
     async def send(file: IO[bytes], size: int) -> int:
@@ -153,7 +153,7 @@ async def each_piece(lane: Lane) -> AwaitFile:
     return send
 
 
-async def pipelined(lane: Lane) -> AwaitFile:
+async def pipelined(lane: Lane) -> SendFile:
     """`sendfile_zc`, and one wait at the end."""
     sends: list[aiozc.ZeroCopySend] = []
 
@@ -175,7 +175,7 @@ async def _told() -> dict[str, int]:
     return {"sends": told.zero_copies, "completions": told.notifications, "copies": told.copies}
 
 
-async def error_queue(lane: Lane) -> AwaitFile:
+async def error_queue(lane: Lane) -> SendFile:
     """MSG_ZEROCOPY of the mapped file, its completions read from the socket's error queue.
 
     See Documentation/networking/msg_zerocopy.rst.

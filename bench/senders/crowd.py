@@ -8,148 +8,97 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, Any, Final
 
 from bench.errors import BenchError
-from bench.meter import Meter, percentile
-from bench.processes import tell
-from bench.senders.lanes import AwaitFile, Lane
+from bench.meter import percentile
+from bench.on_loop import OnLoop
+from bench.senders.lanes import Lane, SendFile, opened
 from bench.sink import listen
 from bench.sources import connect
 
 _NOBODY: Final = 65534
 _GRACE: Final = 15.0
-_PERIOD: Final = 0.010
-"""Seconds between two looks at how late the loop is: at 1 ms the timer takes 2 % of a core."""
 
 
-async def serve(
-    make: Any,
-    channel: socket.socket,
-    *,
-    address: Sequence[Any],
-    file: str,
-    size: int,
-    clients: int,
-    filling: float,
-    seconds: float,
-    send_buffer: int,
-) -> dict[str, float]:
-    """Send to slow clients, whose buffers fill first; as nobody, where this is root.
+class Crowd(OnLoop):
+    """A sender that has many to send to, all at once, from the first ``begin`` to ``stop``."""
 
-    The parent is told before, between and behind these times, and answers when it has counted.
-    """
-    with ExitStack() as stack:
-        lanes = [await _lane(make, address, stack, send_buffer) for _ in range(clients)]
-        files = [stack.enter_context(_opened(file)) for _ in lanes]
+    async def open(self) -> None:
+        """Have none yet."""
+        self._stack = ExitStack()
+        self._waiting: list[Any] = []
+        self._sending: list[asyncio.Task[None]] = []
+
+    async def add(
+        self,
+        address: Sequence[Any],
+        files: Sequence[str],
+        clients: int,
+        then: str,
+        every: float = 0,
+        send_buffer: int = 0,
+    ) -> None:
+        """Connect to clients, who will be sent these files in turn, one after ``every`` seconds.
+
+        What comes ``then`` is the same "again", the "end", or none too soon: an "error".
+        """
+        for place in range(clients):
+            _, send = await self._lane(address, send_buffer)
+            file = opened(files[place % len(files)], self._stack)
+            self._waiting.append(_send(send, file, place * every, then))
+
+    async def answer(self, address: Sequence[Any], connections: int, path: str) -> None:
+        """Answer each byte of some connections with a file."""
+        for _ in range(connections):
+            sock, send = await self._lane(address)
+            self._waiting.append(_answer(sock, send, opened(path, self._stack)))
+
+    async def become_nobody(self) -> None:
+        """Go on as an unprivileged process, where this is root's."""
         if os.geteuid() == 0:
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
-        _stand_still(channel)
-        sends = zip(lanes, files, strict=True)
-        tasks = [asyncio.ensure_future(send(each, size)) for (_, send), each in sends]
-        values: dict[str, float] = {}
-        for part, duration in (("filling", filling), ("steady", seconds)):
-            meter = Meter(timer=True, period=_PERIOD)
-            done, _ = await asyncio.wait(
-                tasks, timeout=duration, return_when=asyncio.FIRST_COMPLETED
-            )
-            spent = meter.stop()
-            for task in done:
-                told = task.exception() or task.result()
-                raise BenchError(f"a transfer ended too early: {told!r}")
-            spent |= {"CPU": _percent(spent), "seconds": spent["elapsed"]}
-            values |= {f"{part} {name}": value for name, value in spent.items()}
-            _stand_still(channel)
-        await _cancel(tasks)
-    return values
+
+    async def begin(self, **how: Any) -> None:
+        """Begin to measure, and to send, if that has not begun."""
+        self._sending += [self.tasks.create_task(each) for each in self._waiting]
+        self._waiting.clear()
+        await super().begin(**how)
+
+    async def stop(self) -> None:
+        """Cancel all transfers."""
+        for task in self._sending:
+            task.cancel()
+        _, stuck = await asyncio.wait(self._sending, timeout=_GRACE)
+        if stuck:
+            raise BenchError(f"{len(stuck)} transfers do not end when they are cancelled")
+
+    async def _lane(
+        self, address: Sequence[Any], send_buffer: int = 0
+    ) -> tuple[socket.socket, SendFile]:
+        sock = self._stack.enter_context(connect(address))
+        if send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        sock.setblocking(False)
+        return sock, await self.contender.function()(Lane(sock, self._stack))
 
 
-async def mix(
-    make: Any,
-    channel: socket.socket,
-    *,
-    requests: Sequence[Any],
-    connections: int,
-    small: str,
-    fast: Sequence[Any],
-    streams: int,
-    slow: Sequence[Any],
-    clients: int,
-    stream: str,
-    cold: Sequence[str],
-    every: float,
-) -> dict[str, float]:
-    """Answer small requests beside streams, slow clients and cold files, until they end."""
-
-    async def beside(address: Sequence[Any], path: str, delay: float, repeat: bool) -> None:
-        _, send = await _lane(make, address, stack)
-        with _opened(path) as file:
-            await asyncio.sleep(delay)
-            while True:
-                await send(file, os.stat(path).st_size)
-                if not repeat:
-                    break
-
-    async def answer() -> None:
-        sock, send = await _lane(make, requests, stack)
-        loop = asyncio.get_running_loop()
-        with _opened(small) as file:
-            size = os.stat(small).st_size
-            while asked := await loop.sock_recv(sock, 4096):
-                for _ in asked:
-                    await send(file, size)
-
-    with ExitStack() as stack:
-        work = [
-            *(beside(fast, stream, 0, True) for _ in range(streams)),
-            *(beside(slow, stream, 0, True) for _ in range(clients)),
-            *(beside(fast, path, place * every, False) for place, path in enumerate(cold)),
-        ]
-        tasks = [asyncio.ensure_future(each) for each in work]
-        meter = Meter()
-        await asyncio.gather(*(answer() for _ in range(connections)))
-        spent = meter.stop()
-        for task in tasks:
-            if task.done():
-                task.result()
-        _stand_still(channel)
-        await _cancel(tasks)
-    return {"process CPU": _percent(spent), "seconds": spent["elapsed"]}
+async def _send(send: SendFile, file: IO[bytes], delay: float, then: str) -> None:
+    size = os.stat(file.fileno()).st_size
+    await asyncio.sleep(delay)
+    while (sent := await send(file, size)) == size and then == "again":
+        pass
+    if sent != size or then == "error":
+        raise BenchError(f"a transfer ended too early: {sent}")
 
 
-def _percent(spent: dict[str, float]) -> float:
-    return spent["process_cpu"] / spent["elapsed"] * 100
-
-
-async def _lane(
-    make: Any, address: Sequence[Any], stack: ExitStack, send_buffer: int = 0
-) -> tuple[socket.socket, AwaitFile]:
-    sock = stack.enter_context(connect(address))
-    if send_buffer:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    sock.setblocking(False)
-    return sock, await make(Lane(sock, stack))
-
-
-def _opened(path: str) -> IO[bytes]:
-    return Path(path).open("rb")
-
-
-def _stand_still(channel: socket.socket) -> None:
-    """Tell the parent, and wait until it answers."""
-    tell(channel, gave="now")
-    channel.recv(4096)
-
-
-async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    _, stuck = await asyncio.wait(tasks, timeout=_GRACE)
-    if stuck:
-        raise BenchError(f"{len(stuck)} transfers do not end when they are cancelled")
+async def _answer(sock: socket.socket, send: SendFile, file: IO[bytes]) -> None:
+    loop, size = asyncio.get_running_loop(), os.stat(file.fileno()).st_size
+    while asked := await loop.sock_recv(sock, 4096):
+        for _ in asked:
+            await send(file, size)
 
 
 _PATIENCE: Final = 30.0

@@ -1,4 +1,4 @@
-"""Senders that block: each is a function that prepares a lane, and gives what sends one file.
+"""Senders that block: each prepares a lane, and gives what sends one file without ever waiting.
 
 io_uring is driven as a C program drives it: one io_uring_enter(2) to submit, and another to wait
 where not all is done by then. The numbers of READ and SEND are those of
@@ -15,7 +15,7 @@ from typing import IO, Final
 
 from aiozc._kernel import abi
 from aiozc._kernel.ring import Ring, Sqe, prep_splice
-from bench.senders.lanes import Lane, SendFile
+from bench.senders.lanes import COUNTS, Lane, SendFile
 
 _OP_READ: Final = 22
 _OP_SEND: Final = 26
@@ -24,14 +24,14 @@ _GETEVENTS: Final = 1  # IORING_ENTER_GETEVENTS
 _PIPE: Final = 64 * 1024
 
 Take = Callable[[int, int, int], int]
-"""``take(descriptor, offset, length)`` takes bytes from a file; gives how many."""
+"""``take(descriptor, offset, length)`` takes bytes from a file; gives how many, or an error."""
 Give = Callable[[int, int], int]
 """``give(start, length)`` gives the socket bytes of those taken, from one on; gives how many."""
 Both = Callable[[int, int, int], tuple[int, int]]
 """``both(descriptor, offset, length)`` takes and gives at once; gives how many of each."""
 
 
-def read_write(lane: Lane) -> SendFile:
+async def read_write(lane: Lane) -> SendFile:
     """Copy each piece into memory and out of it: preadv(2), send(2)."""
     memory, sock = memoryview(bytearray(lane.buffer)), lane.sock
     return _in_pieces(
@@ -41,10 +41,10 @@ def read_write(lane: Lane) -> SendFile:
     )
 
 
-def mmap_write(lane: Lane) -> SendFile:
+async def mmap_write(lane: Lane) -> SendFile:
     """Map the file, and let send(2) copy out of its cached pages."""
 
-    def send(file: IO[bytes], size: int) -> None:
+    async def send(file: IO[bytes], size: int) -> int:
         with (
             mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as memory,
@@ -52,31 +52,27 @@ def mmap_write(lane: Lane) -> SendFile:
             start = 0
             while start < size:
                 with memory[start : start + lane.buffer - start % lane.buffer] as piece:
-                    sent = lane.sock.send(piece)
-                    lane.counts.calls += 1
-                    lane.counts.wrote(len(piece), sent)
-                start += sent
+                    start += lane.sock.send(piece)
+        return size
 
     return send
 
 
-def send_file(lane: Lane) -> SendFile:
+async def send_file(lane: Lane) -> SendFile:
     """Have the kernel move it by sendfile(2), a buffer's worth with each call."""
-    out, counts = lane.sock.fileno(), lane.counts
+    out = lane.sock.fileno()
 
-    def send(file: IO[bytes], size: int) -> None:
+    async def send(file: IO[bytes], size: int) -> int:
         offset = 0
         while offset < size:
             asked = min(lane.buffer, size - offset)
-            got = _some(os.sendfile(out, file.fileno(), offset, asked))
-            counts.calls += 1
-            counts.wrote(asked, got)
-            offset += got
+            offset += _some(os.sendfile(out, file.fileno(), offset, asked))
+        return size
 
     return send
 
 
-def splice_twice(lane: Lane) -> SendFile:
+async def splice_twice(lane: Lane) -> SendFile:
     """Have the kernel move it by splice(2), from the file to a pipe and from that to the socket."""
     (read_end, write_end), out = _pipe(lane), lane.sock.fileno()
     return _in_pieces(
@@ -93,7 +89,7 @@ Prep = tuple[Callable[[int, int, int, int], Sqe], Callable[[int, int], Sqe]]
 """What takes, by descriptor, offset, length and flags; and what gives, by start and length."""
 
 
-def copying(lane: Lane) -> Prep:
+def _copying(lane: Lane) -> Prep:
     """Prepare READ and SEND."""
     memory, out = (ctypes.c_char * lane.buffer)(), lane.sock.fileno()
     start_of = ctypes.addressof(memory)
@@ -108,7 +104,7 @@ def copying(lane: Lane) -> Prep:
     return read, send
 
 
-def splicing(lane: Lane) -> Prep:
+def _splicing(lane: Lane) -> Prep:
     """Prepare a SPLICE into a pipe, and one out of it."""
     (read_end, write_end), out, here = _pipe(lane), lane.sock.fileno(), abi.NO_OFFSET
 
@@ -121,45 +117,38 @@ def splicing(lane: Lane) -> Prep:
     return fill, drain
 
 
-def by_ring(lane: Lane, *, prepare: Callable[[Lane], Prep], linked: bool) -> SendFile:
+async def by_ring(lane: Lane, *, splices: bool, linked: bool) -> SendFile:
     """Move each piece by two SQEs, each submitted and waited for by itself, or linked together."""
-    queue, (take, give) = _Queue(lane), prepare(lane)
+    queue, (take, give) = _Queue(lane), _splicing(lane) if splices else _copying(lane)
 
     def both(file: int, offset: int, asked: int) -> tuple[int, int]:
         took, gave = queue.run(take(file, offset, asked, abi.SqeFlag.IO_LINK), give(0, asked))
-        return took, gave
+        # A short step cancels what is linked to it.
+        return COUNTS.read(asked, took), COUNTS.wrote(asked, gave) if took == asked else 0
 
     def alone(file: int, offset: int, asked: int) -> int:
-        return queue.run(take(file, offset, asked, 0))[0]
+        return COUNTS.read(asked, queue.run(take(file, offset, asked, 0))[0])
 
     def more(start: int, length: int) -> int:
-        return queue.run(give(start, length))[0]
+        return COUNTS.wrote(length, queue.run(give(start, length))[0])
 
-    return _in_pieces(lane, both if linked else alone, more, calls=False)
+    return _in_pieces(lane, both if linked else alone, more)
 
 
-def _in_pieces(lane: Lane, take: Take | Both, give: Give, *, calls: bool = True) -> SendFile:
-    """Send files a buffer's worth at a time; with ``calls`` each taking and giving is a call."""
-    counts = lane.counts
+def _in_pieces(lane: Lane, take: Take | Both, give: Give) -> SendFile:
+    """Send files a buffer's worth at a time."""
 
-    def send(file: IO[bytes], size: int) -> None:
+    async def send(file: IO[bytes], size: int) -> int:
         descriptor, offset = file.fileno(), 0
         while offset < size:
-            asked = min(lane.buffer, size - offset)
-            found = take(descriptor, offset, asked)
+            found = take(descriptor, offset, min(lane.buffer, size - offset))
             held, given = found if isinstance(found, tuple) else (found, 0)
-            counts.calls += calls
-            counts.read(asked, _some(held))
-            if held < asked:  # a short step cancels what is linked to it
-                given = 0
-            elif isinstance(found, tuple):
-                counts.wrote(asked, _done(given))
+            _some(held)
+            _done(given)
             while given < held:
-                more = _done(give(given, held - given))
-                counts.calls += calls
-                counts.wrote(held - given, more)
-                given += more
+                given += _done(give(given, held - given))
             offset += held
+        return size
 
     return send
 
@@ -191,7 +180,6 @@ class _Queue:
     def __init__(self, lane: Lane) -> None:
         self._ring = Ring(entries=8)
         lane.stack.callback(self._ring.close)
-        self._counts = lane.counts
         self._call = ctypes.CDLL(None, use_errno=True).syscall
 
     def run(self, *sqes: Sqe) -> list[int]:
@@ -200,12 +188,12 @@ class _Queue:
         chain = [(*sqe[:8], place, *sqe[9:]) for place, sqe in enumerate(sqes)]
         results: dict[int, int] = {}
         self._ring.submit(chain)
-        self._counts.calls += 1
+        COUNTS.calls += 1
         while True:
             results.update((done.user_data, done.result) for done in self._ring.drain())
             if len(results) == len(chain):
                 return [results[place] for place in range(len(chain))]
-            self._counts.calls += 1
+            COUNTS.calls += 1
             number, more = ctypes.c_long(abi.Call.IO_URING_ENTER), len(chain) - len(results)
             if self._call(number, self._ring.fd, 0, more, _GETEVENTS, None, 0) < 0:
                 raise OSError(ctypes.get_errno(), "io_uring_enter")

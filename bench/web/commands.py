@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,78 +16,44 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
-from bench.errors import BadInputError, BenchError
+from bench.contenders import CONTENDERS, has_module, program
+from bench.errors import BenchError
 from bench.measure import Case, Settings, Work
+from bench.programs import Running
 from bench.scratch import hash_of, make_file, warm
 from bench.sink import SinkProcess
-from bench.units import GIB, KIB, MIB, show_size
-from bench.web.servers import SERVERS, Running, has_module, program
+from bench.units import GIB, KIB, MIB, parse_size, show_size
 
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
-_STARLETTE: Final = ("uvicorn", "uvicorn+aiozc", "uvicorn+aiozc's classes")
-_STATIC: Final = (*_STARLETTE, "ServeStatic", "ServeStatic+aiozc")
-_UNITS: Final = {
-    "requests": "/s",
-    "throughput": "GB/s",
-    "latency p50": "ms",
-    "latency p99": "ms",
-    "CPU": "ms/GB",
-}
 _RANGES: Final = {
     "one range": "bytes=4096-1052671",
     "several ranges": "bytes=4096-266239,1048576-1310719,8388608-8650751",
 }
-_RANGED: Final = {True: 64 * MIB, False: GIB}
-"""The size of the file that ranges are of: with --quick, and without."""
 _CLIENTS: Final = 4
 
 
-def _servers(options: argparse.Namespace, default: Sequence[str] = ()) -> Sequence[str]:
-    names = options.servers.split(",") if options.servers else default
-    for name in names:
-        if name not in SERVERS:
-            raise BadInputError(f"there is no server {name!r}; there are {', '.join(SERVERS)}")
-    return names
-
-
-def http(options: argparse.Namespace) -> list[Work]:
-    """Give the work of ``http``."""
-    check_installed()
-    several = (4 * KIB, MIB, 100 * MIB) if options.quick else (4 * KIB, 64 * KIB, MIB, 100 * MIB)
-    prepare = partial(
-        _files, "files", options.size or several, _servers(options, tuple(SERVERS)[:9])
-    )
-    title = "Whole files, asked for by wrk; CPU: all processes of the server"
-    return [Work("files", title, "nginx", prepare, by_contender=True)]
-
-
-def web(options: argparse.Namespace) -> list[Work]:
-    """Give the works of ``web``."""
-    check_installed()
-    files = partial(_files, "static", options.size or (4 * KIB, MIB), _servers(options, _STATIC))
-    return [
-        Work("static", "StaticFiles, and ServeStatic", "uvicorn", files, by_contender=True),
-        Work("ranges", "Ranges of a large file", "uvicorn", _ranges, by_contender=True),
-        Work("uploads", "Uploads by PUT, and by a form", "uvicorn", _uploads, by_contender=True),
-    ]
+def choose(_: argparse.Namespace, works: Sequence[Work]) -> Sequence[Work]:
+    """Give the works as they are; raise BenchError where there is no wrk."""
+    if program("wrk") is None:
+        raise BenchError("wrk is not installed (Debian package wrk)")
+    return works
 
 
 class Site:
     """Servers that run, each on a port of its own, on one directory of files."""
 
-    def __init__(self, settings: Settings, stack: ExitStack, names: Sequence[str]) -> None:
-        self.directory = Path(settings.scratch / "site")
+    def __init__(
+        self, work: Work, settings: Settings, stack: ExitStack, seconds: float = 0
+    ) -> None:
+        self.scratch = Path(tempfile.mkdtemp(dir=settings.scratch))
+        self.directory = settings.scratch / "site"
         self.directory.mkdir(exist_ok=True)
-        self.seconds = settings.options.seconds or (1 if settings.quick else 3)
-        missing = {name: reason for name in names if (reason := SERVERS[name].missing())}
-        settings.missing.update(missing)
-        self.names = [name for name in names if name not in missing]
+        self.seconds, self.names = seconds, settings.present(work)
         self.running: dict[str, Running] = {}
         for name in self.names:
-            scratch = settings.scratch / f"server-{len(settings.shared)}"
-            settings.shared[scratch.name] = scratch
-            running = Running(SERVERS[name], self.directory, scratch)
+            scratch, server = self.scratch / f"{len(self.running)}", CONTENDERS["server"][name]
+            running = Running(server, scratch, directory=self.directory)
             self.running[name] = stack.enter_context(running)
 
     def add(self, size: int) -> Path:
@@ -99,7 +66,6 @@ class Site:
 
     def check(self, size: int, headers: Mapping[str, str], expected: str, name: str) -> None:
         """Raise BenchError where a server does not send what it is asked for."""
-        self.running[name].wait_ready()
         request = urllib.request.Request(self.url(name, size), headers=dict(headers))
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -111,7 +77,7 @@ class Site:
 
     def url(self, name: str, size: int) -> str:
         """Give the address of the file of that size."""
-        return f"http://127.0.0.1:{self.running[name].port}/{size}.bin"
+        return "http://{}:{}/{}.bin".format(*self.running[name].ready, size)
 
     def drive(
         self, size: int, connections: int, headers: Sequence[str], name: str
@@ -146,48 +112,60 @@ class Site:
         return values
 
 
-def _files(
-    work: str, several: Sequence[int], names: Sequence[str], settings: Settings, stack: ExitStack
+def files(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    sizes: Sequence[str],
+    connections: int,
+    seconds: float,
 ) -> Iterator[Case]:
-    site = Site(settings, stack, names)
-    for size in several:
+    """Give the cases of whole files."""
+    site = Site(work, settings, stack, seconds)
+    for size in map(parse_size, sizes):
         file = site.add(size)
-        connections = settings.options.connections
-        connections = connections if size < _LARGE else min(connections, 4)
-        asked = partial(site.drive, size, connections, ())
+        several = connections if size < _LARGE else min(connections, 4)
+        asked = partial(site.drive, size, several, ())
         check = partial(site.check, size, {}, hash_of(file))
-        name = f"{work}: {show_size(size)}, {connections} conn."
-        yield Case(name, _UNITS, site.names, asked, check, rounds=(2, 3))
+        yield work.case(f"{show_size(size)}, {several} conn.", site.names, asked, check=check)
 
 
-def _ranges(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    site = Site(settings, stack, _servers(settings.options, _STARLETTE))
-    size = _RANGED[settings.quick]
-    file = site.add(size)
-    with file.open("rb") as opened:
+def ranges(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    size: str,
+    connections: int,
+    seconds: float,
+) -> Iterator[Case]:
+    """Give the cases of ranges of a large file."""
+    site, length = Site(work, settings, stack, seconds), parse_size(size)
+    with site.add(length).open("rb") as opened:
         opened.seek(4096)
         one = hashlib.sha256(opened.read(MIB)).hexdigest()
     for title, several in _RANGES.items():
         # Where each part of several begins and ends is the server's own affair.
         expected = one if title == "one range" else ""
-        check = partial(site.check, size, {"Range": several}, expected)
-        asked = partial(site.drive, size, settings.options.connections, [f"Range: {several}"])
-        name = f"ranges: {title} of {show_size(size)}, {settings.options.connections} conn."
-        yield Case(name, _UNITS, site.names, asked, check, rounds=(2, 3))
+        check = partial(site.check, length, {"Range": several}, expected)
+        asked = partial(site.drive, length, connections, [f"Range: {several}"])
+        name = f"{title} of {show_size(length)}, {connections} conn."
+        yield work.case(name, site.names, asked, check=check)
 
 
-def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    site = Site(settings, stack, _servers(settings.options, _STARLETTE))
-    several = (MIB, 16 * MIB) if settings.quick else (MIB, 100 * MIB, GIB)
-    titles = ["PUT", "form"]
+def uploads(
+    work: Work, settings: Settings, stack: ExitStack, *, sizes: Sequence[str]
+) -> Iterator[Case]:
+    """Give the cases of uploads."""
+    site, titles = Site(work, settings, stack), ["PUT", "form"]
     if not has_module("python_multipart"):
         settings.missing[f"uploads by a {titles.pop()}"] = "python_multipart is not installed"
 
     def take(path: Path, title: str, clients: int, times: int, name: str) -> dict[str, float]:
         running = site.running[name]
-        running.wait_ready()
-        before = running.cpu()
-        seconds = upload(running.port, path, clients, times, form=title == "form")
+        port, before = running.ready[1], running.cpu()
+        seconds = upload(port, path, clients, times, form=title == "form")
         spent, count = running.cpu() - before, clients * times
         kept = [site.directory / f"upload-{client}" for client in range(clients)]
         if (clients, times) == (1, 1) and [hash_of(file) for file in kept] != [hash_of(path)]:
@@ -198,34 +176,35 @@ def _uploads(settings: Settings, stack: ExitStack) -> Iterator[Case]:
         per_second = {"throughput": gigabytes / seconds, "requests": count / seconds}
         return per_second | {"CPU": spent * 1e3 / gigabytes}
 
-    for size in settings.options.size or several:
+    for size in map(parse_size, sizes):
         file, clients = site.add(size), _CLIENTS if size < GIB else 1
         times = max(1, 64 * MIB // size // clients)
         for title in titles:
-            case = f"uploads: {show_size(size)} by {title}, {clients} clients"
             turn, once = (partial(take, file, title, *n) for n in ((clients, times), (1, 1)))
-            check: Any = once
-            yield Case(case, _UNITS, site.names, turn, check, rounds=(2, 3))
+            case = f"{show_size(size)} by {title}, {clients} clients"
+            yield work.case(case, site.names, turn, check=once)
 
 
 # A small request beside slow readers, who ask for a large file each and take some bytes of it now
 # and then, and beside a flood of requests for 1 MiB by all of wrk's connections at once.
 
-_SMALL, _FLOOD, _SLOW = 4 * KIB, MIB, 100 * MIB
+_SMALL, _FLOOD = 4 * KIB, MIB
 _SLOWLY, _PERIOD = 40_000, 0.1
 """Bytes that a slow reader takes in a second, and the seconds between two looks at a server."""
 
 
-def flood(options: argparse.Namespace) -> list[Work]:
-    """Give the work of ``flood``."""
-    check_installed()
-    title = f"A request for 4 KiB beside {options.slow} slow readers and a flood"
-    return [Work("flood", title, _servers(options)[0], _flood, by_contender=True)]
-
-
-def _flood(settings: Settings, stack: ExitStack) -> Iterator[Case]:
-    options, site = settings.options, Site(settings, stack, _servers(settings.options))
-    hashes = {size: hash_of(site.add(size)) for size in (_SMALL, _FLOOD, _SLOW)}
+def flood(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    slow: int,
+    seconds: float,
+    large: str,
+) -> Iterator[Case]:
+    """Give the case of a request beside slow readers and a flood."""
+    site, slowly = Site(work, settings, stack, seconds), parse_size(large)
+    hashes = {size: hash_of(site.add(size)) for size in (_SMALL, _FLOOD, slowly)}
 
     def check(name: str) -> None:
         for size, sha256 in hashes.items():
@@ -233,28 +212,27 @@ def _flood(settings: Settings, stack: ExitStack) -> Iterator[Case]:
 
     def turn(name: str) -> dict[str, Any]:
         running = site.running[name]
-        with SinkProcess(pace=_SLOWLY) as slow, ThreadPoolExecutor(1) as pool:
-            slow.ask("ask_for", port=running.port, path=f"/{_SLOW}.bin", count=options.slow)
+        with SinkProcess(pace=_SLOWLY) as readers, ThreadPoolExecutor(1) as pool:
+            port, path = running.ready[1], f"/{slowly}.bin"
+            readers.ask("ask_for", port=port, path=path, count=slow)
             _settle(running)
-            flooding = pool.submit(site.drive, _FLOOD, options.connections, (), name)
+            flooding = pool.submit(site.drive, _FLOOD, 16, (), name)
             small = site.drive(_SMALL, 1, (), name)
             flooded = flooding.result()
-            check_all_served(slow, options.slow)
+            check_all_served(readers, slow)
         return {
             "wait p50": small["latency p50"],
             "wait p99": small["latency p99"],
             "flood": flooded["requests"],
         }
 
-    options.connections = 16
-    units = {"wait p50": "ms", "wait p99": "ms", "flood": "1 MiB requests/s"}
-    title = f"flood: {options.slow} slow readers, for {options.seconds} s"
-    yield Case(title, units, site.names, turn, check, rounds=(3, 3))
+    title = f"{slow} slow readers, for {seconds} s"
+    yield work.case(title, site.names, turn, check=check)
 
 
-def check_all_served(slow: SinkProcess, count: int) -> None:
+def check_all_served(readers: SinkProcess, count: int) -> None:
     """Raise BenchError where some of the slow readers were not served on."""
-    if given_up := count - len(slow.counts()):
+    if given_up := count - len(readers.counts()):
         raise BenchError(f"{given_up} slow readers were given up")
 
 
@@ -271,12 +249,6 @@ def _settle(running: Running) -> None:
 
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 _BOUNDARY: Final = "aiozc-bench"
-
-
-def check_installed() -> None:
-    """Raise BenchError where there is no wrk."""
-    if program("wrk") is None:
-        raise BenchError("wrk is not installed (Debian package wrk)")
 
 
 def upload(port: int, file: Path, clients: int, times: int, *, form: bool) -> float:

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
+from bench.console import COMMANDS
+from bench.measure import Work
 from bench.processes import importing_bench
 from bench.samples import Record, read
 
@@ -36,6 +39,22 @@ def start_python(*arguments: str, **how: Any) -> subprocess.Popen[str]:
         text=True,
         **how,
     )
+
+
+def work_of(*contenders: str, kind: str = "sender") -> Work:
+    """Make a work of some contenders."""
+    parts: dict[str, Any] = {"title": "", "cases": lambda: iter(()), "units": {}, "how": {}}
+    return Work(name="a", kind=kind, contenders=contenders, baseline=contenders[0], **parts)
+
+
+@pytest.fixture(autouse=True)
+def less_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands do what they do with tiny files, few clients and few contenders."""
+    less = tomllib.loads(Path(__file__).with_name("less.toml").read_text())
+    for command, works in less.items():
+        for work, row in works.items():
+            full = COMMANDS[command]["works"][work]
+            monkeypatch.setitem(COMMANDS[command]["works"], work, full | row)
 
 
 @pytest.fixture

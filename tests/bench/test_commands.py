@@ -7,15 +7,10 @@ import signal
 import socket
 import threading
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from bench.commands import calls, crowds, overview, recvfile, relay, sendfile
-from bench.commands.crowds import Crowd
-from bench.commands.recvfile import UPLOADERS
-from bench.commands.relay import PROXIES
 from bench.console import COMMANDS
 from bench.processes import importing_bench
 from bench.record import RUNS
@@ -23,31 +18,6 @@ from bench.sink import SinkProcess
 from tests.bench.conftest import Bench, Recorded, start_python
 
 WHO = ("sock_sendfile", "aiozc readiness")
-
-
-@pytest.fixture(autouse=True)
-def less_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let commands do what they do with tiny files, few clients and two contenders."""
-    few = {"EVERYWHERE": WHO, "_BYTES_OF_A_TURN": {True: 1 << 20}, "_STREAM": {True: 1 << 20}}
-    few |= {"_SMALL": {4096: 64}, "_MIDDLE": (131072,), "_COLD": {True: (2, 200_000)}}
-    crowd = {"EVERYWHERE": WHO[1:], "_CROWDS": {True: (Crowd(3, 400_000),)}, "_CLIENTS": 3}
-    crowd |= {"_TIMES": {True: (0.05, 0.1)}, "_MIXED": {True: (0.05, 1 << 20, 100_000)}}
-    less: dict[Any, dict[str, Any]] = {
-        sendfile: few | {"Crowd": lambda *_: Crowd(3, 400_000)},
-        crowds: crowd,
-        relay: {"SIZES": {True: 1_000_000}, "_SETTLING": 0, "PROXIES": PROXIES},
-        recvfile: {"SIZES": {True: 1 << 20}, "UPLOADERS": UPLOADERS},
-        calls: {"_WHO": WHO[:1], "_AMOUNT": "--processes=1 --values=1 --warmups=0 --loops=3"},
-        overview: {"_slow": lambda *_: iter(())},
-    }
-    for name in ("PROXIES", "UPLOADERS"):
-        for parts in less.values():
-            kept = ("streams", "aiozc readiness", "recv_into, write")
-            if name in parts:
-                parts[name] = {key: each for key, each in parts[name].items() if key in kept}
-    for module, parts in less.items():
-        for name, value in parts.items():
-            monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +150,7 @@ def test_a_sink_of_another_kind_will_do_and_is_said_to_tell_no_hash(
     (tmp_path / "given").write_bytes(bytes(30_000))
 
     def swallow(listener: socket.socket) -> None:
-        for _ in range(5):  # it is asked twice whether it is there, two are the check's
+        for _ in range(6):  # two ask whether it is there, two are the check's
             with listener.accept()[0] as sock:
                 while sock.recv(65536):
                     pass

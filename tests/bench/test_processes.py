@@ -14,28 +14,31 @@ from typing import Any
 
 import pytest
 
-from bench.commands.recvfile import UPLOADERS, start_uploader, take_upload
-from bench.commands.relay import (
-    BASELINE,
-    PROXIES,
-    ProxyProcess,
+from bench.commands.receive import (
+    Proxy,
     haproxy_remark,
     pass_through,
+    start_proxy,
+    start_uploader,
     stay_idle,
+    take_upload,
 )
+from bench.contenders import CONTENDERS
 from bench.errors import BenchError
-from bench.measure import Settings, present
+from bench.measure import Settings
 from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
 from bench.sink import MARK, SinkProcess
 from bench.sources import source_of
-from tests.bench.conftest import start_python
+from tests.bench.conftest import start_python, work_of
+from tests.kit.faults.liars import liar
 
 SIZE = 300_000
 
 
-def settings(tmp_path: Path) -> Settings:
-    return Settings(None, tmp_path, ExitStack())
+def present(kind: str, tmp_path: Path) -> list[str]:
+    names = [name for name in CONTENDERS[kind] if name != "no proxy"]
+    return Settings(tmp_path, ExitStack()).present(work_of(*names, kind=kind))
 
 
 def answer_to(address: tuple[str, int], *pieces: bytes) -> dict[str, object]:
@@ -123,42 +126,41 @@ def test_a_file_is_as_long_as_asked_and_cached_or_cold(size: int, tmp_path: Path
 
 
 @contextmanager
-def between_two(tmp_path: Path, name: str) -> Iterator[tuple[Helper, ProxyProcess, SinkProcess]]:
+def between_two(tmp_path: Path, name: str) -> Iterator[tuple[Helper, Proxy, SinkProcess]]:
     with ExitStack() as stack:
         source = stack.enter_context(source_of(make_file(tmp_path / "file", SIZE)))
         sink = stack.enter_context(SinkProcess(discard=True, large_buffers=True))
-        yield source, stack.enter_context(ProxyProcess(name, sink.address)), sink
+        proxy = start_proxy(name, sink.address, tmp_path)
+        stack.enter_context(proxy)
+        yield source, proxy, sink
 
 
 def test_proxies_forward_every_byte_and_tell_what_they_took(tmp_path: Path) -> None:
-    names = present(settings(tmp_path), PROXIES)
-    assert {BASELINE, "aiozc readiness"} <= set(names)
-    with between_two(tmp_path, BASELINE) as (source, _, sink):
+    names = present("proxy", tmp_path)
+    assert {"streams", "aiozc readiness"} <= set(names)
+    with between_two(tmp_path, "streams") as (source, _, sink):
         for name in names:
-            on_loop = not isinstance(PROXIES[name], str)
-            with ProxyProcess(name, sink.address) as proxy:
+            on_loop = "HAProxy" not in name
+            with start_proxy(name, sink.address, tmp_path) as proxy:
                 pass_through(source, proxy, sink, 2, SIZE, mark=True)
                 turn = pass_through(source, proxy, sink, 3, SIZE, timer=on_loop)
             assert turn["elapsed"] > 0
-            assert 0 < turn["loop_cpu"] <= turn["process_cpu"]
+            assert 0 < turn["loop CPU"] <= turn["process CPU"]
             assert ("lateness max" in turn) is on_loop
 
 
-def test_idle_relays_are_looked_at_in_the_process_that_forwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.commands.relay._SETTLING", 0)
+def test_idle_relays_are_looked_at_in_the_process_that_forwards(tmp_path: Path) -> None:
     with between_two(tmp_path, "aiozc readiness") as (source, proxy, sink):
-        idle = stay_idle(source, proxy, sink, relays=5, seconds=0.05)
+        idle = stay_idle(source, proxy, sink, relays=5, seconds=0.05, settling=0)
 
     assert idle["threads"] >= 1
     assert idle["process CPU"] >= 0
 
 
 def test_a_proxy_that_dies_is_what_the_error_names(tmp_path: Path) -> None:
-    with between_two(tmp_path, BASELINE) as (source, proxy, sink):
+    with between_two(tmp_path, "streams") as (source, proxy, sink):
         os.kill(proxy.pid, signal.SIGKILL) if proxy.ready else None
-        with pytest.raises(BenchError, match=r"the proxy \(streams\) process ended too early"):
+        with pytest.raises(BenchError, match="streams process ended too early"):
             pass_through(source, proxy, sink, 1, SIZE)
 
 
@@ -172,12 +174,12 @@ def test_where_haproxy_is_not_installed_its_place_has_the_reason() -> None:
 def test_an_upload_is_the_file_that_was_sent_and_is_measured(tmp_path: Path) -> None:
     file = make_file(tmp_path / "file", SIZE)
     with source_of(file) as source:
-        for number, name in enumerate(present(settings(tmp_path), UPLOADERS)):
-            path, timer = tmp_path / f"received-{number}", not UPLOADERS[name].blocking
+        for number, name in enumerate(present("uploader", tmp_path)):
+            path, timer = tmp_path / f"received-{number}", not CONTENDERS["uploader"][name].blocking
             with start_uploader(name) as uploader:
                 turn = take_upload(uploader, source, path, SIZE, timer=timer)
             assert path.read_bytes() == file.read_bytes()
-            assert 0 < turn["loop_cpu"] <= turn["process_cpu"]
+            assert 0 < turn["loop CPU"] <= turn["process CPU"]
             assert ("lateness max" in turn) is timer
 
 
@@ -185,12 +187,15 @@ LIES = {"lose_a_byte_of": "wrote 299999 bytes", "double_a_byte_of": "wrote 30000
 LIES |= {"say_less_of": "says it received 299999"}
 
 
-@pytest.mark.parametrize("liar", LIES)
-def test_an_upload_that_is_not_whole_is_caught(liar: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", LIES)
+def test_an_upload_that_is_not_whole_is_caught(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = make_file(tmp_path / "file", SIZE)
+    monkeypatch.setitem(CONTENDERS["uploader"], name, liar(name))
     with (
         source_of(file) as source,
-        start_uploader(liar, "tests.kit.faults.liars:LyingReceiver") as uploader,
-        pytest.raises(BenchError, match=LIES[liar]),
+        start_uploader(name) as uploader,
+        pytest.raises(BenchError, match=LIES[name]),
     ):
         take_upload(uploader, source, tmp_path / "received", SIZE)

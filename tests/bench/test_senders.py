@@ -2,62 +2,73 @@
 
 import asyncio
 import os
+import posix
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from aiozc._engines import at_once
 from aiozc._kernel.copying import copier
-from bench.commands.crowds import Crowd, mix, serve
+from bench.commands.crowds import mix, serve
+from bench.contenders import CONTENDERS
 from bench.errors import BenchError
 from bench.measure import Case, Settings, measure
+from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import hash_of, make_file
-from bench.senders.fleet import Fleet, start_worker
-from bench.senders.lanes import CountingSocket, Lane, told
-from bench.senders.plain import read_write, splice_twice
-from bench.senders.table import SENDERS
+from bench.senders.fleet import Fleet
+from bench.senders.lanes import Lane, counted
 from bench.senders.worker import Worker
 from bench.sink import SinkProcess
+from tests.bench.conftest import work_of
+from tests.kit.faults.liars import liar
 
-LIARS = "tests.kit.faults.liars:Liar"
+SENDERS = CONTENDERS["sender"]
 FILE = 30_000
+
+
+def counts_of(name: str, lane: Lane, file: IO[bytes], size: int) -> dict[str, float]:
+    """Let a sender send a file to who reads at once, and count its calls."""
+
+    async def send() -> None:
+        await (await SENDERS[name].function()(lane))(file, size)
+
+    with counted(SENDERS[name]) as told:
+        asyncio.run(send())
+    return told(size)
 
 
 def test_calls_and_what_was_short_are_counted_with_what_it_moved(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
-    path, data = make_file(tmp_path / "file", 10_000), bytes(1 << 22)
-    with ours, theirs, ExitStack() as stack, path.open("rb") as file:
-        lane = Lane(ours, stack, 4096)
-        read_write(lane)(file, 10_000)
-        assert told([lane.counts]) == {"calls": 6, "short reads": 0, "short writes": 0}
+    path = make_file(tmp_path / "file", 10_000)
+    large = make_file(tmp_path / "large", 1 << 22)
+    with ours, theirs, ExitStack() as stack, path.open("rb") as file, large.open("rb") as all_:
+        found = counts_of("read+write", Lane(ours, stack, 4096), file, 10_000)
+        told = {"calls": 6, "bytes per call": 10_000 / 6, "short reads": 0, "short writes": 0}
+        assert found == told
         assert theirs.recv(10_000, socket.MSG_WAITALL) == path.read_bytes()
-        lane = Lane(ours, stack, 8192)
-        with pytest.raises(EOFError):
-            splice_twice(lane)(file, 20_000)
-        assert told([lane.counts])["mean short read"] == 10_000 - 8192
+        sending = asyncio.run(SENDERS["splice"].function()(Lane(ours, stack, 8192)))
+        with counted(SENDERS["splice"]) as counts, pytest.raises(EOFError):
+            sending(file, 20_000).send(None)
+        assert counts(10_000)["mean short read"] == 10_000 - 8192
         theirs.recv(10_000, socket.MSG_WAITALL)
         ours.setblocking(False)
-        sock = CountingSocket(lane := Lane(ours, stack))
-
-        async def send() -> None:
-            drain = asyncio.to_thread(theirs.recv, len(data), socket.MSG_WAITALL)
-            reader = asyncio.ensure_future(drain)
-            await asyncio.get_running_loop().sock_sendall(sock, data)
-            await reader
-
-        asyncio.run(send())
-        assert lane.counts.calls > lane.counts.short_writes > 0
-        assert 0 < lane.counts.short_write_bytes < len(data)
+        with ThreadPoolExecutor() as threads:
+            threads.submit(theirs.recv, 1 << 22, socket.MSG_WAITALL)
+            found = counts_of("sock_sendall", Lane(ours, stack, 1 << 22), all_, 1 << 22)
+        assert found["calls"] > found["short writes"] > 0
+        assert 0 < found["mean short write"] < 1 << 22
 
 
 @pytest.mark.parametrize("name", ["aiozc readiness", "sock_sendfile"])
-@pytest.mark.parametrize("size", [4096, 1 << 20])
+@pytest.mark.parametrize("size", [4096, 65536, 1 << 20])
 def test_each_call_that_an_awaited_sender_makes_is_counted_once(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,48 +85,52 @@ def test_each_call_that_an_awaited_sender_makes_is_counted_once(
         read, copy = copier(size)
         return read, watched("preadv2 send", copy)
 
-    channel = socket.socket()
     monkeypatch.setenv("AIOZC_BACKEND", "readiness")
-    worker = Worker(channel, name)
     for mover in ("sendfile", "splice", "preadv", "pwritev", "pread", "pwrite", "readv", "writev"):
-        monkeypatch.setattr(os, mover, watched(mover, getattr(os, mover)))
+        for module in (os, posix):
+            monkeypatch.setattr(module, mover, watched(mover, getattr(module, mover)))
     monkeypatch.setattr(at_once, "copier", watched_copier)
     file = str(make_file(tmp_path / "file", size))
-    with SinkProcess() as sink, channel:
-        found = worker.send(sink.address, [[file]], size, file, times=5, count=True)
+    plan = {"files": [[file]], "size": size, "warm_file": file, "times": 5, "count": True}
+    with SinkProcess() as sink, socket.socket() as channel:
+        worker = Worker(channel, asdict(SENDERS[name]))
+        found = asyncio.run(worker.send(address=sink.address, **plan))
 
     assert found["calls"] == len(made) > 0
     assert found["bytes per call"] == 5 * size / len(made)
 
 
-def test_every_sender_here_sends_every_byte_and_tells_what_it_took(tmp_path: Path) -> None:
+def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = str(make_file(tmp_path / "file", FILE))
     order: dict[str, Any] = {"files": [[file, file]] * 2, "size": FILE, "warm_file": file}
     order |= {"times": 3, "warm_size": FILE, "warm_times": 1, "buffer": 4096, "count": True}
+    monkeypatch.setitem(SENDERS, "refuse", liar("refuse"))
     with SinkProcess() as sink, ExitStack() as stack:
-        settings = Settings(None, tmp_path, stack)
+        settings = Settings(tmp_path, stack)
         fleet = Fleet(settings)
-        names = fleet.present(list(SENDERS))
+        names = fleet.present(work_of(*SENDERS))
         assert settings.failed == {}
+        assert "no such call here" in settings.missing["refuse"]
         assert {"read+write", "sock_sendfile", "aiozc readiness"} <= set(names)
         for name in names:
             sender = SENDERS[name]
             fleet.check(name, sink.address, file, FILE)
             found = fleet.send(name, address=sink.address, **order, timer=True)
             assert (found["files"], found["bytes"]) == (12, 12 * FILE)
-            assert 0 < found["loop_cpu"] <= found["process_cpu"]
+            assert 0 < found.get("loop CPU", 1e-9) <= found["process CPU"]
             assert min(found["elapsed"], found["memory"], found["checked"]) > 0
-            assert ("short writes" in found) is sender.shortness
-            for metric in ("lateness max", "latency p50"):
-                assert (metric in found) is (sender.awaited is not None)
+            assert ("short writes" in found) is not sender.own_calls
+            for metric in ("lateness max", "latency p50", "loop CPU"):
+                assert (metric in found) is not sender.blocking
             assert ("copies" in found) is (name.startswith(("zc", "MSG_")))
             assert name != "read+write" or found["calls"] == 2 * 12 * 8
-        assert Fleet(settings, LIARS).present(["refuse"]) == fleet.unchecked == []
-    assert "no such call here" in settings.missing["refuse"]
+        assert fleet.unchecked == []
 
 
 @pytest.mark.parametrize(
-    ("liar", "told"),
+    ("name", "told"),
     [
         ("lose_a_byte", "the receiver got 9998 bytes in place of 10000"),
         ("double_a_byte", "the receiver got 10002 bytes in place of 10000"),
@@ -126,29 +141,34 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(tmp_path: Pat
     ],
 )
 def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_reports(
-    liar: str, told: str, tmp_path: Path
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = str(make_file(tmp_path / "file", 5000))
-    with SinkProcess() as sink, start_worker(liar, LIARS) as bad, start_worker("sendfile") as good:
+    file, worker = str(make_file(tmp_path / "file", 5000)), "bench.senders.worker:Worker"
+    monkeypatch.setitem(SENDERS, name, liar(name))
+    with (
+        SinkProcess() as sink,
+        start("sender", name, worker) as bad,
+        start("sender", "sendfile", worker) as good,
+    ):
         order: dict[str, Any] = {"size": 5000, "warm_file": file, "files": [[file, file]]}
 
-        def turn(name: str) -> dict[str, float]:
-            worker = bad if name == liar else good
-            worker.begin("send", address=sink.address, hash=True, **order)
-            if "for_ever" in name:
+        def turn(who: str) -> dict[str, float]:
+            helper = bad if who == name else good
+            helper.begin("send", address=sink.address, hash=True, **order)
+            if "for_ever" in who:
                 os.kill(sink.pid if name == "send_for_ever" else bad.pid, signal.SIGKILL)
-            found: dict[str, float] = worker.hear()
+            found: dict[str, float] = helper.hear()
             return found
 
         failed: dict[str, str] = {}
-        case = Case("a: case", {"elapsed": "s"}, ["sendfile", liar], turn, check_peers=sink.check)
+        case = Case("a: case", {"elapsed": "s"}, ["sendfile", name], turn, check_peers=sink.check)
         turns = measure("send", case, case.contenders, 2, failed=failed)
-        if liar == "send_for_ever":
+        if name == "send_for_ever":
             with pytest.raises(BenchError, match=told):
                 list(turns)
         else:
             assert [sample.contender for sample in turns] == ["sendfile"] * 2
-            assert told in failed[liar]
+            assert told in failed[name]
 
 
 # Many at once
@@ -157,14 +177,14 @@ def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_
 def test_slow_clients_are_served_by_a_process_that_is_watched(tmp_path: Path) -> None:
     file = make_file(tmp_path / "file", 16 << 20)
 
-    served = serve("sock_sendfile", Crowd(5, 400_000, 200_000), file, 0.1, 0.2)
+    served = serve("sock_sendfile", file, 5, 400_000, 0.1, 0.2, 200_000)
 
     assert served["threads"] >= 1
     assert served["steady CPU"] > 0
     assert 0 < served["client with least"] <= served["client with most"]
     short = make_file(tmp_path / "short", 1000)
     with pytest.raises(BenchError, match="a transfer ended too early: 1000"):
-        serve("sock_sendfile", Crowd(2, 400_000), short, 0.2, 0.2)
+        serve("sock_sendfile", short, 2, 400_000, 0.2, 0.2)
 
 
 def test_a_receiver_of_slow_clients_that_dies_is_what_the_error_names(
@@ -181,14 +201,15 @@ def test_a_receiver_of_slow_clients_that_dies_is_what_the_error_names(
     monkeypatch.setattr(look, lambda *_: os.kill(sinks[0].pid, signal.SIGKILL))
     file = make_file(tmp_path / "file", 16 << 20)
     with pytest.raises(BenchError, match="the receiver process ended too early, with status -9"):
-        serve("sock_sendfile", Crowd(2, 400_000), file, 5, 5)
+        serve("sock_sendfile", file, 2, 400_000, 5, 5)
 
 
 def test_small_requests_wait_beside_everything_else(tmp_path: Path) -> None:
     names = ("small", "stream", "cold-0", "cold-1")
     small, stream, *cold = (make_file(tmp_path / name, 1 << 16) for name in names)
 
-    found = mix("aiozc readiness", small, stream, cold, 0.1)
+    beside = {"rate": 1000, "connections": 4, "streams": 2, "clients": 3, "pace": 400_000}
+    found = mix("aiozc readiness", small, stream, cold, 0.1, **beside)
 
     assert 0 < found["wait p50"] <= found["wait p99"] <= found["wait max"]
     assert found["streams"] > 0

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.contenders import CONTENDERS, Contender
 from bench.errors import BenchError
+from bench.programs import Running
 from bench.scratch import make_file
 from bench.sink import SinkProcess
-from bench.web import commands
 from bench.web.commands import check_all_served, upload
-from bench.web.servers import SERVERS, Running, Server
 from tests.bench.conftest import Bench, Recorded
 
 WRK = """#!/bin/sh
@@ -37,9 +37,9 @@ http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def server_of(path: Path, program: str) -> Server:
+def server_of(path: Path, program: str) -> Contender:
     path.write_text(program)
-    return Server("a server", [], f"{{python}} {path} {{port}}")
+    return Contender("a server", command=f"{{python}} {path} {{port}}")
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,6 @@ def wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(WRK)
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(commands, "_SLOW", 200_000)
-    monkeypatch.setattr(commands, "_RANGED", {True: 16 << 20})
     return path
 
 
@@ -60,18 +58,18 @@ def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
     server = server_of(tmp_path / "server", program)
 
     with (
-        Running(server, tmp_path, tmp_path / "scratch") as running,
+        Running(server, tmp_path / "scratch") as running,
         pytest.raises(BenchError, match="a server ended with status 1: no such luck"),
     ):
-        running.wait_ready()
+        assert running.ready
 
 
 def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path) -> None:
-    with Running(server_of(tmp_path / "liar", LIAR), tmp_path, tmp_path / "scratch") as running:
-        running.wait_ready()
+    with Running(server_of(tmp_path / "liar", LIAR), tmp_path / "scratch") as running:
+        port = running.ready[1]
         assert running.cpu() > 0
         with pytest.raises(BenchError, match=r"an upload (was answered by 500|broke)"):
-            upload(running.port, make_file(tmp_path / "file", 10), 1, 1, form=False)
+            upload(port, make_file(tmp_path / "file", 10), 1, 1, form=False)
         processes = [os.pidfd_open(pid) for pid in running.processes()]
 
     assert len(processes) == 2
@@ -83,14 +81,14 @@ def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path
 def test_what_is_not_installed_is_named() -> None:
     needs = {"/no-such-program": "no-such-program", "no_such.module": "the module no_such.module"}
     for need, told in needs.items():
-        assert Server("s", ["json", need], "").missing() == f"{told} is not installed"
-    assert Server("s", ["/sh", "json"], "").missing() is None
+        assert Contender("s", needs=["json", need]).missing() == f"{told} is not installed"
+    assert Contender("s", needs=["/sh", "json"]).missing() is None
 
 
 def test_a_server_that_sends_other_bytes_is_named_and_not_measured(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SERVERS, "aiohttp", server_of(tmp_path / "liar", LIAR))
+    monkeypatch.setitem(CONTENDERS["server"], "aiohttp", server_of(tmp_path / "liar", LIAR))
 
     status, _, err = bench("http", "--servers", "aiohttp", "--size", "4K", "--rounds", "1")
 

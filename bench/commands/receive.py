@@ -1,0 +1,417 @@
+"""``relay`` and ``recvfile``: what comes from a source, and is passed on or kept as a file.
+
+Contenders on a loop measure themselves; HAProxy is measured from outside.
+"""
+
+import asyncio
+import ctypes
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import IO, Any, Final
+
+import psutil  # type: ignore[import-untyped]
+
+from bench.contenders import CONTENDERS, Contender, program
+from bench.errors import BenchError
+from bench.measure import Case, Settings, Values, Work
+from bench.meter import in_units
+from bench.on_loop import OnLoop, start
+from bench.processes import Helper, Watch, allow_many_descriptors, cpu_time, told_by
+from bench.programs import Running
+from bench.scratch import hash_of, make_file, make_sparse_file, warm
+from bench.sink import SinkProcess, listen
+from bench.sources import CONGESTION, source_of
+from bench.units import KIB, MIB, parse_size, show_size
+
+_SERVER: Final = "bench.commands.receive:Server"
+_TIME_LIMIT: Final = 120.0
+
+
+class Server(OnLoop):
+    """Takes connections, and lets its contender pass on or keep what comes over them."""
+
+    def __init__(
+        self, channel: socket.socket, contender: dict[str, Any], target: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(channel, contender)
+        self._target, self._path = tuple(target), ""
+        self._moved: asyncio.Queue[int] = asyncio.Queue()
+        """How many bytes came over each connection that has ended."""
+
+    async def open(self) -> Any:
+        """Listen, and tell where."""
+        listener = listen()
+        listener.setblocking(False)
+        self.tasks.create_task(self._accept(listener))
+        return listener.getsockname()
+
+    async def begin(self, *, path: str = "", **how: Any) -> None:
+        """Begin to measure; what comes is kept as that file, if it is not passed on."""
+        self._path = path
+        await super().begin(**how)
+
+    async def end(self, *, connections: int = 1, **_: Any) -> dict[str, Any]:
+        """End to measure, when so many connections have ended."""
+        moved = [await self._moved.get() for _ in range(connections)]
+        return {**await super().end(), "moved": sum(moved)}
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            near, _ = await asyncio.get_running_loop().sock_accept(listener)
+            self.tasks.create_task(self._move(near))
+
+    async def _move(self, near: socket.socket) -> None:
+        do = self.contender.function()
+        if not self._target:
+            near.setblocking(self.contender.blocking)
+            with near, _new_file(self._path) as file:
+                moved = await do(near, file)
+        else:
+            with near, socket.socket() as far:
+                for sock in near, far:
+                    sock.setblocking(False)
+                    # asyncio sets it for its streams, and HAProxy for both sides.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
+                await asyncio.get_running_loop().sock_connect(far, self._target)
+                moved, _ = await do(near, far)
+        self._moved.put_nowait(moved)
+
+
+def _new_file(path: str) -> IO[bytes]:
+    return Path(path).open("xb")
+
+
+async def forward_by_streams(near: socket.socket, far: socket.socket) -> tuple[int, int]:
+    """Forward both ways by asyncio's streams; give how many bytes went each way."""
+    near_reader, near_writer = await asyncio.open_connection(sock=near)
+    far_reader, far_writer = await asyncio.open_connection(sock=far)
+    async with asyncio.TaskGroup() as group:
+        there = group.create_task(_pump(near_reader, far_writer))
+        back = group.create_task(_pump(far_reader, near_writer))
+    for writer in near_writer, far_writer:
+        writer.close()
+        await writer.wait_closed()
+    return there.result(), back.result()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    forwarded = 0
+    while data := await reader.read(64 * KIB):
+        writer.write(data)
+        await writer.drain()
+        forwarded += len(data)
+    writer.write_eof()
+    return forwarded
+
+
+async def write_in_threads(sock: socket.socket, file: IO[bytes]) -> int:
+    """Receive into memory, and write in a thread."""
+    loop = asyncio.get_running_loop()
+    buffer = memoryview(bytearray(256 * KIB))
+    received = 0
+    while count := await loop.sock_recv_into(sock, buffer):
+        await asyncio.to_thread(file.write, buffer[:count])
+        received += count
+    return received
+
+
+async def copy(sock: socket.socket, file: IO[bytes]) -> int:
+    """Receive from a socket that blocks, and write."""
+    with sock.makefile("rb") as stream:
+        shutil.copyfileobj(stream, file)
+    return file.tell()
+
+
+# HAProxy
+
+# A connection takes two descriptors, and some of them have pipes.
+_DESCRIPTORS_PER_CONNECTION: Final = 3
+# The same number on every architecture; Linux 5.6 (include/uapi/asm-generic/unistd.h).
+_NR_PIDFD_GETFD: Final = 438
+
+
+class HAProxy(Running):
+    """HAProxy in TCP mode, with one thread, which may splice."""
+
+    def __init__(self, contender: Contender, scratch: Path, target: tuple[str, int]) -> None:
+        most = (allow_many_descriptors() - 256) // _DESCRIPTORS_PER_CONNECTION
+        super().__init__(contender, scratch, target=target, connections=min(most, 4096))
+
+    def ask(self, do: str, *_: Any, **__: Any) -> dict[str, float]:
+        """Begin or end to measure, as others are asked to."""
+        if do == "begin":
+            self._set_congestion_control()
+            self._began = cpu_time(self.pid)
+        cpu = cpu_time(self.pid) - self._began
+        return {"loop CPU": cpu, "process CPU": cpu}
+
+    def _set_congestion_control(self) -> None:
+        """Set it for all its TCP sockets, which HAProxy 2.6 cannot do itself."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        process = os.pidfd_open(self.pid)
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            if os.readlink(descriptor).startswith("socket:"):
+                number = ctypes.c_int(int(descriptor.name))
+                call = ctypes.c_long(_NR_PIDFD_GETFD), ctypes.c_int(process)
+                copied = libc.syscall(*call, number, ctypes.c_uint(0))
+                if copied < 0:
+                    raise OSError(ctypes.get_errno(), "pidfd_getfd(2) is refused")
+                with socket.socket(fileno=copied) as sock:
+                    if sock.proto == socket.IPPROTO_TCP:
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
+        os.close(process)
+
+
+def haproxy_remark(path: str | None) -> str:
+    """Say how HAProxy takes part, or why it does not."""
+    if path is None:
+        return "not measured, for haproxy is not installed (Debian package haproxy)"
+    told = subprocess.run([path, "-v"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\S+)", told)
+    return (
+        f"version {found[1] if found else 'unknown'}, one thread, option splice-auto, -request and "
+        "-response; with large pipes also tune.pipesize 1 MiB"
+    )
+
+
+# Relays
+
+Proxy = Helper | HAProxy
+_CHECKED: Final = 1_400_002
+_GREETING: Final = 4 * KIB
+
+
+def start_proxy(name: str, target: tuple[str, int], scratch: Path) -> Proxy:
+    """Start a proxy's process; its files are made below a directory."""
+    if (contender := CONTENDERS["proxy"][name]).command:
+        return HAProxy(contender, Path(tempfile.mkdtemp(dir=scratch)) / "site", target)
+    return start("proxy", name, _SERVER, target=target)
+
+
+def pass_through(
+    source: Helper,
+    proxy: Proxy,
+    sink: SinkProcess,
+    connections: int,
+    size: int,
+    *,
+    timer: bool = False,
+    mark: bool = False,
+) -> dict[str, Any]:
+    """Send through a proxy, to be hashed with ``mark``; give what was spent.
+
+    Raises BenchError if a byte is missing at the receiver.
+    """
+    with told_by(proxy):
+        source.ask("connect", address=proxy.ready, connections=connections, mark=mark)
+        sink.wait_counts(lambda counts: len(counts) == connections, lambda: proxy.check(0))
+        proxy.ask("begin", timer=timer)
+        elapsed = _end(source, size // connections)
+        late = "has not ended every connection"
+        turn: dict[str, Any] = proxy.ask("end", late=late, connections=connections)
+        expected = (size // connections + 16 * mark) * connections
+        if turn.get("moved", expected) != expected:
+            raise BenchError(f"it says it forwarded {turn['moved']} bytes, not {expected}")
+    return turn | {"elapsed": elapsed}
+
+
+def _end(source: Helper, size: int, before: int = 0) -> float:
+    """Send over connections that stand, and end them; give the seconds until all had come."""
+    began = time.monotonic()
+    source.ask("end", late="has not seen the end of every connection", size=size, before=before)
+    return time.monotonic() - began
+
+
+def _between(settings: Settings, stack: ExitStack, size: int) -> tuple[Helper, SinkProcess]:
+    """Start a source and a receiver."""
+    file = make_sparse_file(settings.scratch / "source", size)
+    source = stack.enter_context(source_of(warm(file)))
+    return source, stack.enter_context(SinkProcess(discard=True, large_buffers=True))
+
+
+def _twice(work: Work, size: int, take: Callable[..., dict[str, Any]], *, late: bool) -> Values:
+    """Let a contender do it, and where it can and should be told how ``late`` a timer is, again.
+
+    Another time, for waits of a loop with a timer cost more, and the timer is a load.
+    """
+    values = in_units(take(), work.units, size)
+    return take(timer=True) | values if late and "lateness max" in work.units else values
+
+
+def streams(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    megabytes: int,
+    connections: Sequence[int],
+) -> Iterator[Case]:
+    """Give the cases of streams through proxies."""
+    size = megabytes * 10**6
+    source, sink = _between(settings, stack, size)
+    settings.remarks["HAProxy"] = haproxy_remark(program("haproxy"))
+    names = settings.present(work)
+    running = {name: start_proxy(name, sink.address, settings.scratch) for name in names}
+    for proxy in running.values():
+        stack.enter_context(proxy)
+    checking = stack.enter_context(source_of(make_file(settings.scratch / "relayed", _CHECKED)))
+
+    @cache
+    def check(name: str) -> None:
+        pass_through(checking, running[name], sink, 2, _CHECKED, mark=True)
+
+    def turn(several: int, name: str) -> Values:
+        take = partial(pass_through, source, running[name], sink, several, size)
+        return _twice(work, size, take, late=isinstance(running[name], Helper))
+
+    for several in connections:
+        title, parts = f"{megabytes} MB, {several} conn.", (names, partial(turn, several))
+        yield work.case(title, *parts, check=check, check_peers=sink.check)
+
+
+def stay_idle(
+    source: Helper,
+    proxy: Proxy,
+    sink: SinkProcess,
+    relays: int,
+    seconds: float,
+    settling: float,
+) -> dict[str, float]:
+    """Open connections through a proxy, send a little over each, and look at it meanwhile."""
+    address, watch = proxy.ready, Watch(proxy.pid)
+    with told_by(proxy):
+        source.ask("connect", address=address, connections=relays)
+        source.ask("send", size=_GREETING)
+        greeted = [_GREETING] * relays
+        sink.wait_counts(lambda counts: list(counts) == greeted, lambda: proxy.check(0))
+        time.sleep(settling)
+        cpu = watch.look(seconds)
+        _end(source, 0, before=_GREETING)
+    return {"process CPU": cpu, "threads": watch.threads, "memory growth": watch.growth / MIB}
+
+
+def idle(
+    work: Work, settings: Settings, stack: ExitStack, *, relays: int, **how: Any
+) -> Iterator[Case]:
+    """Give the case of relays over which nothing goes."""
+    need, hard = 3 * relays + 100, allow_many_descriptors()
+    if hard < need:
+        raise BenchError(f"{relays} relays need {need} descriptors, and the hard limit is {hard}")
+    source, sink = _between(settings, stack, relays * _GREETING)
+
+    def turn(name: str) -> dict[str, float]:
+        with start_proxy(name, sink.address, settings.scratch) as proxy:
+            return stay_idle(source, proxy, sink, relays, **how)
+
+    title = f"{relays}, for {how['seconds']:g} s"
+    yield work.case(title, settings.present(work), turn, check_peers=sink.check)
+
+
+def direct(
+    work: Work,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    megabytes: int,
+    connections: Sequence[int],
+) -> Iterator[Case]:
+    """Give the cases without a proxy."""
+    size = megabytes * 10**6
+    source, sink = _between(settings, stack, size)
+
+    def turn(several: int, _: str) -> Values:
+        source.ask("connect", address=sink.address, connections=several)
+        return {"throughput": size / _end(source, size // several) / 1e9}
+
+    for several in connections:
+        yield work.case(f"{megabytes} MB, {several} conn.", work.contenders, partial(turn, several))
+
+
+# Uploads
+
+
+def start_uploader(name: str) -> Helper:
+    """Start the process of one of them."""
+    return start("uploader", name, _SERVER)
+
+
+def take_upload(
+    uploader: Helper, source: Helper, path: Path, size: int, *, timer: bool = False
+) -> dict[str, Any]:
+    """Let one receive an upload into a new file; raise BenchError if a byte is missing.
+
+    The time is the one until all is in the file, which is not synced. A little is received before,
+    so that loop and engine are set up.
+    """
+    first = path.with_name("first-upload")
+    for part, file in ((min(MIB, size), first), (size, path)):
+        uploader.ask("begin", path=str(file), timer=timer)
+        source.ask("connect", address=uploader.ready, connections=1)
+        began = time.monotonic()
+        source.begin("end", size=part, answered=False)
+        found: dict[str, Any] = uploader.ask("end", _TIME_LIMIT, "was not done in time")
+        found["elapsed"] = time.monotonic() - began
+        source.hear()
+    first.unlink()
+    if (length := path.stat().st_size) != size:
+        raise BenchError(f"{uploader.name} wrote {length} bytes in place of {size}")
+    if found["moved"] != size:
+        raise BenchError(f"it says it received {found['moved']} bytes in place of {size}")
+    return found
+
+
+def uploads(
+    work: Work, settings: Settings, stack: ExitStack, *, size: str, where: str
+) -> Iterator[Case]:
+    """Give the case of uploads into a file, on a disk or on a tmpfs."""
+    place = settings.scratch
+    if where == "tmpfs":
+        name = tempfile.TemporaryDirectory(prefix="aiozc-bench-", dir="/dev/shm")
+        place = Path(stack.enter_context(name))
+    if ((found := _filesystem(place)) == "tmpfs") != (where == "tmpfs"):
+        raise BenchError(f"files would lie on {found}; choose a directory on a disk with --dir")
+    length = parse_size(size)
+    if (free := shutil.disk_usage(place).free) < length + 64 * MIB:
+        raise BenchError(f"{place} has room for {free // MIB} MiB, not for {show_size(length)}")
+    file, path = make_file(settings.scratch / "upload", length), place / "received"
+    expected = hash_of(file)
+    source = stack.enter_context(source_of(file))
+    names = settings.present(work)
+    running = {name: stack.enter_context(start_uploader(name)) for name in names}
+
+    def take(name: str, *, timer: bool = False) -> dict[str, Any]:
+        # Only now: a virtual machine's host may take back memory that was free for a second or two,
+        # and a GiB written to memory like that took 1.0 to 2.5 s of CPU time in place of 0.34. It
+        # is soon enough to keep the file from being written back, which would slow others.
+        path.unlink(missing_ok=True)
+        warm(file)
+        return take_upload(running[name], source, path, length, timer=timer)
+
+    def check(name: str) -> None:
+        take(name)
+        if hash_of(path) != expected:
+            raise BenchError(f"{name} wrote other bytes than were sent")
+
+    def turn(name: str) -> Values:
+        late = not CONTENDERS["uploader"][name].blocking
+        return _twice(work, length, partial(take, name), late=late)
+
+    title = f"{show_size(length)}, {found or 'disk'}"
+    yield work.case(title, names, turn, check=check, check_peers=source.check)
+
+
+def _filesystem(path: Path) -> str | None:
+    """Give the type of the filesystem that a directory is on, where the kernel tells."""
+    mounted = psutil.disk_partitions(all=True)
+    below = [each for each in mounted if path.resolve().is_relative_to(each.mountpoint)]
+    return max(below, key=lambda each: len(each.mountpoint)).fstype if below else None
