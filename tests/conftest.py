@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.kit import tasks
+from tests.kit import backends, folding, tasks
 from tests.kit.connections import socket_pair
 from tests.kit.ends import Ends
 from tests.kit.far_ends import FarEnd, Receiver
@@ -32,11 +32,23 @@ LOOPS: dict[str, LoopFactory] = {
     "uvloop": uvloop.new_event_loop,
 }
 IDLE_PIPES = 4  # what a reactor at rest may keep
-LENDS = aiozc.probe().backend == "io_uring"
-"""Whether `sendfile_zc` sends without a copy; where not it copies, and promises the same."""
 
 # A shell's background jobs ignore it, and what the tests start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test by this backend, in other processes too."""
+    name: str = request.param
+    with backends.use(name):
+        yield name
+
+
+@pytest.fixture
+def each_backend(backend: str) -> str:
+    """Run the test by each backend that is here, even where it is folded."""
+    return backend
 
 
 @pytest.fixture(
@@ -45,13 +57,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
         pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
     ]
 )
-def anyio_backend(request: pytest.FixtureRequest) -> object:
-    """Run each asynchronous test on both loops."""
+def anyio_backend(request: pytest.FixtureRequest, backend: str) -> object:  # noqa: ARG001
+    """Run each asynchronous test on both loops, by the backend."""
     return request.param
 
 
 @pytest.fixture(params=[pytest.param(make, id=name) for name, make in LOOPS.items()])
-def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
+def loop_factory(request: pytest.FixtureRequest, backend: str) -> LoopFactory:  # noqa: ARG001
     """Give a test that runs its own loops each make of loop."""
     make: LoopFactory = request.param
     return make
@@ -99,9 +111,24 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Have `--unfold`."""
+    parser.addoption(
+        "--unfold",
+        action="store_true",
+        help="make a test of each value and each backend, as -k does, where some are folded",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make the tests of what runs by each backend, and with each of many values."""
+    backends.parametrize(metafunc)
+    folding.parametrize(metafunc)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the ring's own tests where it is not what runs; nothing else is ever skipped."""
-    if LENDS:
+    if backends.CHOSEN == "io_uring":
         return
     skip = pytest.mark.skip(reason="it tests the ring, which does not run here")
     for item in items:
@@ -176,7 +203,8 @@ async def check_at_rest(reactor: aiozc.Reactor) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Fail an asynchronous test that ends with operations in flight or many pipes open."""
+    """Run a test with what is folded, and fail it if it ends with operations in flight."""
+    folding.unfold_in_run(pyfuncitem)
     test = pyfuncitem.obj
     if "anyio_backend" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(test):
         return
@@ -197,7 +225,7 @@ def far_ends_thread() -> Iterator[FarEnd]:
 
 
 @pytest.fixture
-def far_end(far_ends_thread: FarEnd) -> Iterator[FarEnd]:
+def far_end(far_ends_thread: FarEnd, backend: str) -> Iterator[FarEnd]:  # noqa: ARG001
     """Serve the far ends of this test's connections."""
     yield far_ends_thread
     far_ends_thread.close_all()

@@ -336,12 +336,12 @@ def test_an_uploaded_file_arrives_and_its_size_is_said(
     assert uploads.stop() == "0 "
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("runtime", ["asyncio", "trio"])
 def test_a_file_uploaded_by_anyio_arrives_and_its_size_is_said(
-    backend: str, run: Run, uploads: Server, tmp_path: Path
+    runtime: str, run: Run, uploads: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
-    client = run("anyio_upload.py", tmp_path / "file", uploads.address, "--backend", backend)
+    client = run("anyio_upload.py", tmp_path / "file", uploads.address, "--backend", runtime)
     assert client.communicate()[0] == b"%d bytes\n" % len(CONTENT)
     assert client.returncode == 0
     (arrived,) = uploaded(tmp_path)

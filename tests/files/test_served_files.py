@@ -24,16 +24,6 @@ pytestmark = pytest.mark.anyio
 SMALL, LARGE = pattern(5_000), pattern(3 * MIB + 11)
 
 
-@pytest.fixture(params=["chosen", "readiness"])
-async def backend(request: pytest.FixtureRequest) -> Any:
-    """Run the test by what the process chooses, and by readiness."""
-    if request.param == "chosen":
-        yield
-    else:
-        async with aiozc.Reactor(backend="readiness"):
-            yield
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Fuse]:
     """Serve two files, and two to be written."""
@@ -53,7 +43,7 @@ SENDS: dict[str, Transfer] = {
 }
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("name", SENDS)
 async def test_a_send_asks_twice_at_the_most(name: str, served: Fuse, connect: Connect) -> None:
     send: Transfer = SENDS[name]
@@ -85,7 +75,7 @@ async def test_a_send_asks_twice_at_the_most(name: str, served: Fuse, connect: C
                 assert_same(await receiver.wait_end(), sent)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("each_backend")
 async def test_while_a_peer_does_not_read_nothing_is_asked(served: Fuse, connect: Connect) -> None:
     sock, receiver = connect(limit=0, sndbuf=32 * KIB, rcvbuf=32 * KIB)
     with os.fdopen(served.open("large"), "rb") as file:
@@ -100,7 +90,7 @@ async def test_while_a_peer_does_not_read_nothing_is_asked(served: Fuse, connect
     assert_same(await receiver.wait_end(), LARGE)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("function", ["loop_recvfile", "splice_pipe", "from a file"])
 async def test_what_is_written_asks_twice_at_the_most(function: str, served: Fuse) -> None:
     for buffering in (-1, 0):

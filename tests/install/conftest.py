@@ -37,7 +37,7 @@ BARE: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
         for name, factory in FACTORIES.items()
     ]
 )
-def anyio_backend(request: pytest.FixtureRequest) -> object:
+def anyio_backend(request: pytest.FixtureRequest, backend: str) -> object:  # noqa: ARG001
     """Run each asynchronous test on both loops, made by anyio of aiozc's factory."""
     return request.param
 

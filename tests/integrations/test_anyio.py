@@ -33,7 +33,7 @@ SIZES = [0, 1, 4097, 65_537, MIB + 1, 64 * MIB]
         pytest.param(("trio", {}), id="trio"),
     ]
 )
-def anyio_backend(request: pytest.FixtureRequest) -> object:
+def anyio_backend(request: pytest.FixtureRequest, backend: str) -> object:  # noqa: ARG001
     """Run each test on the three of them."""
     return request.param
 

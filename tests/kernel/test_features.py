@@ -179,7 +179,7 @@ def test_a_filter_of_cachestat_is_told_from_an_old_kernel() -> None:
 
 @pytest.mark.ring
 @pytest.mark.parametrize(
-    ("wanted", "backend", "reason"),
+    ("wanted", "chosen", "reason"),
     [
         ("", "io_uring", "the kernel and liburing do all that is needed"),
         ("io_uring", "io_uring", "AIOZC_BACKEND asks for it"),
@@ -188,13 +188,13 @@ def test_a_filter_of_cachestat_is_told_from_an_old_kernel() -> None:
     ],
 )
 def test_the_variable_chooses_the_engine(
-    wanted: str, backend: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    wanted: str, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIOZC_BACKEND", wanted)
     facts = aiozc.probe()
-    assert (facts.backend, facts.reason) == (backend, reason)
+    assert (facts.backend, facts.reason) == (chosen, reason)
     assert [advice.lines for advice in facts.advice if advice.missing == reason] == (
-        [] if backend else [("unset AIOZC_BACKEND",)]
+        [] if chosen else [("unset AIOZC_BACKEND",)]
     )
 
 

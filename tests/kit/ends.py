@@ -1,6 +1,7 @@
 """The ends that transfers move bytes between: files, sockets and pipes."""
 
 import io
+import itertools
 import os
 import socket
 from abc import ABC, abstractmethod
@@ -188,17 +189,19 @@ class StreamTarget(Target):
 class Ends:
     """Makes ends of each kind, and closes them."""
 
-    def __init__(self, far_end: FarEnd, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, far_end: FarEnd, folder: Path, stack: ExitStack, numbers: Iterator[int] | None = None
+    ) -> None:
         self._far_end = far_end
         self._folder = folder
         self._stack = stack
-        self._files = 0
+        self._numbers = numbers or itertools.count(1)  # of files
 
     @contextmanager
     def apart(self) -> Iterator["Ends"]:
         """Make ends that are closed before the others are."""
         with ExitStack() as stack:
-            yield Ends(self._far_end, self._folder, stack)
+            yield Ends(self._far_end, self._folder, stack, self._numbers)
 
     def source(
         self,
@@ -248,8 +251,7 @@ class Ends:
 
     def file(self, content: bytes, mode: str, *, at: int = 0, buffering: int = -1) -> BinaryIO:
         """Make a file with that content, open in that mode, at that position."""
-        self._files += 1
-        path = self._folder / f"end-{self._files}"
+        path = self._folder / f"end-{next(self._numbers)}"
         path.write_bytes(content)
         file: Any = open(path, mode, buffering)  # noqa: SIM115 - closed by the stack
         self._stack.enter_context(file)

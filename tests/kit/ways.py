@@ -4,9 +4,7 @@ A body that is written for a way, a source and a target tests each transfer func
 library over each pair of ends that it is for.
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +12,9 @@ import pytest
 
 import aiozc
 from tests.kit import tasks
-from tests.kit.content import KIB, case, pattern
+from tests.kit.content import KIB, pattern
 from tests.kit.ends import FAMILIES, STREAMS, Ends, Source, Target, Told
+from tests.kit.folding import each
 from tests.kit.tasks import Task
 from tests.kit.waiting import until
 
@@ -81,35 +80,10 @@ WAYS = [
     ),
 ]
 
-Test = Callable[..., Coroutine[Any, Any, None]]
 
-
-def of_ways(ways: list[Way]) -> Callable[[Test], Test]:
-    """Run the test by each way, those of one function one after the other on one loop."""
-    return of_groups([(way, {"way": way}) for way in ways])
-
-
-def of_groups(cases: list[tuple[Way, dict[str, Any]]]) -> Callable[[Test], Test]:
-    """Run the test with the arguments of each case, those of one function in one test."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for way, arguments in cases:
-        groups.setdefault(way.function, []).append(arguments)
-
-    def decorate(body: Test) -> Test:
-        async def test(group: list[dict[str, Any]], ends: Ends, **others: Any) -> None:
-            for arguments in group:
-                with case(**arguments), ends.apart() as own:
-                    await body(**arguments, **others, ends=own)
-
-        signature = inspect.signature(body)
-        kept = [one for name, one in signature.parameters.items() if name not in cases[0][1]]
-        group = inspect.Parameter("group", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        functools.update_wrapper(test, body)
-        test.__signature__ = signature.replace(parameters=[group, *kept])  # type: ignore[attr-defined]
-        grouped: Test = pytest.mark.parametrize("group", groups.values(), ids=groups)(test)
-        return grouped
-
-    return decorate
+def each_way(ways: list[Way]) -> pytest.MarkDecorator:
+    """Run the test by each way; those of one function are folded."""
+    return each("way", ways, group=lambda way: way.function)
 
 
 def told(way: Way, outcome: object, source: "Source") -> Told:
@@ -137,12 +111,16 @@ STUCK = [
 ]
 
 
-def of_stuck(
-    chosen: Callable[[Way, Stalled], bool] = lambda *_: True,
-) -> Callable[[Test], Test]:
-    """Run the test by each way whose source, or whose target, stalls."""
-    cases = [one for one in STUCK if chosen(*one)]
-    return of_groups([(way, {"way": way, "stalled": stalled}) for way, stalled in cases])
+def each_stuck(
+    chosen: Callable[[Way, Stalled], bool] = lambda *_: True, *, together: bool = False
+) -> pytest.MarkDecorator:
+    """Run the test by each way whose source, or whose target, stalls.
+
+    Those of one function are folded or, where they run `together`, all.
+    """
+    cases = {f"{way}-stalled_{side}": (way, side) for way, side in STUCK if chosen(way, side)}
+    group = None if together else lambda way, _: way.function
+    return each("way, stalled", cases, group=group, together=together)
 
 
 @dataclass

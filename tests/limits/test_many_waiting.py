@@ -21,9 +21,6 @@ from tests.kit.leaks import open_files
 from tests.kit.waiting import turns
 
 pytestmark = pytest.mark.anyio
-on_backends = pytest.mark.parametrize(
-    "backend", [pytest.param("io_uring", marks=pytest.mark.ring), "readiness"]
-)
 
 
 @dataclass
@@ -80,11 +77,10 @@ async def check_told(closed: list[Waiting]) -> None:
             await transfer.task
 
 
-@on_backends
 async def test_of_thousands_one_whose_socket_or_file_is_closed_hears_of_it_in_a_few_ticks(
-    backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+    each_backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with waiting(backend, 1200, make_file, monkeypatch) as (transfers, ticks):
+    async with waiting(each_backend, 1200, make_file, monkeypatch) as (transfers, ticks):
         closed = [transfers[0], transfers[600], transfers[-1]]
         closed[0].sock.close()
         closed[1].file.close()
@@ -95,11 +91,10 @@ async def test_of_thousands_one_whose_socket_or_file_is_closed_hears_of_it_in_a_
         assert sum(transfer.task.done() for transfer in transfers) == len(closed)
 
 
-@on_backends
 async def test_all_that_are_closed_at_once_hear_of_it_in_a_few_ticks_and_the_loop_turns_meanwhile(
-    backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+    each_backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with waiting(backend, 600, make_file, monkeypatch) as (transfers, ticks):
+    async with waiting(each_backend, 600, make_file, monkeypatch) as (transfers, ticks):
         for transfer in transfers:
             transfer.sock.close()
         ended = most = 0
@@ -112,12 +107,11 @@ async def test_all_that_are_closed_at_once_hear_of_it_in_a_few_ticks_and_the_loo
         assert ticks.count <= 600 // AT_LEAST + 2
 
 
-@on_backends
 async def test_a_number_closed_behind_its_objects_back_is_found_when_it_is_its_turn(
-    backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+    each_backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two lists of those who wait are gone through at the most, THOROUGHLY many in each tick."""
-    async with waiting(backend, 50, make_file, monkeypatch) as (transfers, ticks):
+    async with waiting(each_backend, 50, make_file, monkeypatch) as (transfers, ticks):
         transfer, other = transfers[0], transfers[1]
         os.dup2(other.sock.fileno(), transfer.sock.fileno())
         await check_told([transfer])

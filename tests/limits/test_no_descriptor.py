@@ -32,13 +32,9 @@ CONTENT = pattern(MIB + 11)
 Main = Callable[[], Coroutine[Any, Any, None]]
 
 
-@pytest.fixture(params=["chosen", "readiness"])
-def run(
-    request: pytest.FixtureRequest, loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Main], None]:
-    """Run it in a fork, on a loop of its own, by either backend."""
-    if request.param == "readiness":
-        monkeypatch.setenv("AIOZC_BACKEND", "readiness")
+@pytest.fixture
+def run(loop_factory: LoopFactory, each_backend: str) -> Callable[[Main], None]:  # noqa: ARG001
+    """Run it in a fork, on a loop of its own, by each backend."""
 
     def run(main: Main) -> None:
         Child(lambda: run_on(loop_factory, main())).wait()

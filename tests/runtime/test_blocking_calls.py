@@ -41,12 +41,11 @@ def guard() -> Iterator[BlockBuster]:
     guard.deactivate()
 
 
-@pytest.fixture(params=["io_uring", "readiness"])
-async def guarded(request: pytest.FixtureRequest, guard: BlockBuster) -> AsyncIterator[None]:
+@pytest.fixture
+async def guarded(each_backend: str, guard: BlockBuster) -> AsyncIterator[None]:
     """Have the guard, before the loop has its reactor and until that has ended."""
-    here = aiozc.probe().backend
     guard.activate()
-    async with aiozc.Reactor(backend=request.param if here == "io_uring" else here):
+    async with aiozc.Reactor(backend=each_backend):
         yield
 
 

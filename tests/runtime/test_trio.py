@@ -227,15 +227,14 @@ def test_many_small_files_let_other_tasks_run(connect: Connect, make_file: MakeF
 
 
 @alone
-@pytest.mark.parametrize("backend", [pytest.param("io_uring", marks=pytest.mark.ring), "readiness"])
 def test_a_run_that_ends_with_transfers_in_flight_leaves_nothing(
-    backend: str, connect: Connect, make_file: MakeFile
+    each_backend: str, connect: Connect, make_file: MakeFile
 ) -> None:
     """Those of system tasks: all others have ended when the run does."""
     outcomes: list[object] = []
 
     async def main() -> None:
-        aiozc.Reactor(backend=backend)
+        aiozc.Reactor(backend=each_backend)
         for _ in range(3):
             sock, receiver = connect(limit=100_000)
 

@@ -344,15 +344,14 @@ async def test_the_first_in_the_queue_gets_its_turn_whatever_it_wants_of_it() ->
     assert newcomers == 0
 
 
-@pytest.mark.parametrize("backend", [pytest.param("io_uring", marks=pytest.mark.ring), "readiness"])
 async def test_of_many_transfers_with_equal_peers_none_has_less_than_half_of_the_mean(
-    backend: str, make_file: MakeFile
+    each_backend: str, make_file: MakeFile
 ) -> None:
     """More than a turn of the loop can serve: all read as much as they find in each round."""
     content = pattern(2 * MIB)
     file = make_file(content, again=True)
     arrived = [0] * 300
-    async with aiozc.Reactor(backend=backend):
+    async with aiozc.Reactor(backend=each_backend):
         with open_files(4000), contextlib.ExitStack() as stack:
             pairs = [socket_pair(socket.AF_UNIX) for _ in arrived]
             for sock in itertools.chain.from_iterable(pairs):

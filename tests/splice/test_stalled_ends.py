@@ -190,10 +190,10 @@ async def test_what_a_stalled_terminal_does_not_take_is_told_lost_and_does_not_s
         assert said == Told(len(arrived), len(CONTENT) - len(arrived))
 
 
-@pytest.mark.parametrize("backend", ["chosen", "readiness"])
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("kind", ["file", "pipe"])
 async def test_a_terminals_master_that_blocks_is_waited_for_and_not_within_a_write(
-    backend: str, kind: str, make_file: MakeFile
+    kind: str, make_file: MakeFile
 ) -> None:
     """Whoever waits within a write holds a worker, and can be cancelled by nobody."""
     master, program = os.openpty()
@@ -208,7 +208,7 @@ async def test_a_terminals_master_that_blocks_is_waited_for_and_not_within_a_wri
         with os.fdopen(writing, "wb", 0) as pipe:
             pipe.write(content)
         source = make_file(content) if kind == "file" else reading
-        async with aiozc.Reactor(backend="readiness" if backend == "readiness" else None):
+        async with aiozc.Reactor():
             moving = asyncio.create_task(aiozc.splice_pipe(source, master))
             held = b""
             while len(held) < 100 * KIB:

@@ -10,6 +10,6 @@ import pytest
         pytest.param(("trio", {}), id="trio"),
     ]
 )
-def anyio_backend(request: pytest.FixtureRequest) -> object:
+def anyio_backend(request: pytest.FixtureRequest, backend: str) -> object:  # noqa: ARG001
     """Run each test on both of asyncio's loops, and on trio."""
     return request.param

@@ -4,7 +4,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,10 +20,8 @@ from tests.kit.ends import (
     Ends,
     FileSource,
     FileTarget,
-    Source,
     StreamSource,
     StreamTarget,
-    Target,
     Told,
 )
 from tests.kit.tasks import outcome_of
@@ -37,9 +35,9 @@ from tests.kit.ways import (
     Stalled,
     Stuck,
     Way,
+    each_stuck,
+    each_way,
     get_stuck,
-    of_stuck,
-    of_ways,
     told,
 )
 
@@ -68,35 +66,21 @@ async def move_whole(ends: Ends, way: Way, content: bytes, **of_source: Any) -> 
     assert await source.rest() == b""
 
 
-async def of_all_at_once(
-    body: Callable[[Way, Stalled], Coroutine[Any, Any, None]],
-) -> None:
-    """Run the body for each way, all at the same time: each waits for a tick of the reactor."""
-    outcomes = await tasks.at_once(body(*case) for case in STUCK)
-    failures = []
-    for (way, stalled), outcome in zip(STUCK, outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            outcome.add_note(f"{way}, the {stalled} stalls")
-            failures.append(outcome)
-    if failures:
-        raise ExceptionGroup("some ways", failures)
-
-
 # What arrives
 
 
-@of_ways(WAYS)
+@each_way(WAYS)
 async def test_content_of_any_size_arrives_whole(way: Way, ends: Ends) -> None:
     for size in SIZES:
         await move_whole(ends, way, pattern(size))
 
 
-@of_ways(LARGE)
+@each_way(LARGE)
 async def test_content_of_64_mib_arrives_whole(way: Way, ends: Ends) -> None:
     await move_whole(ends, way, pattern(64 * MIB))
 
 
-@of_ways([way for way in WAYS if way.has_count])
+@each_way([way for way in WAYS if way.has_count])
 async def test_a_count_chooses_what_arrives_and_leaves_the_rest(way: Way, ends: Ends) -> None:
     """Where the source has so many, its end is not waited for."""
     size = 300_001
@@ -110,7 +94,7 @@ async def test_a_count_chooses_what_arrives_and_leaves_the_rest(way: Way, ends: 
         await source.check_left(Told(moved, 0))
 
 
-@of_ways([way for way in WAYS if way.has_count])
+@each_way([way for way in WAYS if way.has_count])
 async def test_transfers_follow_each_other(way: Way, ends: Ends) -> None:
     """Each goes on where the last one has ended, on both sides."""
     content = pattern(600_000)
@@ -123,14 +107,14 @@ async def test_transfers_follow_each_other(way: Way, ends: Ends) -> None:
     assert await source.rest() == b""
 
 
-@of_ways(FROM_STREAMS)
+@each_way(FROM_STREAMS)
 async def test_what_comes_in_small_pieces_arrives_whole(way: Way, ends: Ends) -> None:
     """Each piece takes a slot of a pipe, or none has room for it."""
     for piece, size in ((1, 300), (37, 15_000), (4097, 500_000)):
         await move_whole(ends, way, pattern(size), piece=piece)
 
 
-@of_ways(FROM_STREAMS)
+@each_way(FROM_STREAMS)
 async def test_a_slow_source_is_waited_for_and_nothing_is_held_back(way: Way, ends: Ends) -> None:
     """It gives the next bytes once the last have arrived at the far end."""
     content = pattern(400_003)
@@ -145,7 +129,7 @@ async def test_a_slow_source_is_waited_for_and_nothing_is_held_back(way: Way, en
     await target.check(content)
 
 
-@of_ways(TO_STREAMS)
+@each_way(TO_STREAMS)
 @pytest.mark.parametrize("small", [True, False], ids=["small buffers", "buffers as they are"])
 async def test_a_slow_target_gets_everything(small: bool, way: Way, ends: Ends) -> None:
     """It takes the next step once the last has arrived."""
@@ -161,7 +145,7 @@ async def test_a_slow_target_gets_everything(small: bool, way: Way, ends: Ends) 
     await target.check(content)
 
 
-@of_stuck()
+@each_stuck()
 async def test_a_stalled_transfer_stops_neither_its_loop_nor_another_transfer(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -174,7 +158,7 @@ async def test_a_stalled_transfer_stops_neither_its_loop_nor_another_transfer(
     await stuck.check(LESS)
 
 
-@of_ways([way for way in FROM_STREAMS if way.target in STREAMS])
+@each_way([way for way in FROM_STREAMS if way.target in STREAMS])
 async def test_a_source_is_not_read_for_a_target_that_has_stalled(way: Way, ends: Ends) -> None:
     """It could give 10 MiB; what it gets rid of stays within what the buffers hold.
 
@@ -190,7 +174,7 @@ async def test_a_source_is_not_read_for_a_target_that_has_stalled(way: Way, ends
     await stuck.check(len(content))
 
 
-@of_ways([way for way in WAYS if way.source in STREAMS or way.target in STREAMS])
+@each_way([way for way in WAYS if way.source in STREAMS or way.target in STREAMS])
 async def test_many_transfers_at_once_all_arrive_by_a_small_ring(way: Way, ends: Ends) -> None:
     contents = [pattern(50_000 + 997 * number, number % 8) for number in range(20)]
     async with aiozc.Reactor(entries=8) as reactor:
@@ -227,7 +211,7 @@ def rising() -> Iterator[int]:
         number += 1 + number // 5 * 2
 
 
-@of_ways(WAYS)
+@each_way(WAYS)
 @pytest.mark.parametrize("again", [None, 1], ids=["once", "twice"])
 async def test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for(
     again: int | None, way: Way, ends: Ends
@@ -254,7 +238,7 @@ async def test_cancelled_after_any_number_of_turns_every_byte_is_accounted_for(
             break
 
 
-@of_stuck()
+@each_stuck()
 async def test_cancelled_when_it_has_stalled_every_byte_is_accounted_for(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -267,7 +251,7 @@ async def test_cancelled_when_it_has_stalled_every_byte_is_accounted_for(
         assert said == Told(SEEN, 0), "what came from the source did not go on to the target"
 
 
-@of_stuck()
+@each_stuck()
 async def test_cancelled_as_it_goes_on_every_byte_is_accounted_for(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -281,7 +265,7 @@ async def test_cancelled_as_it_goes_on_every_byte_is_accounted_for(
         await stuck.check(outcome)
 
 
-@of_stuck()
+@each_stuck()
 async def test_cancelled_in_every_turn_every_byte_is_accounted_for(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -292,27 +276,22 @@ async def test_cancelled_in_every_turn_every_byte_is_accounted_for(
     await stuck.check(await outcome_of(stuck.task))
 
 
-async def test_a_timeout_ends_it_and_every_byte_is_accounted_for(ends: Ends) -> None:
-    async def run_out(way: Way, stalled: Stalled) -> None:
-        source, target = make(way, stalled)
-        with pytest.raises(TimeoutError) as caught:
-            async with tasks.timeout(0.05):
-                await way.move(source.end, target.end)
-        said = told(way, caught.value.__cause__, source)
-        await target.check(CONTENT[: said.transferred])
-        await source.check_left(said)
-
-    def make(way: Way, stalled: Stalled) -> tuple[Source, Target]:
-        limits = [SEEN if stalled == side else None for side in ("source", "target")]
-        return (
-            ends.source(way.source, CONTENT, limit=limits[0], small=True),
-            ends.target(way.target, limit=limits[1], small=True),
-        )
-
-    await of_all_at_once(run_out)
+@each_stuck(together=True)
+async def test_a_timeout_ends_it_and_every_byte_is_accounted_for(
+    way: Way, stalled: Stalled, ends: Ends
+) -> None:
+    limits = [SEEN if stalled == side else None for side in ("source", "target")]
+    source = ends.source(way.source, CONTENT, limit=limits[0], small=True)
+    target = ends.target(way.target, limit=limits[1], small=True)
+    with pytest.raises(TimeoutError) as caught:
+        async with tasks.timeout(0.05):
+            await way.move(source.end, target.end)
+    said = told(way, caught.value.__cause__, source)
+    await target.check(CONTENT[: said.transferred])
+    await source.check_left(said)
 
 
-@of_ways(WAYS)
+@each_way(WAYS)
 async def test_cancelled_and_resumed_again_and_again_all_arrives_but_what_was_told_lost(
     way: Way, ends: Ends
 ) -> None:
@@ -342,7 +321,7 @@ async def test_cancelled_and_resumed_again_and_again_all_arrives_but_what_was_to
 # An end that goes away
 
 
-@of_stuck(lambda way, _: way.source in ("tcp", "unix"))
+@each_stuck(lambda way, _: way.source in ("tcp", "unix"))
 async def test_a_source_that_resets_ends_it_with_a_connection_error_after_what_came_before(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -368,7 +347,7 @@ async def test_a_source_that_resets_ends_it_with_a_connection_error_after_what_c
         await stuck.target.check(CONTENT[: said.transferred])
 
 
-@of_stuck(lambda way, stalled: way.target in STREAMS and stalled == "target")
+@each_stuck(lambda way, stalled: way.target in STREAMS and stalled == "target")
 @pytest.mark.parametrize("ending", ["reset", "close"])
 async def test_a_target_that_goes_away_ends_it_with_a_connection_error(
     ending: str, way: Way, stalled: Stalled, ends: Ends
@@ -408,81 +387,76 @@ def told_without_source(stuck: Stuck, outcome: object) -> int | None:
     return told(stuck.way, outcome, stuck.source).transferred
 
 
+@each_stuck(together=True)
 @pytest.mark.parametrize("closed", ["source", "target"])
-async def test_an_end_closed_in_mid_transfer_ends_it_with_ebadf(closed: str, ends: Ends) -> None:
-    async def close(way: Way, stalled: Stalled) -> None:
-        stuck = await get_stuck(ends, way, stalled)
-        (stuck.source if closed == "source" else stuck.target).end.close()
-        outcome = await outcome_of(stuck.task)
-        assert isinstance(outcome, OSError), repr(outcome)
-        assert outcome.errno == errno.EBADF
-        if closed == "source":
-            await check_target(stuck, told_without_source(stuck, outcome))
-        else:
-            await stuck.check(outcome)
+async def test_an_end_closed_in_mid_transfer_ends_it_with_ebadf(
+    closed: str, way: Way, stalled: Stalled, ends: Ends
+) -> None:
+    stuck = await get_stuck(ends, way, stalled)
+    (stuck.source if closed == "source" else stuck.target).end.close()
+    outcome = await outcome_of(stuck.task)
+    assert isinstance(outcome, OSError), repr(outcome)
+    assert outcome.errno == errno.EBADF
+    if closed == "source":
+        await check_target(stuck, told_without_source(stuck, outcome))
+    else:
+        await stuck.check(outcome)
 
-    await of_all_at_once(close)
 
-
+@each_stuck(together=True)
 @pytest.mark.parametrize("closing", [True, False], ids=["closed before", "closed by dup2"])
 async def test_another_that_takes_the_number_of_a_target_gets_nothing(
-    closing: bool, ends: Ends
+    closing: bool, way: Way, stalled: Stalled, ends: Ends
 ) -> None:
-    async def take_number(way: Way, stalled: Stalled) -> None:
-        stuck = await get_stuck(ends, way, stalled)
-        stranger = ends.target(way.target)
-        number = stuck.target.end.fileno()
-        if closing:
-            stuck.target.end.close()
-        os.dup2(stranger.end.fileno(), number)
-        stuck.release()
-        outcome = await outcome_of(stuck.task)
-        assert isinstance(outcome, OSError), repr(outcome)
-        said = told(way, outcome, stuck.source)
-        if isinstance(stranger, FileTarget):
-            assert os.lseek(number, 0, os.SEEK_CUR) == stranger.file.tell()
-        if closing:
-            os.close(number)
-        await check_target(stuck, said.transferred)
-        await stuck.source.check_left(said)
-        await stranger.check()
-
-    await of_all_at_once(take_number)
+    stuck = await get_stuck(ends, way, stalled)
+    stranger = ends.target(way.target)
+    number = stuck.target.end.fileno()
+    if closing:
+        stuck.target.end.close()
+    os.dup2(stranger.end.fileno(), number)
+    stuck.release()
+    outcome = await outcome_of(stuck.task)
+    assert isinstance(outcome, OSError), repr(outcome)
+    said = told(way, outcome, stuck.source)
+    if isinstance(stranger, FileTarget):
+        assert os.lseek(number, 0, os.SEEK_CUR) == stranger.file.tell()
+    if closing:
+        os.close(number)
+    await check_target(stuck, said.transferred)
+    await stuck.source.check_left(said)
+    await stranger.check()
 
 
+@each_stuck(together=True)
 @pytest.mark.parametrize("closing", [True, False], ids=["closed before", "closed by dup2"])
 async def test_another_that_takes_the_number_of_a_source_loses_nothing(
-    closing: bool, ends: Ends
+    closing: bool, way: Way, stalled: Stalled, ends: Ends
 ) -> None:
     other = pattern(50_000, 1)
-
-    async def take_number(way: Way, stalled: Stalled) -> None:
-        stuck = await get_stuck(ends, way, stalled)
-        stranger = ends.source(way.source, other)
-        if isinstance(stranger, StreamSource):
-            await until(lambda: stranger.peer.sent == len(other))
-        number = stuck.source.end.fileno()
-        if closing:
-            stuck.source.end.close()
-        os.dup2(stranger.end.fileno(), number)
-        stuck.target.allow(None)
-        outcome = await outcome_of(stuck.task)
-        assert isinstance(outcome, OSError), repr(outcome)
-        if closing:
-            os.close(number)
-        await check_target(stuck, told_without_source(stuck, outcome))
-        if isinstance(stranger, FileSource):
-            assert stranger.moved == 0
+    stuck = await get_stuck(ends, way, stalled)
+    stranger = ends.source(way.source, other)
+    if isinstance(stranger, StreamSource):
+        await until(lambda: stranger.peer.sent == len(other))
+    number = stuck.source.end.fileno()
+    if closing:
         stuck.source.end.close()
-        assert_same(await stranger.rest(), other)
-
-    await of_all_at_once(take_number)
+    os.dup2(stranger.end.fileno(), number)
+    stuck.target.allow(None)
+    outcome = await outcome_of(stuck.task)
+    assert isinstance(outcome, OSError), repr(outcome)
+    if closing:
+        os.close(number)
+    await check_target(stuck, told_without_source(stuck, outcome))
+    if isinstance(stranger, FileSource):
+        assert stranger.moved == 0
+    stuck.source.end.close()
+    assert_same(await stranger.rest(), other)
 
 
 # Two at once
 
 
-@of_stuck(lambda _, stalled: stalled == "source")
+@each_stuck(lambda _, stalled: stalled == "source")
 async def test_a_second_transfer_that_reads_the_same_stream_is_refused(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -508,7 +482,7 @@ async def test_a_second_transfer_that_reads_the_same_stream_is_refused(
     await stuck.check(SIZE)
 
 
-@of_stuck(lambda _, stalled: stalled == "target")
+@each_stuck(lambda _, stalled: stalled == "target")
 async def test_a_second_transfer_into_the_same_stream_is_refused(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:
@@ -535,7 +509,7 @@ async def test_a_second_transfer_into_the_same_stream_is_refused(
     await stuck.check(SIZE)
 
 
-@of_stuck()
+@each_stuck()
 async def test_closing_the_reactor_ends_it_and_every_byte_is_accounted_for(
     way: Way, stalled: Stalled, ends: Ends
 ) -> None:

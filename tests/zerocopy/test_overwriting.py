@@ -17,7 +17,8 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.conftest import LENDS, LoopFactory
+from tests.conftest import LoopFactory
+from tests.kit.backends import lends
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, digest, pattern
@@ -85,7 +86,7 @@ async def overwrite_again_and_again(file: BinaryIO, family: int) -> None:
             assert not await is_damaged(send_and_wait, file, size, *ends, number % 8)
     statistics = aiozc.get_reactor().statistics()
     uncopied = statistics.zero_copies
-    lent = ROUNDS // 8 if LENDS and family == socket.AF_INET else 0
+    lent = ROUNDS // 8 if lends() and family == socket.AF_INET else 0
     assert uncopied == statistics.notifications == lent
 
 
@@ -99,7 +100,7 @@ async def overwrite_when_a_slow_peer_has_nearly_all(
             assert not await is_damaged(send_and_wait, file, size, sock, receiver, 1)
     statistics = aiozc.get_reactor().statistics()
     assert statistics.zero_copies == statistics.notifications
-    assert bool(statistics.copies) == (LENDS and family == socket.AF_INET)
+    assert bool(statistics.copies) == (lends() and family == socket.AF_INET)
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
@@ -140,7 +141,7 @@ def test_overwritten_without_waiting_the_new_bytes_arrive_where_none_were_copied
     loop_factory: LoopFactory, tmp_path: Path
 ) -> None:
     with (tmp_path / "file").open("w+b", 0) as file:
-        assert run_on(loop_factory, damage_by(aiozc.sendfile_zc, file)) == LENDS
+        assert run_on(loop_factory, damage_by(aiozc.sendfile_zc, file)) == lends()
 
 
 def test_loop_sendfile_promises_no_more_than_the_system_call(

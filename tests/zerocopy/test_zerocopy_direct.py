@@ -21,7 +21,8 @@ from aiozc._kernel.memory import direct_alignment
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.ring import Sqe, prep_read_fixed
 from aiozc._resources.buffers import COUNT, SIZE
-from tests.conftest import LENDS, Connect, LoopFactory, MakeFile
+from tests.conftest import Connect, LoopFactory, MakeFile
+from tests.kit.backends import lends
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
@@ -32,7 +33,12 @@ from tests.limits.test_unprivileged import drop_privileges
 pytestmark = pytest.mark.anyio
 ring = pytest.mark.ring
 
-DIRECT: Any = {"direct": True, "fallback": not LENDS}
+
+def direct() -> dict[str, Any]:
+    """Ask for it, and for its fallback where there is none."""
+    return {"direct": True, "fallback": not lends()}
+
+
 """Past the page cache, where that can be."""
 SIZES = [1, 4095, 4096, 4097, SIZE - 1, SIZE, SIZE + 1, 5 * MIB + 7, 6 * MIB]
 
@@ -59,10 +65,10 @@ async def test_a_file_of_any_size_arrives_and_is_not_cached_by_it(
     file = make_file(content)
     write_out(file)
     sock, receiver = connect()
-    async with await aiozc.sendfile_zc(sock, file, **DIRECT) as send:
+    async with await aiozc.sendfile_zc(sock, file, **direct()) as send:
         assert send.sent == file.tell() == size
     assert send.copied is True  # over loopback
-    if LENDS:
+    if lends():
         assert cached_pages(file) == 0
         assert free_buffers() == COUNT
     sock.close()
@@ -79,11 +85,11 @@ async def test_an_offset_and_a_count_choose_what_arrives(
     for count in (None, 1, 4096, SIZE, MIB + 3):
         chosen = content[offset:] if count is None else content[offset : offset + count]
         sock, receiver = connect()
-        async with await aiozc.sendfile_zc(sock, file, offset, count, **DIRECT):
+        async with await aiozc.sendfile_zc(sock, file, offset, count, **direct()):
             pass
         sock.close()
         assert_same(await receiver.wait_end(), chosen)
-    assert cached_pages(file) == 0 or not LENDS
+    assert cached_pages(file) == 0 or not lends()
 
 
 @ring
@@ -104,7 +110,7 @@ async def test_a_file_system_of_larger_blocks_is_read_in_these(
     monkeypatch.setattr(uring, "prep_read_fixed", prepare)
     sock, receiver = connect()
     parted = [b"header", file, make_file(content[:70_000])]
-    async with await aiozc.sendfile_zc(sock, parted, 5000, **DIRECT):
+    async with await aiozc.sendfile_zc(sock, parted, 5000, **direct()):
         pass
     assert set(read) == {(0, 0)}
     sock.close()
@@ -112,7 +118,7 @@ async def test_a_file_system_of_larger_blocks_is_read_in_these(
     monkeypatch.setattr(parts, "direct_alignment", lambda _: 0)
     sock, _ = connect()
     with pytest.raises(asyncio.SendfileNotAvailableError):
-        await aiozc.sendfile_zc(sock, file, **DIRECT)
+        await aiozc.sendfile_zc(sock, file, **direct())
 
 
 @ring
@@ -138,7 +144,7 @@ async def test_who_waits_for_a_buffer_goes_on_as_soon_as_one_is_free(
     file = make_file(content)
     ends = [connect() for _ in range(20)]
     for send in await asyncio.gather(
-        *(aiozc.sendfile_zc(sock, file, **DIRECT) for sock, _ in ends)
+        *(aiozc.sendfile_zc(sock, file, **direct()) for sock, _ in ends)
     ):
         await send.released()
     for sock, receiver in ends:
@@ -153,7 +159,7 @@ async def test_files_and_bytes_of_a_sequence_stay_in_order(
     parts = [b"first ", make_file(bodies[0]), make_file(bodies[1]), b" middle ", b"and ",
              make_file(bodies[2]), b" last"]  # fmt: skip
     sock, receiver = connect()
-    async with await aiozc.sendfile_zc(sock, parts, **DIRECT):
+    async with await aiozc.sendfile_zc(sock, parts, **direct()):
         pass
     sock.close()
     expected = [b"first ", bodies[0], bodies[1], b" middle and ", bodies[2], b" last"]
