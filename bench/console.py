@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.errors import BadInputError, BenchError, describe
 from bench.units import parse_size
 
-_WIDTH = 190
 _MOST = 1_000_000
 _TOLD: Final = tomllib.loads(Path(__file__).with_name("commands.toml").read_text())
 COMMANDS: Final[dict[str, dict[str, Any]]] = _TOLD["commands"]
@@ -88,10 +87,10 @@ def say(notes: Console, text: str) -> None:
     notes.print(f"bench: {text}", markup=False, highlight=False)
 
 
-def console_for_tables(width: int = _WIDTH) -> Console:
+def console_for_tables(most: int = 1000) -> Console:
     """Make the console on standard output: as wide as its tables where it is no terminal."""
     out = Console()
-    return out if out.is_terminal else Console(width=width)
+    return Console(width=min(out.width if out.is_terminal else 190, most))
 
 
 def make_progress(notes: Console) -> Progress:

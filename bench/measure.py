@@ -6,15 +6,16 @@ So a machine that becomes slower or faster meanwhile does so for all of them.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.contenders import CONTENDERS
 from bench.errors import BenchError
 from bench.samples import Sample
 
+Entered = TypeVar("Entered")
 Values = Mapping[str, float]
 """What one turn gave: a number for each metric's name, but for those a contender cannot give."""
 Turn = Callable[[str], Values]
@@ -37,36 +38,6 @@ class Case:
     """Raises BenchError where a contender may have failed because its peer has."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A family of cases, which share a table: a row of commands.toml, for what was asked for."""
-
-    name: str
-    title: str
-    cases: Callable[..., Iterator[Case]]
-    """Gives the cases; makes files and starts processes, which end with the stack it is given."""
-    kind: str
-    contenders: Sequence[str]
-    baseline: str
-    """The contender that ratios are to."""
-    units: Mapping[str, str]
-    """The unit of each metric."""
-    rounds: Sequence[int] = (1, 1)
-    """How many there are at most: with --quick, and without."""
-    budget: float = math.inf
-    """Seconds, with --quick, after which no further round begins."""
-    how: Mapping[str, Any]
-    """What else ``cases`` takes: sizes, amounts, times."""
-    by_contender: bool = False
-    """Whether its tables have a row for each contender, not for each metric of each case."""
-    brief: Sequence[str] = ()
-    """The metrics that a narrow terminal shows of such a table; none: all."""
-
-    def case(self, name: str, contenders: Sequence[str], turn: Turn, **rest: Any) -> Case:
-        """Make one of its cases."""
-        return Case(f"{self.name}: {name}", self.units, contenders, turn, **rest)
-
-
 @dataclass(slots=True)
 class Settings:
     """Where files may lie, what works share, and who could not take part."""
@@ -81,15 +52,56 @@ class Settings:
     """Who cannot run here, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Who takes no turns any more, and why."""
-    remarks: dict[str, str] = field(default_factory=dict)
-    """What is to be said of a contender."""
 
-    def present(self, work: Work) -> list[str]:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A family of cases, which share a table: a row of commands.toml, for what was asked for."""
+
+    name: str
+    title: str
+    cases: Callable[..., Iterator[Case]]
+    """Gives the cases, of this and of ``how``."""
+    how: Mapping[str, Any]
+    """Sizes, amounts, times."""
+    kind: str
+    contenders: Sequence[str]
+    baseline: str
+    """The contender that ratios are to."""
+    units: Mapping[str, str]
+    """The unit of each metric."""
+    rounds: Sequence[int] = (1, 1)
+    """How many there are at most: with --quick, and without."""
+    budget: float = math.inf
+    """Seconds, with --quick, after which no further round begins."""
+    by_contender: bool = False
+    """Whether its tables have a row for each contender, not for each metric of each case."""
+    brief: Sequence[str] = ()
+    """The metrics that a narrow terminal shows of such a table; none: all."""
+    settings: Settings
+    stack: ExitStack = field(default_factory=ExitStack)
+    """Ends processes, and removes files, when it is done."""
+
+    @property
+    def scratch(self) -> Path:
+        """A directory for files."""
+        return self.settings.scratch
+
+    def present(self) -> list[str]:
         """Give the contenders that can run here; the others are noted."""
-        for name in work.contenders:
-            if reason := CONTENDERS[work.kind][name].missing():
-                self.missing[name] = reason
-        return [name for name in work.contenders if name not in self.missing]
+        missing = self.settings.missing
+        for name in self.contenders:
+            if reason := CONTENDERS[self.kind][name].missing():
+                missing[name] = reason
+        return [name for name in self.contenders if name not in missing]
+
+    def enter(self, started: AbstractContextManager[Entered]) -> Entered:
+        """Have something until the work is done."""
+        return self.stack.enter_context(started)
+
+    def case(self, name: str, contenders: Sequence[str], turn: Turn, **rest: Any) -> Case:
+        """Make one of its cases."""
+        return Case(f"{self.name}: {name}", self.units, contenders, turn, **rest)
 
 
 def measure(

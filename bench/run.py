@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -27,17 +26,17 @@ _AMOUNTS = ("with", "quick", "full")
 
 def run(name: str, options: argparse.Namespace, arguments: Sequence[str], notes: Console) -> int:
     """Measure the works of a command; give the exit status."""
-    works = works_of(name, options)
     record = Record(describe_machine())
     said = shlex.join(["python", "-m", "bench", name, *arguments])
     record.commands.append(re.sub(r" --(json|dir)[ =]\S+", "", said))
     out = console_for_tables(100) if name == DEFAULT else console_for_tables()
-    out.print(tell_machine(record.machine), markup=False, highlight=False)
     with ExitStack() as stack:
-        scratch: Path = stack.enter_context(scratch_directory(options.dir))
+        scratch = stack.enter_context(scratch_directory(options.dir))
         settings = Settings(scratch, stack, missing=record.missing, failed=record.failed)
+        works = works_of(name, options, settings)
+        out.print(tell_machine(record.machine), markup=False, highlight=False)
         for work in works:
-            _measure(name, work, settings, record, options, notes)
+            _measure(name, work, record, options, notes)
             if name != DEFAULT or options.targets:
                 for table in work_tables(Figures(record), name, work, out.width, options.targets):
                     out.print(table)
@@ -53,10 +52,10 @@ def run(name: str, options: argparse.Namespace, arguments: Sequence[str], notes:
     return 1 if record.failed else 0
 
 
-def works_of(name: str, options: argparse.Namespace) -> list[Work]:
+def works_of(name: str, options: argparse.Namespace, settings: Settings) -> list[Work]:
     """Give the works that were asked for; raise BadInputError where they cannot be."""
     command = COMMANDS[name]
-    each = command.get("each", {})
+    each = {"settings": settings} | command.get("each", {})
     works = [_work(work, each, row, options) for work, row in command["works"].items()]
     if "choose" in command:
         works = resolve_name(command["choose"])(options, works)
@@ -103,19 +102,14 @@ def _who(
 
 
 def _measure(
-    name: str,
-    work: Work,
-    settings: Settings,
-    record: Record,
-    options: argparse.Namespace,
-    notes: Console,
+    name: str, work: Work, record: Record, options: argparse.Namespace, notes: Console
 ) -> None:
     """Let the contenders take turns at each case of a work."""
     record.works[f"{name}/{work.name}"] = About(work.title, work.baseline)
     rounds = options.rounds or work.rounds[0 if options.quick else 1]
     budget = work.budget if options.quick and not options.rounds else math.inf
-    with ExitStack() as stack:
-        progress = stack.enter_context(make_progress(notes))
+    failed = record.failed
+    with work.stack, make_progress(notes) as progress:
         task = progress.add_task(f"{work.name}: making files", total=None)
         progress.refresh()
 
@@ -124,8 +118,8 @@ def _measure(
             progress.refresh()
 
         try:
-            for case in work.cases(work, settings, stack, **work.how):
-                who, failed = case.contenders, settings.failed
+            for case in work.cases(work, **work.how):
+                who = case.contenders
                 progress.reset(task, description=case.name, total=rounds * len(who))
                 record.samples += measure(
                     name, case, who, rounds, failed=failed, budget=budget, done=done
@@ -133,14 +127,13 @@ def _measure(
         except BadInputError:
             raise
         except Exception as error:  # the other works can still be done
-            settings.failed[work.name] = describe(error)
+            failed[work.name] = describe(error)
 
 
 def _tell(name: str, record: Record, settings: Settings, out: Console, notes: Console) -> None:
     """Say what has to be said beside the tables."""
     told = [NOTE]
-    remarks = COMMANDS[name].get("remarks", {}) | ({} if name == DEFAULT else settings.remarks)
-    told += [f"{who}: {what}." for who, what in remarks.items()]
+    told += [f"{who}: {what}." for who, what in COMMANDS[name].get("remarks", {}).items()]
     told += [f"{who}: not measured: {reason}" for who, reason in record.missing.items()]
     if (fleet := settings.shared.get("fleet")) is not None and fleet.unchecked:
         told.append(f"The receiver told no hash for {', '.join(fleet.unchecked)}.")

@@ -58,9 +58,12 @@ def warm(path: Path) -> Path:
     return path
 
 
-def hash_of(path: Path) -> str:
-    """Hash a file."""
+def hash_of(path: Path, at: int = 0, size: int | None = None) -> str:
+    """Hash a file, or a part of it."""
     with path.open("rb") as file:
+        file.seek(at)
+        if size is not None:
+            return hashlib.sha256(file.read(size)).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

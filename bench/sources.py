@@ -1,6 +1,5 @@
 """Where bytes come from: a process of its own that sends a file, by sendfile(2) that blocks."""
 
-import hashlib
 import json
 import socket
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from bench.errors import BenchError
 from bench.processes import Helper
+from bench.scratch import hash_of
 from bench.sink import MARK
 
 CONGESTION: Final = b"cubic"
@@ -72,7 +72,7 @@ class Source:
             if answered:
                 told = json.loads(answer or "null")
                 marked = told is not None and told["sha256"] is not None
-                check_answer(told, before + size, self._hash(at, size) if marked else None)
+                check_answer(told, before + size, hash_of(self._path, at, size) if marked else None)
 
     def _all(self, size: int, do: Callable[[int, int, socket.socket], Any]) -> list[Any]:
         # A thread each, which is one system call for most of a GB: it costs next to no CPU time.
@@ -90,8 +90,3 @@ class Source:
         sock.shutdown(socket.SHUT_WR)
         with sock, sock.makefile("rb") as stream:
             return stream.read()
-
-    def _hash(self, at: int, size: int) -> str:
-        with self._path.open("rb") as file:
-            file.seek(at)
-            return hashlib.sha256(file.read(size)).hexdigest()

@@ -21,7 +21,7 @@ import pyperf  # type: ignore[import-untyped]
 
 from bench.contenders import CONTENDERS, loop_factory
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work
+from bench.measure import Case, Work
 from bench.processes import importing_bench
 from bench.scratch import make_file, warm
 from bench.senders.fleet import fleet_of
@@ -33,14 +33,12 @@ from bench.units import parse_size, show_size
 _JOB: Final = "AIOZC_BENCH_CALL"
 
 
-def calls(
-    work: Work, settings: Settings, stack: ExitStack, *, sizes: Sequence[str], amount: str
-) -> Iterator[Case]:
+def calls(work: Work, *, sizes: Sequence[str], amount: str) -> Iterator[Case]:
     """Give the cases, of which pyperf does so much."""
-    fleet, sink = fleet_of(settings), stack.enter_context(SinkProcess(discard=True))
-    names, found = fleet.present(work), settings.scratch / "pyperf.json"
+    fleet, sink = fleet_of(work), work.enter(SinkProcess(discard=True))
+    names, found = fleet.present(work), work.scratch / "pyperf.json"
     for size in map(parse_size, sizes):
-        file = warm(make_file(settings.scratch / f"call-{size}", size))
+        file = warm(make_file(work.scratch / f"call-{size}", size))
         turn = partial(_turn, found, amount, sink.address, file)
         yield work.case(show_size(size), names, turn, **fleet.checks(sink.address, sink.check))
 

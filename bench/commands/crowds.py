@@ -1,17 +1,15 @@
 """``pace`` and ``mixed``: many clients at once, slow ones alone, or small requests beside all."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work
+from bench.measure import Case, Work
 from bench.on_loop import start
 from bench.processes import Helper, Watch, allow_many_descriptors, told_by
-from bench.scratch import make_cold, make_file, make_sparse_file, warm
+from bench.scratch import hash_of, make_cold, make_file, make_sparse_file, warm
 from bench.senders.fleet import fleet_of
 from bench.sink import SinkProcess
 from bench.units import KIB, MIB, parse_size
@@ -23,18 +21,11 @@ _PERIOD: Final = 0.010
 """Seconds between two looks at how late the loop is: at 1 ms the timer takes 2 % of a core."""
 
 
-def paces(
-    work: Work,
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    crowds: Sequence[tuple[int, int]],
-    **how: Any,
-) -> Iterator[Case]:
+def paces(work: Work, *, crowds: Sequence[tuple[int, int]], **how: Any) -> Iterator[Case]:
     """Give the cases of slow clients; each turn has a process and a receiver of its own."""
-    fleet, sink = fleet_of(settings), stack.enter_context(SinkProcess())
+    fleet, sink = fleet_of(work), work.enter(SinkProcess())
     names, most = fleet.present(work), allow_many_descriptors()
-    file = warm(make_sparse_file(settings.scratch / "slow", 64 * MIB))
+    file = warm(make_sparse_file(work.scratch / "slow", 64 * MIB))
     for clients, pace in crowds:
         if (need := clients * _DESCRIPTORS + 100) > most:
             raise BenchError(f"{clients} clients need {need} descriptors, and {most} can be had")
@@ -90,20 +81,13 @@ def serve(
 
 
 def mixes(
-    work: Work,
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    stream_size: str,
-    cold_size: str,
-    several: int,
-    **how: Any,
+    work: Work, *, stream_size: str, cold_size: str, several: int, **how: Any
 ) -> Iterator[Case]:
     """Give the case of small requests beside streams, slow clients and several cold files."""
-    fleet, sink = fleet_of(settings), stack.enter_context(SinkProcess())
-    large = make_sparse_file(settings.scratch / "mixed-stream", parse_size(stream_size))
-    small = make_file(settings.scratch / "mixed-small", 4 * KIB)
-    names = [settings.scratch / f"mixed-{number}" for number in range(several)]
+    fleet, sink = fleet_of(work), work.enter(SinkProcess())
+    large = make_sparse_file(work.scratch / "mixed-stream", parse_size(stream_size))
+    small = make_file(work.scratch / "mixed-small", 4 * KIB)
+    names = [work.scratch / f"mixed-{number}" for number in range(several)]
     colds = [make_file(name, parse_size(cold_size)) for name in names]
     turn = partial(mix, small=warm(small), stream=warm(large), cold=colds, **how)
     checks = fleet.checks(sink.address, sink.check)
@@ -125,7 +109,7 @@ def mix(
     """Let a sender do all at once; give what so many small requests a second waited."""
     for file in cold:
         make_cold(file)
-    asked = {"size": small.stat().st_size, "sha256": hashlib.sha256(small.read_bytes()).hexdigest()}
+    asked = {"size": small.stat().st_size, "sha256": hash_of(small)}
     with (
         SinkProcess(discard=True) as fast,
         SinkProcess(pace=pace) as slow,

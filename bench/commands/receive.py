@@ -6,23 +6,20 @@ Contenders on a loop measure themselves; HAProxy is measured from outside.
 import asyncio
 import ctypes
 import os
-import re
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
-from bench.contenders import CONTENDERS, Contender, program
+from bench.contenders import CONTENDERS, Contender
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Values, Work
+from bench.measure import Case, Values, Work
 from bench.meter import in_units
 from bench.on_loop import OnLoop, start
 from bench.processes import Helper, Watch, allow_many_descriptors, cpu_time, told_by
@@ -172,18 +169,6 @@ class HAProxy(Running):
         os.close(process)
 
 
-def haproxy_remark(path: str | None) -> str:
-    """Say how HAProxy takes part, or why it does not."""
-    if path is None:
-        return "not measured, for haproxy is not installed (Debian package haproxy)"
-    told = subprocess.run([path, "-v"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"version (\S+)", told)
-    return (
-        f"version {found[1] if found else 'unknown'}, one thread, option splice-auto, -request and "
-        "-response; with large pipes also tune.pipesize 1 MiB"
-    )
-
-
 # Relays
 
 Proxy = Helper | HAProxy
@@ -232,11 +217,11 @@ def _end(source: Helper, size: int, before: int = 0) -> float:
     return time.monotonic() - began
 
 
-def _between(settings: Settings, stack: ExitStack, size: int) -> tuple[Helper, SinkProcess]:
+def _between(work: Work, size: int) -> tuple[Helper, SinkProcess]:
     """Start a source and a receiver."""
-    file = make_sparse_file(settings.scratch / "source", size)
-    source = stack.enter_context(source_of(warm(file)))
-    return source, stack.enter_context(SinkProcess(discard=True, large_buffers=True))
+    file = make_sparse_file(work.scratch / "source", size)
+    source = work.enter(source_of(warm(file)))
+    return source, work.enter(SinkProcess(discard=True, large_buffers=True))
 
 
 def _twice(work: Work, size: int, take: Callable[..., dict[str, Any]], *, late: bool) -> Values:
@@ -248,23 +233,15 @@ def _twice(work: Work, size: int, take: Callable[..., dict[str, Any]], *, late: 
     return take(timer=True) | values if late and "lateness max" in work.units else values
 
 
-def streams(
-    work: Work,
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    megabytes: int,
-    connections: Sequence[int],
-) -> Iterator[Case]:
+def streams(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterator[Case]:
     """Give the cases of streams through proxies."""
     size = megabytes * 10**6
-    source, sink = _between(settings, stack, size)
-    settings.remarks["HAProxy"] = haproxy_remark(program("haproxy"))
-    names = settings.present(work)
-    running = {name: start_proxy(name, sink.address, settings.scratch) for name in names}
-    for proxy in running.values():
-        stack.enter_context(proxy)
-    checking = stack.enter_context(source_of(make_file(settings.scratch / "relayed", _CHECKED)))
+    source, sink = _between(work, size)
+    names, running = work.present(), dict[str, Proxy]()
+    for name in names:
+        running[name] = start_proxy(name, sink.address, work.scratch)
+        work.enter(running[name])
+    checking = work.enter(source_of(make_file(work.scratch / "relayed", _CHECKED)))
 
     @cache
     def check(name: str) -> None:
@@ -280,12 +257,7 @@ def streams(
 
 
 def stay_idle(
-    source: Helper,
-    proxy: Proxy,
-    sink: SinkProcess,
-    relays: int,
-    seconds: float,
-    settling: float,
+    source: Helper, proxy: Proxy, sink: SinkProcess, relays: int, seconds: float, settling: float
 ) -> dict[str, float]:
     """Open connections through a proxy, send a little over each, and look at it meanwhile."""
     address, watch = proxy.ready, Watch(proxy.pid)
@@ -300,34 +272,25 @@ def stay_idle(
     return {"process CPU": cpu, "threads": watch.threads, "memory growth": watch.growth / MIB}
 
 
-def idle(
-    work: Work, settings: Settings, stack: ExitStack, *, relays: int, **how: Any
-) -> Iterator[Case]:
+def idle(work: Work, *, relays: int, **how: Any) -> Iterator[Case]:
     """Give the case of relays over which nothing goes."""
     need, hard = 3 * relays + 100, allow_many_descriptors()
     if hard < need:
         raise BenchError(f"{relays} relays need {need} descriptors, and the hard limit is {hard}")
-    source, sink = _between(settings, stack, relays * _GREETING)
+    source, sink = _between(work, relays * _GREETING)
 
     def turn(name: str) -> dict[str, float]:
-        with start_proxy(name, sink.address, settings.scratch) as proxy:
+        with start_proxy(name, sink.address, work.scratch) as proxy:
             return stay_idle(source, proxy, sink, relays, **how)
 
     title = f"{relays}, for {how['seconds']:g} s"
-    yield work.case(title, settings.present(work), turn, check_peers=sink.check)
+    yield work.case(title, work.present(), turn, check_peers=sink.check)
 
 
-def direct(
-    work: Work,
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    megabytes: int,
-    connections: Sequence[int],
-) -> Iterator[Case]:
+def direct(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterator[Case]:
     """Give the cases without a proxy."""
     size = megabytes * 10**6
-    source, sink = _between(settings, stack, size)
+    source, sink = _between(work, size)
 
     def turn(several: int, _: str) -> Values:
         source.ask("connect", address=sink.address, connections=several)
@@ -370,24 +333,22 @@ def take_upload(
     return found
 
 
-def uploads(
-    work: Work, settings: Settings, stack: ExitStack, *, size: str, where: str
-) -> Iterator[Case]:
+def uploads(work: Work, *, size: str, where: str) -> Iterator[Case]:
     """Give the case of uploads into a file, on a disk or on a tmpfs."""
-    place = settings.scratch
+    place = work.scratch
     if where == "tmpfs":
         name = tempfile.TemporaryDirectory(prefix="aiozc-bench-", dir="/dev/shm")
-        place = Path(stack.enter_context(name))
+        place = Path(work.enter(name))
     if ((found := _filesystem(place)) == "tmpfs") != (where == "tmpfs"):
         raise BenchError(f"files would lie on {found}; choose a directory on a disk with --dir")
     length = parse_size(size)
     if (free := shutil.disk_usage(place).free) < length + 64 * MIB:
         raise BenchError(f"{place} has room for {free // MIB} MiB, not for {show_size(length)}")
-    file, path = make_file(settings.scratch / "upload", length), place / "received"
+    file, path = make_file(work.scratch / "upload", length), place / "received"
     expected = hash_of(file)
-    source = stack.enter_context(source_of(file))
-    names = settings.present(work)
-    running = {name: stack.enter_context(start_uploader(name)) for name in names}
+    source = work.enter(source_of(file))
+    names = work.present()
+    running = {name: work.enter(start_uploader(name)) for name in names}
 
     def take(name: str, *, timer: bool = False) -> dict[str, Any]:
         # Only now: a virtual machine's host may take back memory that was free for a second or two,

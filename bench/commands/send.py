@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from bench.contenders import CONTENDERS
 from bench.errors import BadInputError
-from bench.measure import Case, Settings, Values, Work
+from bench.measure import Case, Values, Work
 from bench.meter import in_units
 from bench.processes import allow_many_descriptors
 from bench.scratch import make_cold, make_file, warm
@@ -83,15 +83,15 @@ class _Point(NamedTuple):
     buffer: int
 
 
-def transfers(work: Work, settings: Settings, stack: ExitStack, **how: Any) -> Iterator[Case]:
+def transfers(work: Work, **how: Any) -> Iterator[Case]:
     """Give the cases: each size to each peer, over so many connections, by so many bytes a call."""
-    sweep, fleet, first = Sweep(**how), fleet_of(settings), how.get("buffers", ["64K"])[0]
-    _check_room(settings.scratch, sweep)
-    peers = {peer: _receiver(sweep, stack, peer) for peer in sweep.peers}
+    sweep, fleet, first = Sweep(**how), fleet_of(work), how.get("buffers", ["64K"])[0]
+    _check_room(work.scratch, sweep)
+    peers = {peer: _receiver(work, sweep, peer) for peer in sweep.peers}
     names = fleet.present(work)
     for told, count in sweep.transfers:
         size = parse_size(told)
-        with _files(settings.scratch, sweep, size, sweep.files(count)) as paths:
+        with _files(work.scratch, sweep, size, sweep.files(count)) as paths:
             several = product(peers.items(), sweep.connections, sweep.buffers)
             for (peer, (address, check_peers)), connections, buffer in several:
                 times = sweep.times(count, connections)
@@ -113,13 +113,13 @@ def _buffered(name: str) -> bool:
     return CONTENDERS["sender"][name].buffered
 
 
-def _receiver(sweep: Sweep, stack: ExitStack, peer: str) -> tuple[Address, Callable[[], object]]:
+def _receiver(work: Work, sweep: Sweep, peer: str) -> tuple[Address, Callable[[], object]]:
     """Give a receiver's address, and what raises BenchError where it has failed."""
     if sweep.address is not None:
         check_address(sweep.address)
         return sweep.address, partial(check_address, sweep.address)
     sink = SinkProcess(discard=peer == "discards", pace=sweep.pace, awake=sweep.awake)
-    return stack.enter_context(sink).address, sink.check
+    return work.enter(sink).address, sink.check
 
 
 def _turn(

@@ -15,7 +15,6 @@ from typing import IO, Final, cast
 
 import aiozc
 from bench.senders.lanes import COUNTS, Lane, SendFile
-from bench.units import KIB
 
 
 async def sock_sendfile(lane: Lane) -> SendFile:
@@ -102,7 +101,7 @@ def _pieces(lane: Lane, file: IO[bytes], size: int) -> Iterator[bytes]:
         piece = file.read(min(lane.buffer, size))
         if not piece:
             raise EOFError("the file has become shorter")
-        COUNTS.calls += 1
+        COUNTS["calls"] += 1
         size -= len(piece)
         yield piece
 
@@ -115,7 +114,6 @@ _SO_ZEROCOPY: Final = 60  # include/uapi/asm-generic/socket.h
 _MSG_ZEROCOPY: Final = 0x4000000  # include/linux/socket.h
 _EXTENDED_ERR: Final = struct.Struct("=IBBBBII")  # include/uapi/linux/errqueue.h
 _CODE_COPIED: Final = 1
-_PIECE: Final = 64 * KIB
 
 
 async def memory(lane: Lane) -> SendFile:
@@ -130,49 +128,26 @@ async def memory(lane: Lane) -> SendFile:
     return send
 
 
-async def each_file(lane: Lane) -> SendFile:
-    """`sendfile_zc`, and a wait after each file."""
-
-    async def send(file: IO[bytes], size: int) -> int:
-        await (await aiozc.sendfile_zc(lane.sock, file, 0, size, fallback=False)).released()
-        return size
-
-    return send
-
-
-async def each_piece(lane: Lane) -> SendFile:
-    """`sendfile_zc` of 64 KiB, and a wait after each."""
-
-    async def send(file: IO[bytes], size: int) -> int:
-        for at in range(0, size, _PIECE):
-            piece = min(_PIECE, size - at)
-            await (await aiozc.sendfile_zc(lane.sock, file, at, piece)).released()
-        return size
-
-    lane.finish = _told
-    return send
-
-
-async def pipelined(lane: Lane) -> SendFile:
-    """`sendfile_zc`, and one wait at the end."""
+async def zero_copies(lane: Lane, *, piece: int = 0, each: bool = False) -> SendFile:
+    """`sendfile_zc` of whole files or of pieces, and a wait after ``each``, or one at the end."""
     sends: list[aiozc.ZeroCopySend] = []
 
     async def send(file: IO[bytes], size: int) -> int:
-        sends.append(await aiozc.sendfile_zc(lane.sock, file, 0, size))
+        for at in range(0, size, piece or size):
+            count = min(piece or size, size - at)
+            sends.append(await aiozc.sendfile_zc(lane.sock, file, at, count, fallback=False))
+            if each:
+                await sends.pop().released()
         return size
 
     async def finish() -> dict[str, int]:
         while sends:
             await sends.pop().released()
-        return await _told()
+        told = aiozc.get_reactor().statistics()
+        return {"sends": told.zero_copies, "completions": told.notifications, "copies": told.copies}
 
     lane.finish = finish
     return send
-
-
-async def _told() -> dict[str, int]:
-    told = aiozc.get_reactor().statistics()
-    return {"sends": told.zero_copies, "completions": told.notifications, "copies": told.copies}
 
 
 async def error_queue(lane: Lane) -> SendFile:

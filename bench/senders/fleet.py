@@ -29,7 +29,7 @@ class Fleet:
 
     def present(self, work: Work) -> list[str]:
         """Start those of a work that have not been; give those that can run."""
-        settings, names = self._settings, self._settings.present(work)
+        settings, names = self._settings, work.present()
         new = [name for name in names if name not in self._workers]
         for name in new:
             worker = start("sender", name, "bench.senders.worker:Worker")
@@ -75,7 +75,7 @@ class Fleet:
         return found
 
 
-def fleet_of(settings: Settings) -> Fleet:
+def fleet_of(work: Work) -> Fleet:
     """Give the fleet that the works of a run share."""
-    fleet: Fleet = settings.shared.setdefault("fleet", Fleet(settings))
+    fleet: Fleet = work.settings.shared.setdefault("fleet", Fleet(work.settings))
     return fleet

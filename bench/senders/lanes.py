@@ -7,9 +7,10 @@ import errno
 import os
 import posix
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 from unittest.mock import patch
@@ -39,58 +40,52 @@ def opened(path: str, stack: ExitStack) -> IO[bytes]:
     return stack.enter_context(Path(path).open("rb"))
 
 
-@dataclass(slots=True)
-class Counts:
-    """System calls that move bytes, or submit SQEs that do, and those that moved less than asked.
+COUNTS: Final = Counter[str]()
+"""System calls that move bytes, or submit SQEs that do, and those that moved less than asked.
 
-    A call that fails, for there is no room, counts as a call.
-    """
-
-    calls: int = 0
-    short_reads: int = 0
-    short_read_bytes: int = 0
-    short_writes: int = 0
-    short_write_bytes: int = 0
-
-    def read(self, asked: int, got: int) -> int:
-        """Count what left a file, or an error's negative number; give it."""
-        if 0 < got < asked:
-            self.short_reads += 1
-            self.short_read_bytes += got
-        return got
-
-    def wrote(self, asked: int, got: int) -> int:
-        """Count what a socket took, or an error's negative number; give it."""
-        if 0 < got < asked:
-            self.short_writes += 1
-            self.short_write_bytes += got
-        return got
-
-    def told(self, moved: int, *, shortness: bool = True) -> dict[str, float]:
-        """Give them as metrics, with what a call moved on average."""
-        found: dict[str, float] = {"calls": self.calls}
-        if self.calls:
-            found["bytes per call"] = moved / self.calls
-        if shortness:
-            found |= {"short reads": self.short_reads, "short writes": self.short_writes}
-        if self.short_reads:
-            found["mean short read"] = self.short_read_bytes / self.short_reads
-        if self.short_writes:
-            found["mean short write"] = self.short_write_bytes / self.short_writes
-        return found
+A call that fails, for there is no room, counts as a call. Senders count here what is not a function
+of `os` or of a socket.
+"""
 
 
-COUNTS: Final = Counts()
-"""Those of this process: senders count here what is not a function of `os` or of a socket."""
+def read(asked: int, got: int) -> int:
+    """Count what left a file, or an error's negative number; give it."""
+    return _moved("read", asked, got)
+
+
+def wrote(asked: int, got: int) -> int:
+    """Count what a socket took, or an error's negative number; give it."""
+    return _moved("write", asked, got)
+
+
+def _moved(how: str, asked: int, got: int) -> int:
+    if 0 < got < asked:
+        COUNTS[f"short_{how}s"] += 1
+        COUNTS[f"short_{how}_bytes"] += got
+    return got
+
+
+def _told(moved: int, *, shortness: bool) -> dict[str, float]:
+    """Give the counts as metrics, with what a call moved on average."""
+    found: dict[str, float] = {"calls": COUNTS["calls"]}
+    if COUNTS["calls"]:
+        found["bytes per call"] = moved / COUNTS["calls"]
+    for how in ("read", "write") if shortness else ():
+        found[f"short {how}s"] = short = COUNTS[f"short_{how}s"]
+        if short:
+            found[f"mean short {how}"] = COUNTS[f"short_{how}_bytes"] / short
+    return found
+
+
 _OF_OS: Final[dict[str, Callable[..., Any]]] = {
-    "sendfile": lambda moved, _, __, ___, count: COUNTS.wrote(count, moved),
-    "write": lambda moved, _, data: COUNTS.wrote(len(data), moved),
-    "preadv": lambda moved, _, buffers, *__: COUNTS.read(len(buffers[0]), moved),
+    "sendfile": lambda moved, _, __, ___, count: wrote(count, moved),
+    "write": lambda moved, _, data: wrote(len(data), moved),
+    "preadv": lambda moved, _, buffers, *__: read(len(buffers[0]), moved),
     "splice": lambda moved, _, __, count, **more: _of(more)(count, moved),
 }
 _OF_SOCKETS: Final[dict[str, Callable[..., Any]]] = {
-    "send": lambda moved, _, data, *__: COUNTS.wrote(memoryview(data).nbytes, moved),
-    "sendmsg": lambda moved, _, several, *__: COUNTS.wrote(
+    "send": lambda moved, _, data, *__: wrote(memoryview(data).nbytes, moved),
+    "sendmsg": lambda moved, _, several, *__: wrote(
         sum(memoryview(data).nbytes for data in several), moved
     ),
 }
@@ -101,14 +96,13 @@ _IO: Final = Path("/proc/self/io")
 
 def _of(more: dict[str, Any]) -> Callable[[int, int], int]:
     """Tell by its arguments whether a splice reads a file, or writes to a socket."""
-    return COUNTS.read if "offset_src" in more else COUNTS.wrote
+    return read if "offset_src" in more else wrote
 
 
 @contextmanager
 def counted(contender: Contender) -> Iterator[Callable[[int], dict[str, float]]]:
     """Count the calls of a block; what it gives tells them, of so many bytes that they moved."""
-    for each in fields(Counts):
-        setattr(COUNTS, each.name, 0)
+    COUNTS.clear()
     known, writes = not contender.own_calls or _IO.exists(), _writes(contender)
     with ExitStack() as stack:
         for of, notes in ((os, _OF_OS), (posix, _OF_OS), (socket.socket, _OF_SOCKETS)):
@@ -118,13 +112,13 @@ def counted(contender: Contender) -> Iterator[Callable[[int], dict[str, float]]]
                 stack.enter_context(patch.object(of, name, counting))
         if contender.backend is not None:
             stack.enter_context(_counted_by_reactor(ring=contender.backend == "io_uring"))
-        yield lambda moved: COUNTS.told(moved, shortness=not contender.own_calls) if known else {}
-    COUNTS.calls += _writes(contender) - writes
+        yield lambda moved: _told(moved, shortness=not contender.own_calls) if known else {}
+    COUNTS["calls"] += _writes(contender) - writes
 
 
 def _counting(original: Callable[..., int], note: Callable[..., Any] | None) -> Callable[..., int]:
     def call(*arguments: Any, **more: Any) -> int:
-        COUNTS.calls += 1
+        COUNTS["calls"] += 1
         # asyncio gives an iterator of buffers.
         told = [list(each) if isinstance(each, Iterator) else each for each in arguments]
         moved = original(*told, **more)
@@ -147,17 +141,16 @@ def _counted_by_reactor(*, ring: bool) -> Iterator[None]:
 
     def counting(sock: int, file: int, offset: int, length: int) -> int:
         moved = copy(sock, file, offset, length)
-        COUNTS.calls += 1 if moved == -errno.ENODATA else 2
-        return COUNTS.wrote(length, moved) if moved else moved
+        COUNTS["calls"] += 1 if moved == -errno.ENODATA else 2
+        return wrote(length, moved) if moved else moved
 
     with patch.object(at_once, "_copy", counting):
         yield
     after = reactor.statistics()
     if ring:
-        COUNTS.calls += after.submissions - before.submissions
-    for each in fields(Counts)[1:]:
-        more = getattr(after, each.name) - getattr(before, each.name)
-        setattr(COUNTS, each.name, getattr(COUNTS, each.name) + more)
+        COUNTS["calls"] += after.submissions - before.submissions
+    for name in ("short_reads", "short_read_bytes", "short_writes", "short_write_bytes"):
+        COUNTS[name] += getattr(after, name) - getattr(before, name)
 
 
 def _writes(contender: Contender) -> int:

@@ -15,7 +15,7 @@ from typing import IO, Final
 
 from aiozc._kernel import abi
 from aiozc._kernel.ring import Ring, Sqe, prep_splice
-from bench.senders.lanes import COUNTS, Lane, SendFile
+from bench.senders.lanes import COUNTS, Lane, SendFile, read, wrote
 
 _OP_READ: Final = 22
 _OP_SEND: Final = 26
@@ -95,13 +95,13 @@ def _copying(lane: Lane) -> Prep:
     start_of = ctypes.addressof(memory)
     lane.stack.callback(lambda: memory)  # it stays as long as the lane
 
-    def read(file: int, offset: int, length: int, flags: int) -> Sqe:
+    def fill(file: int, offset: int, length: int, flags: int) -> Sqe:
         return (_OP_READ, flags, 0, file, offset, start_of, length, 0, 0, 0, 0, 0, 0, 0)
 
     def send(start: int, length: int) -> Sqe:
         return (_OP_SEND, 0, 0, out, 0, start_of + start, length, _ALL, 0, 0, 0, 0, 0, 0)
 
-    return read, send
+    return fill, send
 
 
 def _splicing(lane: Lane) -> Prep:
@@ -124,13 +124,13 @@ async def by_ring(lane: Lane, *, splices: bool, linked: bool) -> SendFile:
     def both(file: int, offset: int, asked: int) -> tuple[int, int]:
         took, gave = queue.run(take(file, offset, asked, abi.SqeFlag.IO_LINK), give(0, asked))
         # A short step cancels what is linked to it.
-        return COUNTS.read(asked, took), COUNTS.wrote(asked, gave) if took == asked else 0
+        return read(asked, took), wrote(asked, gave) if took == asked else 0
 
     def alone(file: int, offset: int, asked: int) -> int:
-        return COUNTS.read(asked, queue.run(take(file, offset, asked, 0))[0])
+        return read(asked, queue.run(take(file, offset, asked, 0))[0])
 
     def more(start: int, length: int) -> int:
-        return COUNTS.wrote(length, queue.run(give(start, length))[0])
+        return wrote(length, queue.run(give(start, length))[0])
 
     return _in_pieces(lane, both if linked else alone, more)
 
@@ -188,12 +188,12 @@ class _Queue:
         chain = [(*sqe[:8], place, *sqe[9:]) for place, sqe in enumerate(sqes)]
         results: dict[int, int] = {}
         self._ring.submit(chain)
-        COUNTS.calls += 1
+        COUNTS["calls"] += 1
         while True:
             results.update((done.user_data, done.result) for done in self._ring.drain())
             if len(results) == len(chain):
                 return [results[place] for place in range(len(chain))]
-            COUNTS.calls += 1
+            COUNTS["calls"] += 1
             number, more = ctypes.c_long(abi.Call.IO_URING_ENTER), len(chain) - len(results)
             if self._call(number, self._ring.fd, 0, more, _GETEVENTS, None, 0) < 0:
                 raise OSError(ctypes.get_errno(), "io_uring_enter")

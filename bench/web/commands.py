@@ -9,16 +9,17 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from bench.contenders import CONTENDERS, has_module, program
 from bench.errors import BenchError
-from bench.measure import Case, Settings, Work
+from bench.measure import Case, Work
 from bench.programs import Running
 from bench.scratch import hash_of, make_file, warm
 from bench.sink import SinkProcess
@@ -26,10 +27,7 @@ from bench.units import GIB, KIB, MIB, parse_size, show_size
 
 _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
-_RANGES: Final = {
-    "one range": "bytes=4096-1052671",
-    "several ranges": "bytes=4096-266239,1048576-1310719,8388608-8650751",
-}
+_WHOLE: Final = {"{size}": ""}
 _CLIENTS: Final = 4
 
 
@@ -43,18 +41,16 @@ def choose(_: argparse.Namespace, works: Sequence[Work]) -> Sequence[Work]:
 class Site:
     """Servers that run, each on a port of its own, on one directory of files."""
 
-    def __init__(
-        self, work: Work, settings: Settings, stack: ExitStack, seconds: float = 0
-    ) -> None:
-        self.scratch = Path(tempfile.mkdtemp(dir=settings.scratch))
-        self.directory = settings.scratch / "site"
+    def __init__(self, work: Work, seconds: float = 0) -> None:
+        self.scratch = Path(tempfile.mkdtemp(dir=work.scratch))
+        self.directory = work.scratch / "site"
         self.directory.mkdir(exist_ok=True)
-        self.seconds, self.names = seconds, settings.present(work)
+        self.seconds, self.names = seconds, work.present()
         self.running: dict[str, Running] = {}
         for name in self.names:
             scratch, server = self.scratch / f"{len(self.running)}", CONTENDERS["server"][name]
             running = Running(server, scratch, directory=self.directory)
-            self.running[name] = stack.enter_context(running)
+            self.running[name] = work.enter(running)
 
     def add(self, size: int) -> Path:
         """Have a file of that size."""
@@ -80,13 +76,13 @@ class Site:
         return "http://{}:{}/{}.bin".format(*self.running[name].ready, size)
 
     def drive(
-        self, size: int, connections: int, headers: Sequence[str], name: str
+        self, size: int, connections: int, headers: Mapping[str, str], name: str
     ) -> dict[str, float]:
         """Let wrk ask a server for one file again and again; give what it saw, and the CPU time."""
         running = self.running[name]
         running.check()
         limits = ["-t", "1", "-c", str(connections), "--timeout", "60s", "-d", f"{self.seconds}s"]
-        extra = [part for header in headers for part in ("-H", header)]
+        extra = [part for each in headers.items() for part in ("-H", ": ".join(each))]
         command = [program("wrk") or "wrk", *limits, "-s", str(_SCRIPT), *extra]
         before = running.cpu()
         wrk = subprocess.run(
@@ -114,53 +110,34 @@ class Site:
 
 def files(
     work: Work,
-    settings: Settings,
-    stack: ExitStack,
     *,
-    sizes: Sequence[str],
     connections: int,
     seconds: float,
+    sizes: Sequence[str] = (),
+    size: str = "",
+    ranges: Mapping[str, str] = _WHOLE,
 ) -> Iterator[Case]:
-    """Give the cases of whole files."""
-    site = Site(work, settings, stack, seconds)
-    for size in map(parse_size, sizes):
-        file = site.add(size)
-        several = connections if size < _LARGE else min(connections, 4)
-        asked = partial(site.drive, size, several, ())
-        check = partial(site.check, size, {}, hash_of(file))
-        yield work.case(f"{show_size(size)}, {several} conn.", site.names, asked, check=check)
-
-
-def ranges(
-    work: Work,
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    size: str,
-    connections: int,
-    seconds: float,
-) -> Iterator[Case]:
-    """Give the cases of ranges of a large file."""
-    site, length = Site(work, settings, stack, seconds), parse_size(size)
-    with site.add(length).open("rb") as opened:
-        opened.seek(4096)
-        one = hashlib.sha256(opened.read(MIB)).hexdigest()
-    for title, several in _RANGES.items():
-        # Where each part of several begins and ends is the server's own affair.
-        expected = one if title == "one range" else ""
-        check = partial(site.check, length, {"Range": several}, expected)
-        asked = partial(site.drive, length, connections, [f"Range: {several}"])
-        name = f"{title} of {show_size(length)}, {connections} conn."
+    """Give the cases of whole files of some sizes, or of ranges of one."""
+    site = Site(work, seconds)
+    for length, (title, parts) in product(map(parse_size, sizes or [size]), ranges.items()):
+        path, expected = site.add(length), ""
+        if "," not in parts:  # where each of several begins and ends is the server's own affair
+            first, _, last = parts.partition("-")
+            part = (int(first), int(last) - int(first) + 1) if parts else ()
+            expected = hash_of(path, *part)
+        several = connections if parts or length < _LARGE else min(connections, 4)
+        headers = {"Range": f"bytes={parts}"} if parts else {}
+        asked = partial(site.drive, length, several, headers)
+        check = partial(site.check, length, headers, expected)
+        name = f"{title.format(size=show_size(length))}, {several} conn."
         yield work.case(name, site.names, asked, check=check)
 
 
-def uploads(
-    work: Work, settings: Settings, stack: ExitStack, *, sizes: Sequence[str]
-) -> Iterator[Case]:
+def uploads(work: Work, *, sizes: Sequence[str]) -> Iterator[Case]:
     """Give the cases of uploads."""
-    site, titles = Site(work, settings, stack), ["PUT", "form"]
+    site, titles = Site(work), ["PUT", "form"]
     if not has_module("python_multipart"):
-        settings.missing[f"uploads by a {titles.pop()}"] = "python_multipart is not installed"
+        work.settings.missing[f"uploads by a {titles.pop()}"] = "python_multipart is not installed"
 
     def take(path: Path, title: str, clients: int, times: int, name: str) -> dict[str, float]:
         running = site.running[name]
@@ -193,17 +170,9 @@ _SLOWLY, _PERIOD = 40_000, 0.1
 """Bytes that a slow reader takes in a second, and the seconds between two looks at a server."""
 
 
-def flood(
-    work: Work,
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    slow: int,
-    seconds: float,
-    large: str,
-) -> Iterator[Case]:
+def flood(work: Work, *, slow: int, seconds: float, large: str) -> Iterator[Case]:
     """Give the case of a request beside slow readers and a flood."""
-    site, slowly = Site(work, settings, stack, seconds), parse_size(large)
+    site, slowly = Site(work, seconds), parse_size(large)
     hashes = {size: hash_of(site.add(size)) for size in (_SMALL, _FLOOD, slowly)}
 
     def check(name: str) -> None:
@@ -216,8 +185,8 @@ def flood(
             port, path = running.ready[1], f"/{slowly}.bin"
             readers.ask("ask_for", port=port, path=path, count=slow)
             _settle(running)
-            flooding = pool.submit(site.drive, _FLOOD, 16, (), name)
-            small = site.drive(_SMALL, 1, (), name)
+            flooding = pool.submit(site.drive, _FLOOD, 16, {}, name)
+            small = site.drive(_SMALL, 1, {}, name)
             flooded = flooding.result()
             check_all_served(readers, slow)
         return {

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.console import COMMANDS
-from bench.measure import Work
+from bench.measure import Settings, Work
 from bench.processes import importing_bench
 from bench.samples import Record, read
 
@@ -41,10 +42,11 @@ def start_python(*arguments: str, **how: Any) -> subprocess.Popen[str]:
     )
 
 
-def work_of(*contenders: str, kind: str = "sender") -> Work:
+def work_of(tmp_path: Path, *contenders: str, kind: str = "sender") -> Work:
     """Make a work of some contenders."""
     parts: dict[str, Any] = {"title": "", "cases": lambda: iter(()), "units": {}, "how": {}}
-    return Work(name="a", kind=kind, contenders=contenders, baseline=contenders[0], **parts)
+    parts |= {"settings": Settings(tmp_path, ExitStack()), "baseline": contenders[0]}
+    return Work(name="a", kind=kind, contenders=contenders, **parts)
 
 
 @pytest.fixture(autouse=True)

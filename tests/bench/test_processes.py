@@ -16,7 +16,6 @@ import pytest
 
 from bench.commands.receive import (
     Proxy,
-    haproxy_remark,
     pass_through,
     start_proxy,
     start_uploader,
@@ -25,7 +24,6 @@ from bench.commands.receive import (
 )
 from bench.contenders import CONTENDERS
 from bench.errors import BenchError
-from bench.measure import Settings
 from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
 from bench.sink import MARK, SinkProcess
@@ -38,7 +36,7 @@ SIZE = 300_000
 
 def present(kind: str, tmp_path: Path) -> list[str]:
     names = [name for name in CONTENDERS[kind] if name != "no proxy"]
-    return Settings(tmp_path, ExitStack()).present(work_of(*names, kind=kind))
+    return work_of(tmp_path, *names, kind=kind).present()
 
 
 def answer_to(address: tuple[str, int], *pieces: bytes) -> dict[str, object]:
@@ -162,10 +160,6 @@ def test_a_proxy_that_dies_is_what_the_error_names(tmp_path: Path) -> None:
         os.kill(proxy.pid, signal.SIGKILL) if proxy.ready else None
         with pytest.raises(BenchError, match="streams process ended too early"):
             pass_through(source, proxy, sink, 1, SIZE)
-
-
-def test_where_haproxy_is_not_installed_its_place_has_the_reason() -> None:
-    assert "haproxy is not installed" in haproxy_remark(None)
 
 
 # Uploads

@@ -19,11 +19,11 @@ from aiozc._kernel.copying import copier
 from bench.commands.crowds import mix, serve
 from bench.contenders import CONTENDERS
 from bench.errors import BenchError
-from bench.measure import Case, Settings, measure
+from bench.measure import Case, measure
 from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import hash_of, make_file
-from bench.senders.fleet import Fleet
+from bench.senders.fleet import fleet_of
 from bench.senders.lanes import Lane, counted
 from bench.senders.worker import Worker
 from bench.sink import SinkProcess
@@ -107,10 +107,10 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
     order: dict[str, Any] = {"files": [[file, file]] * 2, "size": FILE, "warm_file": file}
     order |= {"times": 3, "warm_size": FILE, "warm_times": 1, "buffer": 4096, "count": True}
     monkeypatch.setitem(SENDERS, "refuse", liar("refuse"))
-    with SinkProcess() as sink, ExitStack() as stack:
-        settings = Settings(tmp_path, stack)
-        fleet = Fleet(settings)
-        names = fleet.present(work_of(*SENDERS))
+    work = work_of(tmp_path, *SENDERS)
+    with SinkProcess() as sink, work.settings.stack:
+        settings, fleet = work.settings, fleet_of(work)
+        names = fleet.present(work)
         assert settings.failed == {}
         assert "no such call here" in settings.missing["refuse"]
         assert {"read+write", "sock_sendfile", "aiozc readiness"} <= set(names)
@@ -124,7 +124,7 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
             assert ("short writes" in found) is not sender.own_calls
             for metric in ("lateness max", "latency p50", "loop CPU"):
                 assert (metric in found) is not sender.blocking
-            assert ("copies" in found) is (name.startswith(("zc", "MSG_")))
+            assert ("copies" in found) is (name.startswith(("zc", "MSG_", "sendfile_zc")))
             assert name != "read+write" or found["calls"] == 2 * 12 * 8
         assert fleet.unchecked == []
 
