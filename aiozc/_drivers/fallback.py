@@ -37,7 +37,7 @@ from aiozc._runtime.hosts import (
     take_thread,
     wait_ready,
 )
-from aiozc._transfers.steps import LONGEST_PAUSE, Tries
+from aiozc._transfers.machine import Backoff
 
 if TYPE_CHECKING:
     from aiozc._runtime.threads import Thread
@@ -202,17 +202,17 @@ async def _write_all(
     thread: "Thread | TrioThread", file: Any, data: memoryview, progress: _Progress
 ) -> None:
     """Write everything, or as much as there is room for now and then."""
-    tries, level = Tries(), 0
+    backoff = Backoff()
     while progress.in_hand:
         before = progress.in_hand
         room = await thread.run(_write_some, file, data[len(data) - before :], progress)
         if progress.in_hand < before:
-            tries, level = Tries(), 0
-        elif room and tries.fail(errno.EIO):
+            backoff.moved()
+        elif room and backoff.fail(errno.EIO):
             raise error_from(errno.EIO, f"{file!r} takes none of what is written")
         if progress.in_hand:
-            await sleep((1 << level) / 1000)
-            level = min(level + 1, LONGEST_PAUSE)
+            await sleep((1 << backoff.pause.level) / 1000)
+            backoff.paused()
 
 
 def _write_some(file: Any, data: memoryview, progress: _Progress) -> bool:

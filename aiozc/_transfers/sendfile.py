@@ -23,13 +23,6 @@ The rules:
 8. A poll can come true for nothing (K20): on a ring each poll hears of a peer that has ended its
    own stream, as `nc` does, and an error queue makes polls true as well. After two in a row that no
    byte followed comes a pause, of a millisecond first, twice as long while nothing moves.
-
-States and what leads on:
-
-    SENDING  a small rest, at once    --> done | WAITING (full, or short) | FLOWING (cold) | PAUSING
-    FLOWING  chains through a pipe    --> done | FLOWING | WAITING (slow peer) | PAUSING
-    WAITING  for room, with no pipe   --> SENDING
-    PAUSING  for a moment, likewise   --> SENDING
 """
 
 import enum
@@ -37,9 +30,8 @@ import errno
 import mmap
 from collections.abc import Sequence
 
+from aiozc._transfers.machine import Backoff, Transitions, misfortune
 from aiozc._transfers.steps import (
-    LONGEST_PAUSE,
-    QUICK_TRIES,
     UNLUCKY,
     Chain,
     End,
@@ -48,8 +40,6 @@ from aiozc._transfers.steps import (
     SendCached,
     Splice,
     Step,
-    Tries,
-    misfortune,
 )
 
 AT_ONCE = 256 * 1024
@@ -65,10 +55,39 @@ A slow peer takes up to a send buffer (4 MiB by tcp_wmem) when it is offered aft
 class State(enum.Enum):
     """Where the transfer stands."""
 
-    SENDING = enum.auto()
-    FLOWING = enum.auto()
-    WAITING = enum.auto()
-    PAUSING = enum.auto()
+    SENDING = "a small rest goes at once"
+    FLOWING = "chains go through a pipe"
+    WAITING = "it waits for room, with no pipe"
+    PAUSING = "it lets a moment pass, with no pipe"
+    DONE = "all was sent, the file has ended, or it failed"
+
+
+NEXT = Transitions(
+    {
+        State.SENDING: {
+            State.FLOWING: "not cached, or a fast peer",
+            State.WAITING: "the socket is full, or has taken less than it was offered",
+            State.PAUSING: "polls that came true for nothing, or tries that failed",
+            State.DONE: "",
+        },
+        State.FLOWING: {
+            State.SENDING: "no pipe can be had",
+            State.WAITING: "a slow peer: the wait for it was interrupted",
+            State.PAUSING: "polls that came true for nothing, or tries that failed",
+            State.DONE: "",
+        },
+        State.WAITING: {
+            State.SENDING: "there is room",
+            State.PAUSING: "interrupted again and again",
+            State.DONE: "an error of the socket",
+        },
+        State.PAUSING: {State.SENDING: "the moment is over"},
+        State.DONE: {
+            State.SENDING: "the file has grown",
+            State.FLOWING: "the file has grown",
+        },
+    }
+)
 
 
 class Sendfile:
@@ -87,12 +106,8 @@ class Sendfile:
         self._taken = 0
         self._in_full = 0
         self._full = False
-        self._polled = False
-        self._in_vain = 0
-        self._pauses = 0
-        self._interrupted = 0
         self._none_sent = 0
-        self._tries = Tries()
+        self._backoff = Backoff()
         self._state = State.SENDING if 0 < length <= AT_ONCE else State.FLOWING
         if at_once is not None:
             self._sent_at_once(length, at_once)
@@ -100,7 +115,7 @@ class Sendfile:
     @property
     def state(self) -> State:
         """The present state."""
-        return self._state
+        return State.DONE if self.done else self._state
 
     @property
     def done(self) -> bool:
@@ -138,6 +153,9 @@ class Sendfile:
         """Go on to a new end: the file has grown while it was sent."""
         self.length = length
         self.ended = False
+        if self._state is not State.FLOWING:
+            self._state = State.SENDING
+        NEXT.check(State.DONE, self.state)
 
     @property
     def waits(self) -> bool:
@@ -151,6 +169,7 @@ class Sendfile:
     def step_without_pipe(self) -> SendCached:
         """Return the next step where there can be no pipe."""
         self.lose_pipe()
+        NEXT.check(self._state, State.SENDING)
         self._state = State.SENDING
         return SendCached(self.offset + self.position, self._rest())
 
@@ -162,7 +181,7 @@ class Sendfile:
             return (PollOut(),)
         if self._state is State.PAUSING:
             self._taken = self.position
-            return (Pause(min(self._pauses, LONGEST_PAUSE)),)
+            return (self._backoff.pause,)
         if self._state is State.SENDING:
             return (SendCached(self.offset + self.position, self._rest()),)
         return self._flow(pipe_size, most_steps)
@@ -186,55 +205,45 @@ class Sendfile:
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
         """Take in what became of a chain: a result for each step that ran."""
-        before = self.position
+        state, before = self.state, self.position
         self._none_sent = 0
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollOut):
                 self._waited(result)
             elif isinstance(step, Pause):
-                self._paused()
+                self._backoff.paused()
+                self._state = State.SENDING
             elif isinstance(step, SendCached):
                 self._sent_at_once(step.length, result)
             elif isinstance(step, Splice) and step.target is End.PIPE:
                 self._read(result)
             else:
                 self._sent(result)
-        if self.position > before:
-            self._tries.reset()
-        elif error := misfortune(chain, results) or self._none_sent:
-            self.error = self.error or self._tries.fail(error)
-            if self._tries.need_a_pause:
-                self._state = State.PAUSING
+        error = misfortune(chain, results) or self._none_sent
+        if error and self.position == before:
+            self.error = self.error or self._backoff.fail(error)
+        if self._backoff.is_due:
+            self._in_full = 0
+            self._state = State.PAUSING
+        NEXT.check(state, self.state)
 
     def _waited(self, result: int) -> None:
-        self._polled = result >= 0
-        if result in (-errno.ECANCELED, -errno.EINTR):
-            self._interrupted += 1
-            often = self._interrupted > QUICK_TRIES
-            self._state = State.PAUSING if often else State.WAITING
+        interrupted = result in (-errno.ECANCELED, -errno.EINTR)
+        self._backoff.waited(interrupted=interrupted)
+        if interrupted:
             self._in_full = 0
-            return
-        self._interrupted = 0
-        if result < 0:
+            self._state = State.WAITING
+        elif result < 0:
             self.error = -result
         elif self._state is State.WAITING:
             self._state = State.SENDING
 
-    def _paused(self) -> None:
-        self._in_vain = self._interrupted = 0
-        self._pauses += 1
-        self._state = State.SENDING
-
     def _moved(self, result: int) -> None:
         """Take in whether a poll that came true was worth it."""
         if result > 0:
-            self._in_vain = self._pauses = 0
-        elif self._polled and result == -errno.EAGAIN:
-            self._in_vain += 1
-            if self._in_vain > 1:
-                self._in_full = 0
-                self._state = State.PAUSING
-        self._polled = False
+            self._backoff.moved()
+        elif result == -errno.EAGAIN:
+            self._backoff.moved_nothing()
 
     def _sent_at_once(self, asked: int, result: int) -> None:
         if result == -errno.ENODATA:

@@ -38,16 +38,6 @@ The rules:
    begun anew, and in the end now and then.
 11. What waits in the midst of a write (the master of a terminal that blocks) is written to in
    steps of PACE, each behind a poll: it has room for so much then.
-
-States and what leads on:
-
-    PASSING  messages by memory   --> done | PASSING | WAITING (full) | FLOWING (fast)
-    SWIFT    a round at once      --> done | SWIFT | PASSING (dry) | WAITING (full) | FLOWING (fast)
-    FLOWING  chains in a worker   --> done | FLOWING | PASSING (dry) | WAITING (full, or no socket)
-    WAITING  for what is missing  --> SWIFT, or FLOWING where an end is no socket
-    PROBING  an empty pipe        --> FLOWING | failed, with every byte still in the source
-    MARKED   one byte by recv(2)  --> done | FLOWING | PAUSING
-    PAUSING  for a moment         --> WAITING
 """
 
 import enum
@@ -55,9 +45,8 @@ import errno
 import mmap
 from collections.abc import Sequence
 
+from aiozc._transfers.machine import Backoff, Transitions, misfortune
 from aiozc._transfers.steps import (
-    LONGEST_PAUSE,
-    QUICK_TRIES,
     UNLUCKY,
     Chain,
     End,
@@ -70,8 +59,6 @@ from aiozc._transfers.steps import (
     Splice,
     Step,
     TakeByte,
-    Tries,
-    misfortune,
 )
 
 ROUND = 256 * 1024
@@ -100,13 +87,68 @@ DIRECT = 1 << 20
 class State(enum.Enum):
     """Where the transfer stands."""
 
-    PASSING = enum.auto()
-    SWIFT = enum.auto()
-    FLOWING = enum.auto()
-    WAITING = enum.auto()
-    PROBING = enum.auto()
-    MARKED = enum.auto()
-    PAUSING = enum.auto()
+    PASSING = "messages between sockets go through memory"
+    SWIFT = "a round between sockets goes at once"
+    FLOWING = "chains go by a worker"
+    WAITING = "it waits for what is missing: bytes, or room"
+    PROBING = "an empty pipe is spliced into a file, to see whether that can be"
+    MARKED = "one byte goes by recv(2)"
+    PAUSING = "it lets a moment pass"
+    DONE = "all was moved, the source has ended, or it failed"
+
+
+_PAUSING = {State.PAUSING: "waits and tries that came to nothing"}
+NEXT = Transitions(
+    {
+        State.PASSING: {
+            State.FLOWING: "a source that is fast",
+            State.WAITING: "the target is full",
+            State.DONE: "",
+            **_PAUSING,
+        },
+        State.SWIFT: {
+            State.PASSING: "the source has nothing more",
+            State.WAITING: "the target is full",
+            State.FLOWING: "a source that is fast",
+            State.DONE: "",
+            **_PAUSING,
+        },
+        State.FLOWING: {
+            State.PASSING: "sockets, and half of the reads found nothing",
+            State.WAITING: "an end has nothing, or no room",
+            State.MARKED: "a socket says that it has bytes, and splice(2) finds none",
+            State.DONE: "",
+            **_PAUSING,
+        },
+        State.WAITING: {
+            State.SWIFT: "sockets that are ready",
+            State.FLOWING: "other ends that are ready",
+            State.PROBING: "a stream that has bytes for a file, which is still to be tried",
+            State.DONE: "an error of one end",
+            **_PAUSING,
+        },
+        State.PROBING: {
+            State.FLOWING: "the file can be spliced into",
+            State.DONE: "it cannot, and every byte is still in the source",
+            **_PAUSING,
+        },
+        State.MARKED: {
+            State.FLOWING: "the byte has moved",
+            State.PAUSING: "there is none either",
+            State.DONE: "",
+        },
+        State.PAUSING: {
+            State.WAITING: "the moment is over",
+            State.FLOWING: "the same, between two files",
+            State.DONE: "ended early, when the target took what lay between",
+        },
+        State.DONE: {
+            State.PASSING: "another stream follows, between sockets",
+            State.FLOWING: "another stream follows",
+            State.PROBING: "another stream follows, and the file is still to be tried",
+        },
+    }
+)
 
 
 class Splicing:
@@ -138,11 +180,8 @@ class Splicing:
         self._target_offset = target_offset
         self._direct = direct
         self._socket = socket or swift
-        self._in_vain = 0
-        self._pauses = 0
+        self._backoff = Backoff()
         self._at_mark = False
-        self._interrupted = 0
-        self._tries = Tries()
         self._swift = swift
         self._paced = paced
         self._taken = 0
@@ -165,7 +204,7 @@ class Splicing:
     @property
     def state(self) -> State:
         """The present state."""
-        return self._state
+        return State.DONE if self.done else self._state
 
     @property
     def done(self) -> bool:
@@ -204,6 +243,7 @@ class Splicing:
         """Go on from another stream, where the one before has ended and all of it has arrived."""
         self._ended = False
         self._state = self._moving
+        NEXT.check(State.DONE, self.state)
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (8 or more) at the most."""
@@ -214,7 +254,7 @@ class Splicing:
         if self._state is State.WAITING:
             return self._polls()
         if self._state is State.PAUSING:
-            return (Pause(min(self._pauses, LONGEST_PAUSE)),)
+            return (self._backoff.pause,)
         if self._state is State.MARKED:
             return (TakeByte(End.TARGET if self._direct else End.PIPE),)
         if self._state is State.PROBING:
@@ -284,7 +324,7 @@ class Splicing:
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
         """Take in what became of a chain: a result for each step that ran."""
         reads: list[int] = []
-        before = self._taken, self.position
+        state, taken, position = self.state, self._taken, self.position
         interrupted = self._at_mark = False
         error = misfortune(chain, results)
         for step, result in zip(chain, results, strict=False):
@@ -294,9 +334,6 @@ class Splicing:
                     self.error = -result
             elif isinstance(step, TakeByte):
                 self._take_byte(result)
-            elif isinstance(step, Pause):
-                self._in_vain = self._interrupted = 0
-                self._pauses += 1
             elif isinstance(step, Pass):
                 self._taken += result
                 self.position += result
@@ -306,6 +343,8 @@ class Splicing:
                 self._receive(result)
             elif isinstance(step, Give):
                 self._written(result)
+            elif isinstance(step, Pause):
+                self._backoff.paused()
             elif not isinstance(step, Splice):
                 raise TypeError(f"{step!r} is no step of a splicing")
             elif step.source is End.PIPE:
@@ -320,23 +359,23 @@ class Splicing:
         by_memory = self._in_memory or isinstance(chain[-1], Give)
         self._in_memory = by_memory and self.in_pipe > 0
         self._fail_when_empty()
-        if before != (self._taken, self.position):
-            self._in_vain = self._pauses = 0
-        elif self._state is State.MARKED:
-            self._in_vain = 2
+        arrived = self.position > position
+        if moved := arrived or self._taken > taken:
+            self._backoff.moved(arrived=arrived)
+        elif self._state is not State.WAITING:
+            self._backoff.moved_nothing()
+        if interrupted or self._state is State.WAITING:
+            self._backoff.waited(interrupted=interrupted)
         self._probes = self._probes and (bool(error) or self._state is not State.PROBING)
-        self._state = self._next_state(chain, reads, interrupted)
-        self._count_tries(error, moved=self.position > before[1], interrupted=interrupted)
-
-    def _count_tries(self, error: int, *, moved: bool, interrupted: bool) -> None:
-        """Pause, or end, where tries that wait for nobody move nothing."""
-        self._interrupted = self._interrupted + 1 if interrupted else 0
-        if moved:
-            self._tries.reset()
-        elif error:
-            self.error = self.error or self._tries.fail(error)
-        if self._interrupted > QUICK_TRIES or (error and self._tries.need_a_pause):
+        if self._state is State.MARKED and not moved:
             self._state = State.PAUSING
+        else:
+            self._state = self._next_state(chain, reads, interrupted)
+        if error and not arrived:
+            self.error = self.error or self._backoff.fail(error)
+        if self._backoff.is_due:
+            self._state = State.PAUSING
+        NEXT.check(state, self.state)
 
     def _read(self, result: int) -> None:
         if result > 0:
@@ -387,19 +426,18 @@ class Splicing:
 
     def _next_state(self, chain: Chain, reads: Sequence[int], interrupted: bool) -> State:
         if self._state is State.WAITING:
-            self._in_vain += not interrupted
             if interrupted:
                 return State.WAITING
             return State.SWIFT if self._swift else self._moving
         if self._state is State.PAUSING:
             return State.WAITING if self._polls() else self._moving
-        if self._in_vain > 1:
+        if self._backoff.is_due:
             return State.PAUSING
         if self._state in (State.PROBING, State.MARKED):
             return self._moving
         if self._swift:
             return self._next_between_sockets(chain, reads)
-        if self._socket and not self.in_pipe and (self._at_mark or self._in_vain):
+        if self._socket and not self.in_pipe and (self._at_mark or self._backoff.is_in_vain):
             return State.MARKED
         largest = max(reads, default=0)
         self._patient = interrupted or (

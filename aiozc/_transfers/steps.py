@@ -176,50 +176,7 @@ Chain = Sequence[Step]
 LoanStep = SendZero | SendCopied | AwaitRoom | Pause
 
 UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
-"""Errors that say that this was not the moment, and nothing else (but see `Tries`)."""
-
-QUICK_TRIES = 2
-"""Tries in a row, after one that moved nothing, that no pause goes before."""
-MOST_TRIES = 12
-"""Tries in a row that may move nothing: with their pauses, half a second."""
-
-
-class Tries:
-    """What a transfer tries again by itself, as nobody is there to be waited for.
-
-    Such a moment passes, or it is none: where no worker can be had each try ends with ECANCELED
-    (K17). So their number in a row is bounded, and the error that began the row ends the transfer.
-    """
-
-    __slots__ = ("_began", "_count")
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._began = 0
-
-    def reset(self) -> None:
-        """Take in that something has moved."""
-        self._count = self._began = 0
-
-    def fail(self, error: int) -> int:
-        """Count a try that failed by that errno; return what to end with if it was the last."""
-        self._count += 1
-        self._began = self._began or error
-        return self._began if self._count >= MOST_TRIES else 0
-
-    @property
-    def need_a_pause(self) -> bool:
-        """Whether the next try is to be made some time later."""
-        return self._count > QUICK_TRIES
-
-
-def misfortune(chain: Chain, results: Sequence[int]) -> int:
-    """Return the errno of the first step that was cut short though it waits for nobody, or 0."""
-    for step, result in zip(chain, results, strict=False):
-        waits = isinstance(step, PollIn | PollOut)
-        if not waits and result in (-errno.EINTR, -errno.ECANCELED):
-            return -result
-    return 0
+"""Errors that say that this was not the moment, and nothing else (but see `Backoff`)."""
 
 
 class Transfer(Protocol):

@@ -22,14 +22,6 @@ The rules:
 6. An unlucky moment (EAGAIN, EINTR, ECANCELED) is no error: the transfer goes on from what is
    known to be sent, later and later; after MOST_TRIES in a row that sent nothing it ends by the
    error that began the row.
-
-States and what leads on:
-
-    SENDING  chains of sends      --> done | SENDING | WAITING (no memory) | COPYING (refused)
-                                      | PAUSING
-    WAITING  for pages of its own --> SENDING | COPYING (it has none) | failed (may not copy)
-    COPYING  one piece            --> done | SENDING | COPYING (refused) | PAUSING
-    PAUSING  for a moment         --> SENDING | COPYING (refused)
 """
 
 import enum
@@ -38,15 +30,14 @@ import mmap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from aiozc._transfers.machine import Backoff, Transitions
 from aiozc._transfers.steps import (
-    LONGEST_PAUSE,
     UNLUCKY,
     AwaitRoom,
     LoanStep,
     Pause,
     SendCopied,
     SendZero,
-    Tries,
 )
 
 CHUNK = 2 << 20
@@ -81,10 +72,37 @@ class Piece(NamedTuple):
 class State(enum.Enum):
     """Where the transfer stands."""
 
-    SENDING = enum.auto()
-    WAITING = enum.auto()
-    COPYING = enum.auto()
-    PAUSING = enum.auto()
+    SENDING = "chains of sends without a copy"
+    WAITING = "it waits for pages of its own to be the kernel's no longer"
+    COPYING = "one piece is copied"
+    PAUSING = "it lets a moment pass"
+    DONE = "all was sent, or it failed"
+
+
+NEXT = Transitions(
+    {
+        State.SENDING: {
+            State.WAITING: "no more memory may be locked",
+            State.COPYING: "refused",
+            State.PAUSING: "tries that failed",
+            State.DONE: "",
+        },
+        State.WAITING: {
+            State.SENDING: "there are some",
+            State.COPYING: "it has none",
+            State.DONE: "it has none, and may not copy",
+        },
+        State.COPYING: {
+            State.SENDING: "the piece was sent, and nothing is refused",
+            State.PAUSING: "tries that failed",
+            State.DONE: "",
+        },
+        State.PAUSING: {
+            State.SENDING: "the moment is over",
+            State.COPYING: "the moment is over, and it is refused",
+        },
+    }
+)
 
 
 class ZeroCopy:
@@ -116,14 +134,13 @@ class ZeroCopy:
         self._window = FIRST
         self._chunk = chunk
         self._full = False
-        self._pauses = 0
-        self._tries = Tries()
+        self._backoff = Backoff()
         self._state = State.COPYING if must_copy else State.SENDING
 
     @property
     def state(self) -> State:
         """The present state."""
-        return self._state
+        return State.DONE if self.done else self._state
 
     @property
     def refused(self) -> bool:
@@ -152,7 +169,7 @@ class ZeroCopy:
         if self._state is State.WAITING:
             return (AwaitRoom(),)
         if self._state is State.PAUSING:
-            return (Pause(min(self._pauses, LONGEST_PAUSE)),)
+            return (self._backoff.pause,)
         if self._state is State.COPYING:
             part, offset, length = next(self._rest())
             return (SendCopied(part, offset, min(length, COPY)),)
@@ -184,9 +201,9 @@ class ZeroCopy:
         """Take in what became of a chain: a result for each step, or none where none is known."""
         if not results:
             return
-        first, before = chain[0], self.position
+        first, state, before = chain[0], self.state, self.position
         if isinstance(first, Pause):
-            self._pauses += 1
+            self._backoff.paused()
             self._state = State.COPYING if self._refused else State.SENDING
         elif isinstance(first, AwaitRoom):
             self._waited(results[0])
@@ -197,8 +214,8 @@ class ZeroCopy:
         else:
             self._judge(results)
         if self.position > before:
-            self._pauses = 0
-            self._tries.reset()
+            self._backoff.moved()
+        NEXT.check(state, self.state)
 
     def _count(self, sends: Sequence[SendZero], results: Sequence[int]) -> bool:
         """Count what was sent, and say whether it was all."""
@@ -224,8 +241,8 @@ class ZeroCopy:
             self._try_again(-results[0])
 
     def _try_again(self, error: int) -> None:
-        self.error = self._tries.fail(error)
-        if self._tries.need_a_pause:
+        self.error = self._backoff.fail(error)
+        if self._backoff.is_due:
             self._state = State.PAUSING
 
     def _shrink(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aiozc
-from aiozc._transfers.steps import MOST_TRIES
+from aiozc._transfers.machine import MOST_TRIES
 from tests.conftest import Connect
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiozc._transfers.machine import MOST_TRIES
 from aiozc._transfers.sendfile import AT_ONCE, Sendfile
 from aiozc._transfers.splice import Splicing
 from aiozc._transfers.steps import (
-    MOST_TRIES,
     AwaitRoom,
     End,
     Pass,

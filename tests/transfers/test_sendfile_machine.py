@@ -7,8 +7,9 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiozc._transfers.machine import MOST_TRIES
 from aiozc._transfers.sendfile import AT_ONCE, FAST, Sendfile, State
-from aiozc._transfers.steps import MOST_TRIES, Chain, End, Pause, PollOut, SendCached, Splice
+from aiozc._transfers.steps import Chain, End, Pause, PollOut, SendCached, Splice
 
 PAGE = 4096
 KIB = 1024

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiozc._transfers.machine import MOST_TRIES
 from aiozc._transfers.splice import EAGER, PACE, Splicing, State
 from aiozc._transfers.steps import (
-    MOST_TRIES,
     Chain,
     End,
     Give,

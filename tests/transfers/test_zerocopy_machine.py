@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiozc._transfers.steps import MOST_TRIES, AwaitRoom, LoanStep, Pause, SendCopied, SendZero
+from aiozc._transfers.machine import MOST_TRIES
+from aiozc._transfers.steps import AwaitRoom, LoanStep, Pause, SendCopied, SendZero
 from aiozc._transfers.zerocopy import CHAIN, CHUNK, FIRST, LEAST, Piece, State, ZeroCopy
 
 MIB = 1 << 20
