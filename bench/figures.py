@@ -7,9 +7,8 @@ that becomes slower meanwhile does so for both.
 
 import math
 import re
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd  # type: ignore[import-untyped]
 
@@ -26,85 +25,52 @@ _NEITHER: Final = {
     *("sends", "completions", "copies"),
 }
 """Counts, of which neither is."""
-_KEY: Final = ["command", "case", "contender", "metric"]
-
-
-class Figure(NamedTuple):
-    """What the rounds of one contender gave of one metric in one case."""
-
-    command: str
-    case: str
-    contender: str
-    metric: str
-    unit: str
-    median: float
-    low: float
-    high: float
-    rounds: int
-    ratio: float
-    """To the baseline; NaN where there is none."""
-
-    @property
-    def spread(self) -> float:
-        """Half of what lies between the smallest and the largest of the rounds."""
-        return (self.high - self.low) / 2
-
-    @property
-    def has_ratio(self) -> bool:
-        """Whether there is a ratio."""
-        return not math.isnan(self.ratio)
+KEY: Final = ["command", "case", "contender", "metric"]
 
 
 class Figures:
-    """The figures of a record."""
+    """The figures of a record.
+
+    Its ``frame`` has a row for each metric of each contender in each case: the ``median`` of the
+    rounds, their number, the ``spread`` (half of what lies between the smallest and the largest,
+    which is ``high``), the ``ratio`` to the baseline (NaN where there is none), whether that is
+    itself the ``base``, the median and spread as they are ``shown``, and the ``cell`` of a table.
+    """
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self._all = {figure[:4]: figure for figure in _summarize(record)}
+        self.frame = _summarize(record)
 
-    def __iter__(self) -> Iterator[Figure]:
-        return iter(self._all.values())
-
-    def get(self, command: str, case: str, contender: str, metric: str) -> Figure | None:
-        """Find a figure."""
-        return self._all.get((command, case, contender, metric))
-
-    def baseline(self, command: str, case: str) -> str:
-        """Give the contender that the ratios of a case are to."""
-        return self.record.works[work_of(command, case)].baseline
-
-    def of(self, command: str, case: str) -> list[Figure]:
-        """Give the figures of a case."""
-        return [figure for figure in self if figure[:2] == (command, case)]
-
-    def cases(self, command: str, pattern: str = "*") -> list[str]:
-        """Give the cases of a command whose names are like this, in their order."""
-        names = dict.fromkeys(figure.case for figure in self if figure.command == command)
-        return [name for name in names if fnmatchcase(name, pattern)]
-
-    def contenders(self, command: str, case: str) -> list[str]:
-        """Give who took part in a case, in their order."""
-        return list(dict.fromkeys(figure.contender for figure in self.of(command, case)))
+    def select(self, command: str, case: str = "*", metric: str = "*") -> pd.DataFrame:
+        """Give the rows of a command whose cases and metrics are like these."""
+        rows = self.frame[self.frame["command"] == command]
+        names = zip(rows["case"], rows["metric"], strict=True)
+        alike = [fnmatchcase(one, case) and fnmatchcase(other, metric) for one, other in names]
+        return rows.loc[alike]
 
 
-def _summarize(record: Record) -> Iterator[Figure]:
-    if not record.samples:
-        return
-    data = pd.DataFrame(record.samples, columns=Sample._fields)
-    baselines = {key: about.baseline for key, about in record.works.items()}
+def _summarize(record: Record) -> pd.DataFrame:
+    data = pd.DataFrame(record.samples, columns=Sample._fields).astype({"value": float})
     works = map(work_of, data["command"], data["case"])
-    base = data[data["contender"] == [baselines.get(work) for work in works]]
+    baselines = [record.works[work].baseline if work in record.works else None for work in works]
+    data["base"] = data["contender"] == baselines
     pair = ["command", "case", "metric", "round"]
-    data = data.merge(base[[*pair, "value"]], on=pair, how="left", suffixes=("", "_base"))
+    base = data[data["base"]][[*pair, "value"]]
+    data = data.merge(base, on=pair, how="left", suffixes=("", "_base"))
     data["ratio"] = list(map(ratio, data["metric"], data["value_base"], data["value"]))
-    told = data.groupby([*_KEY, "unit"], sort=False).agg(
+    frame = data.groupby([*KEY, "unit", "base"], sort=False).agg(
         median=("value", "median"),
         low=("value", "min"),
         high=("value", "max"),
         rounds=("value", "size"),
         ratio=("ratio", "median"),
     )
-    yield from map(Figure._make, told.reset_index().itertuples(index=False))
+    frame = frame.reset_index()
+    frame["spread"] = (frame["high"] - frame["low"]) / 2
+    frame["shown"] = [f"{show_value(row)} {show_spread(row)}" for row in frame.itertuples()]
+    pairs = zip(frame["median"].map(show_number), frame["ratio"].map(show_ratio), strict=True)
+    frame["cell"] = frame["shown"].where(frame["base"], [", ".join(filter(None, p)) for p in pairs])
+    return frame
 
 
 def ratio(metric: str, base: float, value: float) -> float:
@@ -139,28 +105,27 @@ def show_number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
-def show_value(figure: Figure) -> str:
-    """Write a median with its unit."""
-    return f"{show_number(figure.median)} {figure.unit}".strip()
+def show_value(row: Any) -> str:
+    """Write the median of a row with its unit."""
+    return f"{show_number(row.median)} {row.unit}".strip()
 
 
-def show_ratio(figure: Figure) -> str:
+def show_spread(row: Any) -> str:
+    """Write the spread of a row about its median, in percent."""
+    return f"±{row.spread / row.median * 100:.0f} %" if row.median else "±0 %"
+
+
+def show_ratio(ratio: float) -> str:
     """Write a ratio, if there is one."""
-    return f"{show_number(figure.ratio)}x" if figure.has_ratio else ""
+    return "" if math.isnan(ratio) else f"{show_number(ratio)}x"
 
 
-def show_better(figure: Figure) -> str:
-    """Write a ratio in words."""
-    if not figure.has_ratio:
+def show_better(ratio: float) -> str:
+    """Write a ratio in words, if there is one."""
+    if math.isnan(ratio):
         return ""
-    better = figure.ratio
-    if 0.95 < better < 1.05:
+    if 0.95 < ratio < 1.05:
         return "the same"
-    return (
-        f"{better:.1f}x better" if better > 1 else f"{1 / better:.1f}x worse" if better else "worse"
-    )
-
-
-def show_spread(figure: Figure) -> str:
-    """Write the spread about the median, in percent."""
-    return f"±{figure.spread / figure.median * 100:.0f} %" if figure.median else "±0 %"
+    if ratio > 1:
+        return f"{ratio:.1f}x better"
+    return f"{1 / ratio:.1f}x worse" if ratio else "worse"

@@ -1,25 +1,27 @@
-"""``python -m bench results``: RESULTS.md, its pictures and the README's tables, from runs."""
+"""What is made of samples: ``results``, ``record`` and ``compare``."""
 
-import re
+import subprocess
+import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import pandas as pd  # type: ignore[import-untyped]
 from rich.console import Console
 
-from bench.console import say
-from bench.errors import BadInputError
-from bench.figures import Figures, show_number, show_ratio, show_spread, show_value
+from bench.console import COMMANDS, console_for_tables, parse, say
+from bench.errors import BadInputError, BenchError
+from bench.figures import KEY, Figures, ratio, show_ratio
 from bench.plot import draw
+from bench.processes import importing_bench
 from bench.samples import read
-from bench.tables import SHOWN
+from bench.tables import SHOWN, markdown, show, with_tables
 
 HERE: Final = Path(__file__).parent
-TABLES: Final[Mapping[str, Any]] = SHOWN["tables"]
 
 
-def main(options: Namespace, notes: Console) -> int:
+def write(options: Namespace, notes: Console) -> int:
     """Write RESULTS.md, its pictures, and the README's tables; give the exit status."""
     files = options.files or sorted((HERE / "results").glob("*.jsonl"))
     if not files:
@@ -37,27 +39,15 @@ def main(options: Namespace, notes: Console) -> int:
     return 0
 
 
-def with_tables(text: str, figures: Figures) -> str:
-    """Put tables between a text's markers, ``<!-- bench:NAME -->`` and ``<!-- /bench -->``."""
-
-    def replace(found: re.Match[str]) -> str:
-        if found[1] not in TABLES:
-            raise BadInputError(f"there is no table {found[1]!r}; there are {', '.join(TABLES)}")
-        table = "\n".join(lines(figures, TABLES[found[1]]))
-        return f"<!-- bench:{found[1]} -->\n{table}\n<!-- /bench -->"
-
-    return re.sub(r"<!-- bench:(\S+) -->\n.*?<!-- /bench -->", replace, text, flags=re.DOTALL)
-
-
 def results(figures: Figures, drawn: Sequence[str]) -> str:
     """Give the text of RESULTS.md."""
     record, parts = figures.record, []
     for title, part in SHOWN["page"].items():
-        tables = [list(lines(figures, TABLES[name])) for name in part["tables"]]
+        tables = [markdown(figures, name) for name in part["tables"]]
         if any(tables):
             parts.append(f"## {title}")
             parts += [_picture(name) for name in part.get("pictures", ()) if name in drawn]
-            parts += ["\n".join(table) for table in tables if table]
+            parts += filter(None, tables)
     if wrong := {**record.missing, **record.failed}:
         parts.append("## Not measured")
         parts.append("\n".join(f"- {name}: {reason}" for name, reason in wrong.items()))
@@ -71,46 +61,55 @@ def _picture(name: str) -> str:
     return f'<picture>{dark}<img alt="{name}" src="results/{name}.svg"></picture>'
 
 
-def lines(figures: Figures, table: Mapping[str, Any]) -> Iterator[str]:
-    """Give the lines of a table; none where there are no figures for it."""
-    rows = list(_rows(figures, **table) if "rows" in table else _matrix(figures, **table))
-    if len(rows) > 1:
-        yield "| " + " | ".join(rows[0]) + " |"
-        yield "| --- |" + " ---: |" * (len(rows[0]) - 1)
-        yield from ("| " + " | ".join(row) + " |" for row in rows[1:])
+def record(options: Namespace, notes: Console) -> int:
+    """Do the runs of commands, one after another, and write results; give the exit status."""
+    into = options.into or HERE / "results"
+    wrong = []
+    for name, command in COMMANDS.items():
+        if "record" not in command or (options.only and name not in options.only):
+            continue
+        run = [name, *command["record"].split()]
+        say(notes, f"python -m bench {' '.join(run)}")
+        more = ["--json", str(into / f"{name}.jsonl"), *(["--quick"] * options.quick)]
+        more += ["--dir", str(options.dir)] if options.dir else []
+        done = [sys.executable, "-m", "bench", *run, *more]
+        if subprocess.run(done, env=importing_bench(), check=False).returncode:
+            wrong.append(name)
+    if wrong:
+        raise BenchError(f"something was wrong with {', '.join(wrong)}")
+    return 0 if options.into else write(parse("results", []), notes)
 
 
-def _cell(figures: Figures, command: str, case: str, contender: str, metric: str) -> str:
-    found = figures.get(command, case, contender, metric)
-    if found is None:
-        return ""
-    if figures.baseline(command, case) == contender:
-        return f"{show_value(found)} {show_spread(found)}"
-    return f"{show_number(found.median)}, {show_ratio(found)}"
+def compare(options: Namespace, _: Console) -> int:
+    """Tell what changed by more than the spread; give the exit status."""
+    before, after = Figures(read([options.before])), Figures(read([options.after]))
+    both = changes(before, after)
+    if both.empty:
+        raise BadInputError("the two runs have no case in common")
+    out, found = console_for_tables(), both[both["changed"]].sort_values("better")
+    if len(found):
+        found = found.assign(better=found["better"].map(show_ratio))
+        table = found[[*KEY, "shown", "shown_after", "better"]]
+        table = table.rename(columns={"shown": "before", "shown_after": "after"})
+        out.print(show("What changed, the worst first", table))
+    told = [f"{len(found)} of {len(both)} figures changed by more than the spread."]
+    if 1 in [*both["rounds"], *both["rounds_after"]]:
+        told.append("One round has no spread: then every difference counts.")
+    machines = before.record.machine, after.record.machine
+    for key in ("kernel", "python", "cpus", "cpu", "uvloop", "liburing", "backend"):
+        a, b = (machine.get(key) for machine in machines)
+        told += [] if a == b else [f"The runs differ in {key}: {a}, {b}."]
+    for line in told:
+        out.print(line, markup=False, highlight=False)
+    return 0
 
 
-def _rows(
-    figures: Figures, columns: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]
-) -> Iterator[list[str]]:
-    yield ["", *(heading for heading, _ in columns)]
-    for label, command, pattern, metric in rows:
-        for case in figures.cases(command, pattern)[:1]:
-            who = [name or figures.baseline(command, case) for _, name in columns]
-            cells = [_cell(figures, command, case, name, metric) for name in who]
-            yield [label.format(case=case.partition(": ")[2]), *cells]
+def changes(before: Figures, after: Figures) -> pd.DataFrame:
+    """Give what both have, how many times ``better`` it is, and whether it ``changed``.
 
-
-def _matrix(
-    figures: Figures, command: str, case: str, metric: str, turned: bool = False
-) -> Iterator[list[str]]:
-    cases = figures.cases(command, case)
-    who = dict.fromkeys(name for case in cases for name in figures.contenders(command, case))
-    names = {case: case.partition(": ")[2] for case in cases}
-    if len(set(names.values())) < len(cases):
-        names = {case: case for case in cases}
-    cells = [[_cell(figures, command, case, name, metric) for case in cases] for name in who]
-    if turned:
-        cells = [list(row) for row in zip(*cells, strict=True)]
-    across, down = (who, names.values()) if turned else (names.values(), who)
-    yield ["", *across]
-    yield from ([name, *row] for name, row in zip(down, cells, strict=True))
+    That is by more than both spreads together.
+    """
+    both = before.frame.merge(after.frame, on=KEY, suffixes=("", "_after"))
+    both["better"] = list(map(ratio, both["metric"], both["median"], both["median_after"]))
+    beyond = (both["median_after"] - both["median"]).abs() > both["spread"] + both["spread_after"]
+    return both.assign(changed=beyond & both["better"].notna())

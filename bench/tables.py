@@ -1,16 +1,19 @@
-"""The tables of works, for people, and what tables.toml says of tables and targets."""
+"""The tables: those of works, for people, and those of RESULTS.md and the README."""
 
+import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd  # type: ignore[import-untyped]
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bench.figures import Figure, Figures, show_better, show_number, show_ratio, show_value
+from bench.errors import BadInputError
+from bench.figures import Figures, show_better, show_number, show_ratio, show_value
 from bench.measure import Work
 
 SHOWN: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
@@ -19,112 +22,92 @@ NOTE: Final = (
     "baseline: how many times better (less time, more throughput). GB is 10^9 bytes."
 )
 _WIDE: Final = 170
+_WORDS: Final = {"", "command", "case", "contender", "metric", "it is", "it is "}
+"""The headings of columns that hold no numbers."""
 _COLUMNS: Final = ("aiozc", "aiozc readiness"), ("aiozc uvloop", "aiozc uvloop readiness")
 """Whom the columns of `python -m bench` tell of, and where no ring can be had."""
 _OURS: Final = ("aiozc", "zc")
 """How the names begin of those that targets are for."""
 
 
-def work_tables(
-    figures: Figures, command: str, work: Work, width: int, targets: bool
-) -> Iterator[Table]:
-    """Lay out what was found of a work."""
-    cases = figures.cases(command, f"{work.name}: *")
-    if not work.by_contender:
-        yield from [_by_case(figures, command, cases, work, targets)] if cases else []
-        return
-    for case in cases:
-        brief = work.brief if width < _WIDE else ()
-        yield _by_contender(figures, command, case, brief, work.baseline)
+def pivot(found: pd.DataFrame, index: str | list[str], columns: str) -> pd.DataFrame:
+    """Lay out the cells of rows, in their order."""
+    how = {"aggfunc": "first", "sort": False, "fill_value": ""}
+    return found.pivot_table(index=index, columns=columns, values="cell", **how)
+
+
+def show(title: str, frame: pd.DataFrame) -> Table:
+    """Make a table of a frame, as wide as it needs."""
+    look = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+    table = Table(title=title, box=box.SIMPLE_HEAD, **look)  # type: ignore[arg-type]
+    for heading in frame:
+        side: Any = "left" if heading in _WORDS else "right"
+        whole = heading == "" or heading.startswith("short ")
+        table.add_column(escape(heading), justify=side, overflow="fold", no_wrap=whole)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
 
 
 def overview(figures: Figures) -> Table:
     """Make the one table of `python -m bench`, 100 columns wide at most."""
-    table = make_table("What aiozc makes of it, beside asyncio without it")
-    headings = {"": "left", "asyncio": "right", "aiozc": "right", "it is": "left"}
-    for heading, side in [*headings.items(), ("on uvloop", "right"), ("it is ", "left")]:
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for label, pattern, metric in SHOWN["overview"]["rows"]:
-        for case in figures.cases("overview", pattern):
-            told = {f.contender: f for f in figures.of("overview", case) if f.metric == metric}
-            row = [label, show_value(told[figures.baseline("overview", case)])]
+    rows = []
+    for label, case, metric in SHOWN["overview"]["rows"]:
+        for _, found in figures.select("overview", case, metric).groupby("case", sort=False):
+            rows.append([label, *map(show_value, found[found["base"]].itertuples())])
             for names in _COLUMNS:
-                found = next((told[name] for name in names if name in told), None)
-                row += ["", ""] if found is None else [show_value(found), show_better(found)]
-            table.add_row(*row)
-    return table
+                one = next(found[found["contender"].isin(names)].itertuples(), None)
+                rows[-1] += ["", ""] if one is None else [show_value(one), show_better(one.ratio)]
+    headings = ["", "asyncio", "aiozc", "it is", "on uvloop", "it is "]
+    title = "What aiozc makes of it, beside asyncio without it"
+    return show(title, pd.DataFrame(rows, columns=headings))
 
 
-def make_table(title: str) -> Table:
-    """Make an empty table."""
-    look = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
-    return Table(title=title, box=box.SIMPLE_HEAD, **look)  # type: ignore[arg-type]
+def work_tables(
+    figures: Figures, command: str, work: Work, width: int, targets: bool
+) -> Iterator[Table]:
+    """Lay out what was found of a work."""
+    found = figures.select(command, f"{work.name}: *")
+    if work.by_contender:
+        brief = work.brief if width < _WIDE and work.brief else work.units
+        for case, rows in found.groupby("case", sort=False):
+            yield _by_contender(str(case), rows, work, brief)
+    elif len(found):
+        yield _by_case(command, found, work, targets)
 
 
-def _by_contender(
-    figures: Figures, command: str, case: str, brief: Sequence[str], baseline: str
-) -> Table:
+def _by_contender(case: str, rows: pd.DataFrame, work: Work, brief: Iterable[str]) -> Table:
     """Make a table of one case, a row for each contender."""
-    table = make_table(f"{case.partition(': ')[2]}; ratio to {baseline}")
-    table.add_column("", no_wrap=True)
-    units = {figure.metric: figure.unit for figure in figures.of(command, case)}
-    shown = [name for name in units if not name.startswith("mean ") and name in (brief or units)]
-    for metric in shown:
-        heading, short = f"{metric} {units[metric]}".strip(), metric.startswith("short ")
-        table.add_column(heading, justify="right", no_wrap=short)
-        if metric == shown[0]:
-            table.add_column("ratio", justify="right")
-    for contender in figures.contenders(command, case):
-        row = [escape(contender)]
-        for metric in shown:
-            found = figures.get(command, case, contender, metric)
-            row.append("" if found is None else _with_mean(figures, found))
-            if metric == shown[0]:
-                row.append("" if found is None else show_ratio(found))
-        table.add_row(*row)
-    return table
+    medians = rows.set_index(["contender", "metric"])["median"].to_dict()
+    cells = [_with_mean(medians, *whose) for whose in medians]
+    table = pivot(rows.assign(cell=cells), "contender", "metric")
+    headings = {metric: f"{metric} {work.units[metric]}".strip() for metric in brief}
+    first, *rest = [name for name in headings if name in table and not name.startswith("mean ")]
+    ratios = rows[rows["metric"] == first].set_index("contender")["ratio"].map(show_ratio)
+    table = table[[first, *rest]].rename(columns=headings)
+    table.insert(1, "ratio", ratios)
+    return show(f"{case.partition(': ')[2]}; ratio to {work.baseline}", table.reset_index(names=""))
 
 
-def _with_mean(figures: Figures, found: Figure) -> str:
+def _with_mean(medians: Mapping[tuple[str, str], float], who: str, metric: str) -> str:
     """Write a median; of short reads and writes also the mean of what they moved."""
-    mean = figures.get(*found[:3], f"mean {found.metric.removesuffix('s')}")
-    shown = show_number(found.median)
-    return f"{shown} of {show_number(mean.median)}" if mean and found.median else shown
+    number, mean = medians[who, metric], medians.get((who, f"mean {metric.removesuffix('s')}"))
+    return f"{show_number(number)} of {show_number(mean)}" if mean else show_number(number)
 
 
-def _by_case(
-    figures: Figures, command: str, cases: Sequence[str], work: Work, targets: bool
-) -> Table:
+def _by_case(command: str, found: pd.DataFrame, work: Work, targets: bool) -> Table:
     """Make a table of a work, a row for each metric of each case."""
-    everybody = (name for case in cases for name in figures.contenders(command, case))
-    contenders = list(dict.fromkeys(everybody))
-    table = make_table(work.title)
-    for heading in "case", "metric":
-        table.add_column(heading, overflow="fold")
-    for contender in contenders:
-        table.add_column(escape(contender), justify="right")
-        if contender != work.baseline:
-            table.add_column("ratio", justify="right")
-    for heading in (("must", "aim") if targets else ()) + ("rounds",):
-        table.add_column(heading, justify="right")
-    for case in cases:
-        title = case.partition(": ")[2]
-        for metric, unit in {f.metric: f.unit for f in figures.of(command, case)}.items():
-            target = target_of(command, case, metric) if targets else None
-            row, rounds = [title, f"{metric} {unit}".strip()], 0
-            for contender in contenders:
-                found = figures.get(command, case, contender, metric)
-                row.append("" if found is None else show_number(found.median))
-                if contender != work.baseline:
-                    ours = target is not None and contender.startswith(_OURS)
-                    ratio = "" if found is None else show_ratio(found)
-                    row.append(f"{ratio} {judge(target, found)}" if found and ours else ratio)
-                rounds = max(rounds, 0 if found is None else found.rounds)
-            if targets:
-                row += ["", ""] if target is None else _show_target(*target)
-            table.add_row(*row, str(rounds))
-            title = ""
-    return table
+    if targets:
+        verdicts = [judge(command, row) for row in found.itertuples()]
+        found = found.assign(cell=found["cell"] + verdicts)
+    table = pivot(found, ["case", "metric"], "contender")
+    for place, heading in enumerate(("must", "aim") if targets else ()):
+        table[heading] = [_show_target(command, *of)[place] for of in table.index]
+    table["rounds"] = found.groupby(["case", "metric"], sort=False)["rounds"].max()
+    table = table.reset_index()
+    table["metric"] = [f"{metric} {work.units[metric]}".strip() for metric in table["metric"]]
+    table["case"] = table["case"].str.partition(": ")[2].mask(table["case"].duplicated(), "")
+    return show(work.title, table)
 
 
 def target_of(command: str, case: str, metric: str) -> tuple[float, Any] | None:
@@ -135,14 +118,71 @@ def target_of(command: str, case: str, metric: str) -> tuple[float, Any] | None:
     return None
 
 
-def judge(target: tuple[float, Any] | None, figure: Figure) -> str:
-    """Say how a figure stands to a target: by its ratio, or by its worst round."""
-    must, aim = target or (0, 0)
-    reached = figure.high <= must if aim == "most" else figure.ratio >= must
-    if not reached:
-        return "[red]miss[/]"
-    return "[green]pass[/]" if aim == "most" or figure.ratio < aim else "[bold green]aim[/]"
+def judge(command: str, row: Any) -> str:
+    """Say how a figure of aiozc's stands to its target: by its ratio, or by its worst round."""
+    target = target_of(command, row.case, row.metric)
+    if target is None or not row.contender.startswith(_OURS):
+        return ""
+    must, aim = target
+    if row.high > must if aim == "most" else row.ratio < must:
+        return " miss"
+    return " pass" if aim == "most" or row.ratio < aim else " aim"
 
 
-def _show_target(must: float, aim: Any) -> list[str]:
-    return [f"<= {must:g}", ""] if aim == "most" else [f"{must:g}x", f"{aim:g}x"]
+def _show_target(command: str, case: str, metric: str) -> tuple[str, str]:
+    if (target := target_of(command, case, metric)) is None:
+        return "", ""
+    must, aim = target
+    return (f"<= {must:g}", "") if aim == "most" else (f"{must:g}x", f"{aim:g}x")
+
+
+# Those in Markdown, as tables.toml has them.
+
+
+def with_tables(text: str, figures: Figures) -> str:
+    """Put tables between a text's markers, ``<!-- bench:NAME -->`` and ``<!-- /bench -->``."""
+    tables = SHOWN["tables"]
+
+    def replace(found: re.Match[str]) -> str:
+        if found[1] not in tables:
+            raise BadInputError(f"there is no table {found[1]!r}; there are {', '.join(tables)}")
+        return f"<!-- bench:{found[1]} -->\n{markdown(figures, found[1])}\n<!-- /bench -->"
+
+    return re.sub(r"<!-- bench:(\S+) -->\n.*?<!-- /bench -->", replace, text, flags=re.DOTALL)
+
+
+def markdown(figures: Figures, name: str) -> str:
+    """Write a table; nothing where there are no figures for it."""
+    how = SHOWN["tables"][name]
+    table = _of_rows(figures, **how) if "rows" in how else _of_metric(figures, **how)
+    if table.empty:
+        return ""
+    ruled = [list(table), ["---", *["---:"] * (len(table.columns) - 1)]]
+    rows = [*ruled, *table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _of_rows(
+    figures: Figures, columns: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    told = []
+    for label, command, pattern, metric in rows:
+        found = figures.select(command, pattern, metric)
+        if len(found):
+            case = found["case"].iloc[0]
+            found = found[found["case"] == case].set_index("contender")
+            cells = {**found["cell"], "": "".join(found[found["base"]]["cell"])}
+            shown = [cells.get(name, "") for _, name in columns]
+            told.append([label.format(case=case.partition(": ")[2]), *shown])
+    return pd.DataFrame(told, columns=["", *(heading for heading, _ in columns)])
+
+
+def _of_metric(
+    figures: Figures, command: str, case: str, metric: str, turned: bool = False
+) -> pd.DataFrame:
+    found = figures.select(command, case, metric)
+    short = found["case"].str.replace("^.*?: ", "", regex=True)
+    if short.nunique() == found["case"].nunique():
+        found = found.assign(case=short)
+    table = pivot(found, "case", "contender")
+    return (table if turned else table.T).reset_index(names="")

@@ -13,7 +13,6 @@ import pytest
 
 from bench.console import COMMANDS
 from bench.processes import importing_bench
-from bench.record import RUNS
 from bench.sink import SinkProcess
 from tests.bench.conftest import Bench, Recorded, start_python
 
@@ -73,7 +72,6 @@ def test_the_help_and_the_refusal_of_what_is_no_command_name_every_command(
         assert f"\n  {name} " in told
         assert command["purpose"] in told
         assert name in refused
-    assert {run.partition(" ")[0] for run in RUNS} <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize(("package", "command"), [("matplotlib", "plot"), ("aiozc", "sendfile")])

@@ -8,23 +8,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.compare import changes
 from bench.errors import BadInputError, BenchError
-from bench.figures import (
-    Figure,
-    Figures,
-    ratio,
-    show_better,
-    show_number,
-    show_ratio,
-    show_spread,
-    size_in,
-)
+from bench.figures import Figures, ratio, show_better, show_number, show_ratio, size_in
 from bench.measure import Case, measure
 from bench.meter import LatenessTimer, Meter, percentile
+from bench.results import changes
 from bench.samples import About, Record, Sample, read
 from bench.tables import judge, target_of
 from bench.units import parse_size, show_size
@@ -41,10 +33,9 @@ def record_of(**values: list[float]) -> Record:
     return Record({"cpus": 2}, works={"sendfile/small": About("small", "base")}, samples=samples)
 
 
-def figure_of(**values: list[float]) -> Figure:
-    figure = Figures(record_of(**values)).get(*CASE, "aiozc", "time")
-    assert figure is not None
-    return figure
+def figure_of(**values: list[float]) -> Any:
+    frame = Figures(record_of(**values)).frame
+    return next(frame[frame["contender"] == "aiozc"].itertuples())
 
 
 def case_of(values: Mapping[str, list[float]], **more: object) -> Case:
@@ -131,10 +122,10 @@ def test_the_median_is_over_rounds_and_the_ratio_over_pairs_of_one_round() -> No
     figure = figure_of(base=[50, 100, 60], aiozc=[10, 20, 60])
 
     assert (figure.median, figure.spread, figure.ratio, figure.rounds) == (20, 25, 5, 3)
-    assert (show_ratio(figure), show_better(figure)) == ("5x", "5.0x better")
-    assert show_spread(figure) == "±125 %"
+    assert (figure.shown, figure.cell) == ("20 us ±125 %", "20, 5x")
+    assert show_better(figure.ratio) == "5.0x better"
     alone = figure_of(aiozc=[10])
-    assert show_ratio(alone) == show_better(alone) == ""
+    assert show_ratio(alone.ratio) == show_better(alone.ratio) == ""
 
 
 def test_a_ratio_above_one_is_better_whichever_way_the_metric_goes() -> None:
@@ -147,10 +138,10 @@ def test_only_what_changed_by_more_than_both_spreads_is_a_change() -> None:
     before = Figures(record_of(base=[40, 50, 60], aiozc=[10, 11, 12]))
     after = Figures(record_of(base=[55, 60, 65], aiozc=[21, 22, 23]))
 
-    assert [(old.contender, factor) for old, _, factor in changes(before, after)] == [
-        ("aiozc", 0.5)
-    ]
-    assert changes(before, before) == []
+    found = changes(before, after)
+    assert list(found["changed"]) == [False, True]
+    assert list(found["better"])[1] == 0.5
+    assert not changes(before, before)["changed"].any()
 
 
 def test_numbers_have_about_three_digits() -> None:
@@ -167,9 +158,10 @@ def test_numbers_have_about_three_digits() -> None:
     ],
 )
 def test_a_target_is_for_the_ratio_or_for_the_worst_round(
-    target: tuple[float, object], values: list[float], verdict: str
+    target: tuple[float, object], values: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert verdict in judge(target, figure_of(base=[40] * len(values), aiozc=values))
+    monkeypatch.setattr("bench.tables.target_of", lambda *_: target)
+    assert verdict in judge("sendfile", figure_of(base=[40] * len(values), aiozc=values))
 
 
 def test_targets_are_found_by_the_case() -> None:

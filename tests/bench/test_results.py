@@ -8,8 +8,9 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from bench.errors import BadInputError
 from bench.figures import Figures
 from bench.plot import PICTURES
-from bench.results import HERE, TABLES, lines, results, with_tables
+from bench.results import HERE, results
 from bench.samples import About, Record, Sample, read
+from bench.tables import markdown, with_tables
 from tests.bench.conftest import Bench
 
 MACHINE = dict.fromkeys(("architecture", "cpu", "uvloop", "aiozc", "liburing", "backend"), "some")
@@ -111,7 +112,7 @@ def test_what_pictures_cannot_be_made_of_is_refused(bench: Bench, tmp_path: Path
 def test_a_table_that_is_not_known_is_refused() -> None:
     with pytest.raises(BadInputError, match="there is no table 'pigeons'; there are sendfile"):
         with_tables("<!-- bench:pigeons -->\n<!-- /bench -->", Figures(a_record()))
-    assert list(lines(Figures(Record({})), TABLES["sendfile"])) == []
+    assert markdown(Figures(Record({})), "sendfile") == ""
 
 
 def test_the_readme_and_results_are_those_of_the_recorded_samples() -> None:
