@@ -1,13 +1,16 @@
 """Connections between two sockets."""
 
 import contextlib
+import fcntl
 import io
 import socket
+import sys
 import time
 
 from tests.kit.content import KIB
 
 Descriptor = socket.socket | io.RawIOBase
+_SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B  # linux/sockios.h: all that is queued, the unsent of it
 
 
 def socket_pair(
@@ -32,7 +35,7 @@ def socket_pair(
 def fill(sock: socket.socket) -> int:
     """Send zeros until the send buffer takes no more; return how many it took.
 
-    What the kernel moves on to the receiver's buffer a moment later makes room once more.
+    By TCP what the receiver acknowledges a moment later makes room once more.
     """
     sent, before = 0, -1
     while sent != before:
@@ -41,5 +44,12 @@ def fill(sock: socket.socket) -> int:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     sent += sock.send(bytes(size))
-        time.sleep(0.002)
+        while sock.family != socket.AF_UNIX and _in_flight(sock):
+            time.sleep(0.001)
     return sent
+
+
+def _in_flight(sock: socket.socket) -> int:
+    """Return how many bytes have been sent and not been acknowledged."""
+    queued, unsent = (fcntl.ioctl(sock, what, bytes(4)) for what in (_SIOCOUTQ, _SIOCOUTQNSD))
+    return int.from_bytes(queued, sys.byteorder) - int.from_bytes(unsent, sys.byteorder)

@@ -26,7 +26,7 @@ CONTENT = pattern(3 * MIB + 1)
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_asked_for(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: ARG001
     """Let each test choose."""
     monkeypatch.delenv(VARIABLE, raising=False)
     choose._tell_once.cache_clear()
