@@ -9,29 +9,25 @@ import itertools
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import pytest
 import uvloop
 
 import aiozc
-from tests.kit import backends, folding, tasks
+from tests.kit import backends, folding
 from tests.kit.connections import socket_pair
+from tests.kit.content import MakeFile
 from tests.kit.ends import Ends
-from tests.kit.far_ends import FarEnd, Receiver
-from tests.kit.leaks import check_nothing_left, holdings
-from tests.kit.ways import send_uncopied, splice_file
+from tests.kit.far_ends import Connect, FarEnd, Receiver
+from tests.kit.leaks import check_at_rest, check_nothing_left, holdings
+from tests.kit.loops import LOOPS, LoopFactory
+from tests.kit.ways import SENDS, Send
 
 pytest_plugins = ["pytester"]
 
-LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-LOOPS: dict[str, LoopFactory] = {
-    "asyncio": asyncio.new_event_loop,
-    "uvloop": uvloop.new_event_loop,
-}
-IDLE_PIPES = 4  # what a reactor at rest may keep
 
 # A shell's background jobs ignore it, and what the tests start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -190,17 +186,6 @@ def no_ring_left_mapped(request: pytest.FixtureRequest) -> Iterator[None]:
         assert holdings().rings <= before.rings
 
 
-async def check_at_rest(reactor: aiozc.Reactor) -> None:
-    """Check that nothing is in flight, within some turns: pipes are closed a moment later."""
-    for _ in range(100):
-        statistics = reactor.statistics()
-        if statistics.in_flight == 0 and statistics.pipes <= IDLE_PIPES:
-            return
-        await tasks.sleep(0.001)
-    assert statistics.in_flight == 0
-    assert statistics.pipes <= IDLE_PIPES
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """Run a test with what is folded, and fail it if it ends with operations in flight."""
@@ -231,38 +216,10 @@ def far_end(far_ends_thread: FarEnd, backend: str) -> Iterator[FarEnd]:  # noqa:
     far_ends_thread.close_all()
 
 
-class Send(Protocol):
-    """Send a file, as `aiozc.loop_sendfile` does."""
-
-    def __call__(
-        self, sock: Any, file: Any, offset: int = ..., count: int | None = ..., /
-    ) -> Coroutine[Any, Any, int]: ...
-
-
-SENDS: dict[str, Send] = {
-    "loop_sendfile": aiozc.loop_sendfile,
-    "splice_pipe": splice_file,
-    "sendfile_zc": send_uncopied,
-}
-
-
 @pytest.fixture(params=SENDS)
 def send(request: pytest.FixtureRequest) -> Send:
     """Run the test by each function that sends files."""
     return SENDS[request.param]
-
-
-class Connect(Protocol):
-    """Make a connection; see `connect`."""
-
-    def __call__(
-        self,
-        family: int = ...,
-        *,
-        limit: int | None = ...,
-        sndbuf: int | None = ...,
-        rcvbuf: int | None = ...,
-    ) -> tuple[socket.socket, Receiver]: ...
 
 
 @pytest.fixture
@@ -281,12 +238,6 @@ def connect(far_end: FarEnd) -> Iterator[Connect]:
             return stack.enter_context(near), far_end.receive(far, limit=limit)
 
         yield connect
-
-
-class MakeFile(Protocol):
-    """Make a file; see `make_file`."""
-
-    def __call__(self, content: bytes, *, buffering: int = ..., again: bool = ...) -> BinaryIO: ...
 
 
 @pytest.fixture(scope="module")

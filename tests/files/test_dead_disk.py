@@ -13,14 +13,14 @@ import pytest
 import aiozc
 from aiozc._engines import readiness, workers
 from aiozc._engines.reactor import Reactor
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, content_of
-from tests.kit.far_ends import FarEnd
+from tests.kit.far_ends import Connect, FarEnd
 from tests.kit.faults.fuse import Fuse, Op
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
-from tests.kit.waiting import in_a_thread, run_on, until
+from tests.kit.waiting import in_a_thread, until
 
 CONTENT = pattern(2 * MIB)
 NUMBER = 8

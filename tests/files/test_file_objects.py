@@ -20,10 +20,10 @@ import trio
 import trio.testing
 
 import aiozc
-from tests.conftest import Connect
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, case, pattern
 from tests.kit.ends import Ends
+from tests.kit.far_ends import Connect
 from tests.kit.ways import send_uncopied, splice_file, splice_upload
 
 pytestmark = pytest.mark.anyio

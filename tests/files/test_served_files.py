@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import aiozc
-from tests.conftest import Connect
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern
+from tests.kit.far_ends import Connect
 from tests.kit.faults.fuse import Fuse, Op
 
 pytestmark = pytest.mark.anyio

@@ -16,12 +16,11 @@ import uvloop
 
 import aiozc
 from aiozc._install.proxies import UvloopGate, UvloopTransport
-from tests.conftest import MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.waiting import run_on, until
-
-from .conftest import FACTORIES, Buffered, Open, Recorder
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.loops import WITH_AIOZC, run_on
+from tests.kit.transports import Buffered, Open, Recorder
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -241,7 +240,7 @@ def test_a_transport_can_be_copied_no_more_than_uvloops_own() -> None:
         await protocol.lost
         far.close()
 
-    run_on(FACTORIES["uvloop"], main())
+    run_on(WITH_AIOZC["uvloop"], main())
 
 
 def test_a_transport_of_uvloops_made_before_refuses_without_a_fallback(
@@ -277,4 +276,4 @@ def test_connections_after_uninstalling_have_uvloops_own_transports() -> None:
             far.close()
         assert kinds == ["uvloop", "aiozc"]
 
-    run_on(FACTORIES["uvloop"], main())
+    run_on(WITH_AIOZC["uvloop"], main())

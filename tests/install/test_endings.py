@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from aiozc._engines.at_once import AtOnce
-from tests.conftest import MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.loops import WITH_AIOZC
 from tests.kit.tasks import outcome_of
+from tests.kit.transports import Line, Open, Recorder, close_beneath
 from tests.kit.waiting import turns, until
-
-from .conftest import FACTORIES, Line, Open, Recorder, close_beneath
 
 pytestmark = pytest.mark.anyio
 
@@ -309,7 +308,7 @@ async def test_a_file_closed_meanwhile_is_an_oserror_and_leaves_the_transport_us
 # The loop is closed
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", WITH_AIOZC)
 @pytest.mark.parametrize("size", [0, len(PREFIX)], ids=["sending", "waiting"])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(
@@ -323,7 +322,7 @@ def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(
         return transport
 
     with near, far:
-        close_beneath(FACTORIES[name](), connect)
+        close_beneath(WITH_AIOZC[name](), connect)
 
 
 # What the user sets meanwhile

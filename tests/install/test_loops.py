@@ -13,12 +13,12 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import MIB, assert_same, case, pattern
-from tests.kit.waiting import in_threads, run_on
-
-from .conftest import FACTORIES, Recorder
+from tests.kit.content import MIB, MakeFile, assert_same, case, pattern
+from tests.kit.far_ends import Connect
+from tests.kit.loops import WITH_AIOZC, LoopFactory, run_on
+from tests.kit.transports import Recorder
+from tests.kit.waiting import in_threads
 
 CONTENT = pattern(MIB + 1)
 
@@ -27,10 +27,10 @@ class Stranger(asyncio.BaseEventLoop):
     """A loop of a kind that nobody knows."""
 
 
-@pytest.fixture(params=FACTORIES)
+@pytest.fixture(params=WITH_AIOZC)
 def installed(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """Give a test that runs its own loops each make of loop, with aiozc installed."""
-    return FACTORIES[request.param]
+    return WITH_AIOZC[request.param]
 
 
 async def send_both_ways(connect: Connect, make_file: MakeFile) -> None:

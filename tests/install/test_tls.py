@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,26 +10,18 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.conftest import MakeFile
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.loops import WITH_AIOZC
 from tests.kit.tasks import outcome_of
-from tests.kit.tls import CERTIFICATE
+from tests.kit.tls import contexts
+from tests.kit.transports import Buffered, Recorder, close_beneath
 from tests.kit.waiting import turns, until
-
-from .conftest import FACTORIES, Buffered, Recorder, close_beneath
 
 pytestmark = pytest.mark.anyio
 
 CONTENT = pattern(3 * MIB + 5)
 PREFIX = pattern(MIB + 3, 3)
 AFTER = pattern(100_000, 4)
-
-
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the server's and the client's."""
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(CERTIFICATE)
-    return server, ssl.create_default_context(cafile=CERTIFICATE)
 
 
 class Sides:
@@ -225,7 +216,7 @@ async def test_a_connection_that_is_lost_meanwhile_is_a_connection_error(
     assert len(sides.protocol.losses) == 1
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", WITH_AIOZC)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(name: str) -> None:
     for_server, for_client = contexts()
@@ -243,7 +234,7 @@ def test_a_loop_that_is_closed_meanwhile_leaves_nothing_to_complain_of(name: str
         server.close()
         return transport
 
-    close_beneath(FACTORIES[name](), connect)
+    close_beneath(WITH_AIOZC[name](), connect)
 
 
 @pytest.mark.parametrize("size", [4 * KIB, 3 * MIB])

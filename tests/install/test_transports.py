@@ -11,12 +11,10 @@ from unittest import mock
 import pytest
 import uvloop
 
-from tests.conftest import MakeFile
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.tasks import outcome_of
+from tests.kit.transports import Buffered, Open, Recorder, begin
 from tests.kit.waiting import turns, until
-
-from .conftest import Buffered, Open, Recorder, begin
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,7 @@ from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from aiozc.integrations.anyio import receive_file, relay, send_file
-from tests.conftest import MakeFile
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.far_ends import FarEnd, Peer
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from aiozc._kernel.memory import Export, Mapping
-from tests.conftest import MakeFile
-from tests.kit.content import pattern
+from tests.kit.content import MakeFile, pattern
 
 PAGE = mmap.PAGESIZE
 

@@ -8,7 +8,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from aiozc._kernel.pagecache import Probe
 
@@ -79,3 +79,9 @@ def write_out(file: BinaryIO) -> None:
         if not any(probe.is_cached(fd, place, 1) for place in places):
             return
         time.sleep(0.001)
+
+
+class MakeFile(Protocol):
+    """Make a file; see `make_file`."""
+
+    def __call__(self, content: bytes, *, buffering: int = ..., again: bool = ...) -> BinaryIO: ...

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from tests.kit import tasks
 from tests.kit.connections import Descriptor
@@ -352,3 +352,16 @@ class Peer(Receiver):
             self._finish()
         else:
             self._listen()
+
+
+class Connect(Protocol):
+    """Make a connection; see `connect`."""
+
+    def __call__(
+        self,
+        family: int = ...,
+        *,
+        limit: int | None = ...,
+        sndbuf: int | None = ...,
+        rcvbuf: int | None = ...,
+    ) -> tuple[socket.socket, Receiver]: ...

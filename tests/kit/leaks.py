@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiozc
+from tests.kit import tasks
 from tests.kit.waiting import are_threads_at_rest, wait_until
 
 
@@ -88,3 +90,17 @@ def count_ring_workers() -> int:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
             count += Path(f"/proc/self/task/{task}/comm").read_text().startswith("iou-wrk")
     return count
+
+
+IDLE_PIPES = 4  # what a reactor at rest may keep
+
+
+async def check_at_rest(reactor: aiozc.Reactor) -> None:
+    """Check that nothing is in flight, within some turns: pipes are closed a moment later."""
+    for _ in range(100):
+        statistics = reactor.statistics()
+        if statistics.in_flight == 0 and statistics.pipes <= IDLE_PIPES:
+            return
+        await tasks.sleep(0.001)
+    assert statistics.in_flight == 0
+    assert statistics.pipes <= IDLE_PIPES

@@ -50,3 +50,10 @@ class Tls:
         self.proceed.set()
         self._thread.join()
         return self._received
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's and the client's."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(CERTIFICATE)
+    return server, ssl.create_default_context(cafile=CERTIFICATE)

@@ -1,11 +1,10 @@
 """Waiting for what happens, in turns of the loop and in threads; running what does not wait."""
 
-import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tests.kit import tasks
 
@@ -50,11 +49,3 @@ def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:
 def in_a_thread(function: Callable[[], T]) -> T:
     """Run it in a thread of its own that has ended when this returns."""
     return in_threads([function])[0]
-
-
-def run_on(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, T]
-) -> T:
-    """Run it on a new loop of that make."""
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(main)

@@ -4,9 +4,9 @@ A body that is written for a way, a source and a target tests each transfer func
 library over each pair of ends that it is for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -162,3 +162,18 @@ async def get_stuck(
     await until(lambda: target.count >= SEEN or task.done())
     assert not task.done(), task
     return Stuck(way, source, target, task)
+
+
+class Send(Protocol):
+    """Send a file, as `aiozc.loop_sendfile` does."""
+
+    def __call__(
+        self, sock: Any, file: Any, offset: int = ..., count: int | None = ..., /
+    ) -> Coroutine[Any, Any, int]: ...
+
+
+SENDS: dict[str, Send] = {
+    "loop_sendfile": aiozc.loop_sendfile,
+    "splice_pipe": splice_file,
+    "sendfile_zc": send_uncopied,
+}

@@ -14,12 +14,11 @@ import aiozc
 from aiozc._engines import readiness
 from aiozc._engines.uring import Uring
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
-from tests.conftest import Connect, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import fill, socket_pair
-from tests.kit.content import MIB, assert_same, pattern
+from tests.kit.content import MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, content_of
-from tests.kit.far_ends import FarEnd
+from tests.kit.far_ends import Connect, FarEnd
 from tests.kit.waiting import until
 
 CONTENT = pattern(4 * MIB)

@@ -13,13 +13,13 @@ import pytest
 import aiozc
 from aiozc._engines import choose
 from aiozc._kernel import liburing
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
-from tests.kit.content import MIB, assert_same, pattern
+from tests.kit.content import MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, content_of
+from tests.kit.far_ends import Connect
 from tests.kit.leaks import holdings
-from tests.kit.waiting import run_on
+from tests.kit.loops import LoopFactory, run_on
 
 VARIABLE = "AIOZC_BACKEND"
 CONTENT = pattern(3 * MIB + 1)

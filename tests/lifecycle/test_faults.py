@@ -19,9 +19,10 @@ from aiozc._engines.uring import _INDEX_BITS, _TICKER, Uring
 from aiozc._kernel.ring import Completion
 from aiozc._resources.records import Original, Record, outlet
 from aiozc._transfers.sendfile import Sendfile
-from tests.conftest import Connect, MakeFile
-from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.waiting import run_on, threads_at_rest, turns, until
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect
+from tests.kit.loops import run_on
+from tests.kit.waiting import threads_at_rest, turns, until
 
 
 @pytest.mark.ring

@@ -9,13 +9,13 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect
 from tests.kit.leaks import holdings
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
-from tests.kit.waiting import run_on
 
 CONTENT = pattern(8 * MIB)
 OTHER = pattern(2 * MIB, 1)

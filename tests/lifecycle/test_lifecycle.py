@@ -12,13 +12,13 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.far_ends import FarEnd
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect, FarEnd
 from tests.kit.leaks import Holdings, check_nothing_left, count_ring_workers, holdings
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
-from tests.kit.waiting import in_a_thread, in_threads, run_on, turns, wait_until
+from tests.kit.waiting import in_a_thread, in_threads, turns, wait_until
 
 CONTENT = pattern(2 * MIB)
 

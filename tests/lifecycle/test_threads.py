@@ -15,12 +15,13 @@ from aiozc._engines.opening import open_regular
 from aiozc._runtime import threads, trio_loop
 from aiozc._runtime.hosts import in_thread
 from aiozc._runtime.threads import Pool
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
-from tests.kit.content import assert_same, pattern
+from tests.kit.content import MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
-from tests.kit.waiting import run_on, threads_at_rest, turns, until
+from tests.kit.waiting import threads_at_rest, turns, until
 
 CONTENT = pattern(300_000)
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,9 @@ import pytest
 
 import aiozc
 from aiozc._transfers.machine import MOST_TRIES
-from tests.conftest import Connect
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
+from tests.kit.far_ends import Connect
 from tests.kit.faults.fuse import Fuse, Op
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns

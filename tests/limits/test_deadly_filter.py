@@ -16,7 +16,6 @@ from aiozc._kernel import permitted
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.permitted import New, look, may_call
 from aiozc._kernel.status import known
-from tests.conftest import LOOPS, LoopFactory
 from tests.kit.children import Child
 from tests.kit.faults.seccomp import (
     CACHESTAT,
@@ -30,8 +29,8 @@ from tests.kit.faults.seccomp import (
     refuse_calls,
     refuse_io_uring,
 )
-from tests.kit.waiting import run_on
-from tests.limits.test_task_limit import WAYS, file_for_anybody
+from tests.kit.in_children import TRANSFERS, file_for_anybody
+from tests.kit.loops import LOOPS, LoopFactory, run_on
 
 RING = (SETUP, ENTER, REGISTER)
 ALL = (*RING, OPENAT2, CACHESTAT, STATX)
@@ -129,7 +128,7 @@ def test_where_it_cannot_be_asked_none_is_made_and_it_is_asked_again(
 
 
 @pytest.mark.parametrize("ring", [True, False], ids=["all", "but the ring"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", TRANSFERS)
 def test_every_transfer_lives(
     way: Any, ring: bool, loop_factory: LoopFactory, tmp_path: Path
 ) -> None:

@@ -14,9 +14,8 @@ import aiozc
 from aiozc._engines.reactor import LOOKED_AT, THOROUGHLY
 from aiozc._resources import looks
 from aiozc._resources.looks import AT_LEAST, Ask, Looks
-from tests.conftest import MakeFile
 from tests.kit.connections import fill, socket_pair
-from tests.kit.content import KIB, pattern
+from tests.kit.content import KIB, MakeFile, pattern
 from tests.kit.leaks import open_files
 from tests.kit.waiting import turns
 

@@ -20,13 +20,13 @@ import trio
 import aiozc
 from aiozc._drivers import bare
 from aiozc._runtime.hosts import running_loop
-from tests.conftest import LoopFactory
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out
 from tests.kit.leaks import holdings
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
-from tests.kit.waiting import run_on, turns, until
+from tests.kit.waiting import turns, until
 
 CONTENT = pattern(MIB + 11)
 Main = Callable[[], Coroutine[Any, Any, None]]

@@ -13,27 +13,14 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import SENDS, LoopFactory, MakeFile, Send
 from tests.kit.children import Child
 from tests.kit.connections import fill, socket_pair
-from tests.kit.content import MIB, assert_same, pattern
-from tests.kit.waiting import run_on
+from tests.kit.content import MIB, MakeFile, assert_same, pattern
+from tests.kit.faults.privileges import drop_privileges
+from tests.kit.loops import LoopFactory, run_on
+from tests.kit.ways import SENDS, Send
 
-NOBODY = 65534
-FIRST, USERS = 20_000, 40_000  # numbers that belong to no user
 CONTENT = pattern(2 * MIB + 5)
-
-
-def drop_privileges() -> None:
-    """Become a user like nobody, if this is root, and one whom no other test is.
-
-    What a user may lock, and hold in pipes, is counted for all processes of theirs.
-    """
-    if os.geteuid() == 0:
-        user = FIRST + os.getpid() % USERS
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(user, user, user)
 
 
 def use_up_pipe_budget() -> None:

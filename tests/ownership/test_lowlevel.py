@@ -12,9 +12,8 @@ import pytest
 
 import aiozc
 from aiozc.lowlevel import exclusive
-from tests.conftest import MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, content_of
 from tests.kit.far_ends import FarEnd, Peer
 from tests.kit.tasks import outcome_of

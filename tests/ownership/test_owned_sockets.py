@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 import aiozc
-from tests.conftest import Connect, MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, case, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern
 from tests.kit.ends import Ends, make_pipe
-from tests.kit.far_ends import FarEnd, Peer
+from tests.kit.far_ends import Connect, FarEnd, Peer
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import pytest
 
 import aiozc
-from tests.conftest import IDLE_PIPES
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern
 from tests.kit.far_ends import FarEnd, Peer
-from tests.kit.leaks import holdings
+from tests.kit.leaks import IDLE_PIPES, holdings
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
 

@@ -19,14 +19,13 @@ import aiozc
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._kernel.refusals import HERE
 from aiozc.integrations.anyio import receive_file, send_file
-from tests.conftest import Connect, MakeFile
-from tests.install.conftest import FACTORIES, Recorder
-from tests.install.test_tls import contexts
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern, write_out
 from tests.kit.ends import Ends
-from tests.kit.tls import Tls
-from tests.kit.waiting import run_on
+from tests.kit.far_ends import Connect
+from tests.kit.loops import WITH_AIOZC, run_on
+from tests.kit.tls import Tls, contexts
+from tests.kit.transports import Recorder
 from tests.kit.ways import WAYS
 
 SIZES = (1, 4 * KIB, 64 * KIB, 2 * MIB + 5)
@@ -122,7 +121,7 @@ def content_of(path: str) -> bytes:
         return file.read()
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", WITH_AIOZC)
 def test_nor_does_a_loop_that_it_is_installed_on(
     name: str, guard: BlockBuster, make_file: MakeFile
 ) -> None:
@@ -142,9 +141,9 @@ def test_nor_does_a_loop_that_it_is_installed_on(
         assert_same(bytes(peer.data), LARGE, LARGE[: 4 * KIB], LARGE)
 
     guard.activate()
-    run_on(FACTORIES[name], main({}, {}))
+    run_on(WITH_AIOZC[name], main({}, {}))
     tls = {"ssl": for_client, "server_hostname": "localhost"}
-    run_on(FACTORIES[name], main({"ssl": for_server}, tls))
+    run_on(WITH_AIOZC[name], main({"ssl": for_server}, tls))
 
 
 @pytest.mark.anyio

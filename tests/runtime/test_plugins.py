@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 import aiozc
-from tests.conftest import Connect, MakeFile
-from tests.kit.content import MIB, assert_same, pattern
+from tests.kit.content import MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect
 from tests.kit.waiting import turns
 
 CONTENT = pattern(2 * MIB + 1)

@@ -19,11 +19,10 @@ import aiozc
 from aiozc._runtime.hosts import running_loop
 from aiozc._transfers.splice import Splicing
 from aiozc._transfers.steps import Chain
-from tests.conftest import Connect, MakeFile
 from tests.kit.children import Child
 from tests.kit.connections import fill, socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.far_ends import FarEnd
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect, FarEnd
 from tests.kit.leaks import check_nothing_left, holdings
 from tests.kit.waiting import in_threads
 

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, TextIO
 import pytest
 
 import aiozc
-from tests.conftest import Connect, MakeFile
-from tests.kit.content import case, pattern
+from tests.kit.content import MakeFile, case, pattern
 from tests.kit.ends import Ends
-from tests.kit.far_ends import Receiver
-from tests.kit.waiting import in_a_thread, run_on
+from tests.kit.far_ends import Connect, Receiver
+from tests.kit.loops import run_on
+from tests.kit.waiting import in_a_thread
 
 pytestmark = pytest.mark.anyio
 

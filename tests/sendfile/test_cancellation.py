@@ -15,13 +15,13 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import IDLE_PIPES, SENDS, Connect, MakeFile, Send
 from tests.kit.connections import fill
-from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out
-from tests.kit.far_ends import FarEnd, Receiver
-from tests.kit.leaks import holdings
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern, write_out
+from tests.kit.far_ends import Connect, FarEnd, Receiver
+from tests.kit.leaks import IDLE_PIPES, holdings
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
+from tests.kit.ways import SENDS, Send
 
 pytestmark = pytest.mark.anyio
 

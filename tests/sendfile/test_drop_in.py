@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 import aiozc
-from tests.conftest import Connect, MakeFile
-from tests.kit.content import KIB, MIB, digest, pattern
-from tests.kit.waiting import in_a_thread, run_on
+from tests.kit.content import KIB, MIB, MakeFile, digest, pattern
+from tests.kit.far_ends import Connect
+from tests.kit.loops import run_on
+from tests.kit.waiting import in_a_thread
 
 pytestmark = pytest.mark.anyio
 

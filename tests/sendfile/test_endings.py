@@ -11,12 +11,12 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import SENDS, Connect, MakeFile, Send
 from tests.kit.connections import fill, socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.far_ends import FarEnd, Receiver
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect, FarEnd, Receiver
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns
+from tests.kit.ways import SENDS, Send
 
 pytestmark = pytest.mark.anyio
 

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import Connect, MakeFile
-from tests.kit.content import MIB, assert_same, case, pattern
+from tests.kit.content import MIB, MakeFile, assert_same, case, pattern
 from tests.kit.ends import Ends
+from tests.kit.far_ends import Connect
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
 from tests.kit.waiting import turns

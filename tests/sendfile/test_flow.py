@@ -14,12 +14,13 @@ import pytest
 import aiozc
 from aiozc._engines.at_once import CALL, TURN, AtOnce
 from aiozc._transfers.sendfile import AT_ONCE
-from tests.conftest import IDLE_PIPES, Connect, MakeFile, Send
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
-from tests.kit.leaks import holdings, open_files
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
+from tests.kit.far_ends import Connect
+from tests.kit.leaks import IDLE_PIPES, holdings, open_files
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
+from tests.kit.ways import Send
 
 pytestmark = pytest.mark.anyio
 

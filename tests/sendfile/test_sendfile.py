@@ -16,12 +16,12 @@ from typing import IO, Any
 import pytest
 
 import aiozc
-from tests.conftest import Connect, MakeFile, Send
 from tests.kit.connections import fill
-from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out
-from tests.kit.far_ends import FarEnd
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern, write_out
+from tests.kit.far_ends import Connect, FarEnd
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
+from tests.kit.ways import Send
 
 pytestmark = pytest.mark.anyio
 

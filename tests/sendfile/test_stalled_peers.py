@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 import aiozc
-from tests.conftest import MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, assert_same, pattern
+from tests.kit.content import KIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends
 from tests.kit.far_ends import FarEnd, Receiver
 from tests.kit.tasks import outcome_of

@@ -18,16 +18,16 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import LoopFactory
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern
 from tests.kit.ends import Ends, FileSource, StreamTarget, Told, content_of
 from tests.kit.far_ends import FarEnd
 from tests.kit.faults.full_disk import FULL, in_full_place
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
-from tests.kit.waiting import run_on, turns
+from tests.kit.waiting import turns
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,10 @@ import pytest
 
 import aiozc
 from aiozc._resources.pipes import LARGE
-from tests.conftest import Connect, MakeFile
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, Told
+from tests.kit.far_ends import Connect
 from tests.kit.faults.pipe_lock import Hold, held, may_hold
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import until

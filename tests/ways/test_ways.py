@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import aiozc
-from tests.conftest import IDLE_PIPES
 from tests.kit import tasks
 from tests.kit.connections import socket_pair
 from tests.kit.content import MIB, assert_same, pattern
@@ -24,6 +23,7 @@ from tests.kit.ends import (
     StreamTarget,
     Told,
 )
+from tests.kit.leaks import IDLE_PIPES
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
 from tests.kit.ways import (

@@ -17,14 +17,13 @@ import pytest
 import uvloop
 
 import aiozc
-from tests.conftest import LoopFactory
 from tests.kit.backends import lends
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, digest, pattern
 from tests.kit.far_ends import FarEnd, Receiver
-from tests.kit.waiting import run_on
-from tests.limits.test_unprivileged import drop_privileges
+from tests.kit.faults.privileges import drop_privileges
+from tests.kit.loops import LoopFactory, run_on
 
 ROUNDS = 200  # in all: over both families, on both loops, as both users
 FITTING = (1, 100, 4095, 4096, 4097, 20_000, 50_000)  # unread, in the receiver's queue

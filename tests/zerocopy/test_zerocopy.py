@@ -22,17 +22,17 @@ from aiozc._engines import uring
 from aiozc._engines.uring import Uring
 from aiozc._kernel.memory import Mapping
 from aiozc._kernel.ring import Sqe, prep_send_zc
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.backends import lends
 from tests.kit.children import Child
 from tests.kit.connections import fill, socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
-from tests.kit.far_ends import FarEnd
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
+from tests.kit.far_ends import Connect, FarEnd
+from tests.kit.faults.privileges import drop_privileges
 from tests.kit.leaks import holdings
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
-from tests.kit.waiting import run_on, turns, until
-from tests.limits.test_unprivileged import drop_privileges
+from tests.kit.waiting import turns, until
 
 pytestmark = pytest.mark.anyio
 ring = pytest.mark.ring

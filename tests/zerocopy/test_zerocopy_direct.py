@@ -21,14 +21,15 @@ from aiozc._kernel.memory import direct_alignment
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.ring import Sqe, prep_read_fixed
 from aiozc._resources.buffers import COUNT, SIZE
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.backends import lends
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
+from tests.kit.far_ends import Connect
+from tests.kit.faults.privileges import drop_privileges
+from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
-from tests.kit.waiting import run_on, until
-from tests.limits.test_unprivileged import drop_privileges
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.anyio
 ring = pytest.mark.ring

@@ -14,15 +14,14 @@ import aiozc
 from aiozc._drivers import zerocopy
 from aiozc._engines.base import TICK
 from aiozc._kernel.sockets import send_nowait
-from tests.conftest import Connect, LoopFactory, MakeFile
 from tests.kit.backends import lends
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, assert_same, pattern
-from tests.kit.far_ends import FarEnd
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect, FarEnd
+from tests.kit.faults.privileges import drop_privileges
 from tests.kit.leaks import holdings
-from tests.kit.waiting import run_on
-from tests.limits.test_unprivileged import drop_privileges
+from tests.kit.loops import LoopFactory, run_on
 
 CONTENT = pattern(300_000)
 SENDS = 10_000

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from tests.conftest import Connect, MakeFile
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
+from tests.kit.far_ends import Connect
 from tests.kit.leaks import holdings
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns
