@@ -17,9 +17,12 @@ import pytest
 import uvloop
 
 import aiozc
+from aiozc._api import sendfile
+from aiozc._engines import offering
+from aiozc._transfers import route
 from tests.kit import backends, folding
 from tests.kit.connections import socket_pair
-from tests.kit.content import MakeFile
+from tests.kit.content import KIB, MakeFile
 from tests.kit.ends import Ends
 from tests.kit.far_ends import Connect, FarEnd, Receiver
 from tests.kit.leaks import check_at_rest, check_nothing_left, holdings
@@ -165,6 +168,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     item.stash[passed] = report.passed
     return report
+
+
+@pytest.fixture(autouse=True)
+def chains_pay_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files of more than 256 KiB go by chains, so that both ways are tested by small ones.
+
+    Tests of where bytes go have a fixture of the same name, and so the figures that were measured.
+    """
+    monkeypatch.setattr(route, "CHAINS_PAY", 256 * KIB)
+    for module in (route, offering, sendfile):
+        monkeypatch.setattr(module, "SHARE", 256 * KIB)
 
 
 @pytest.fixture(autouse=True)

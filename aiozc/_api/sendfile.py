@@ -29,7 +29,8 @@ from aiozc._engines.reactor import Reactor, count_fallback, get_reactor, latest_
 from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._resources.records import Original, check_idle, outlet, set_position
 from aiozc._runtime.hosts import Loop, arrive, plain_loop, uninterrupted
-from aiozc._transfers.sendfile import AT_ONCE, Sendfile
+from aiozc._transfers.route import SHARE
+from aiozc._transfers.sendfile import Sendfile
 
 
 @uninterrupted
@@ -88,7 +89,7 @@ async def loop_sendfile(
                 status = os.fstat(file.fileno())
             length = count or (status.st_size - offset if status else 0)
             # A device may give bytes as well, and the kernel cannot be asked to send it.
-            if 0 < length <= AT_ONCE and (fallback or (status and stat.S_ISREG(status.st_mode))):
+            if 0 < length <= SHARE and (fallback or (status and stat.S_ISREG(status.st_mode))):
                 check_idle(sock)
                 owners = reactor.owners
                 if (
@@ -159,10 +160,11 @@ async def _send_file(
             length = max(0, size - offset if count is None else min(count, size - offset))
             if at_once is None:
                 check_idle(sock)
-                small = reactor is not None and 0 < length <= AT_ONCE
+                small = reactor is not None and 0 < length <= SHARE
                 if reactor is not None and small and reactor.at_once.may_spend(loop, length):
                     at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
-            transfer = Sendfile(offset, length, at_once)
+            crowded = _always if reactor is None else reactor.is_crowded
+            transfer = Sendfile(offset, length, at_once, crowded)
             await _send_by_kernel(reactor, transfer, sock, file, count)
             if not transfer.error:
                 return transfer.position
@@ -177,6 +179,10 @@ async def _send_file(
         raise
     count_fallback(loop, sock if timeout is None else None)
     return await fallback_engine.send_file(sock, file, offset, count, position)
+
+
+def _always() -> bool:
+    return True
 
 
 def _reactor_if_any() -> Reactor | None:

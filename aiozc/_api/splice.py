@@ -31,7 +31,7 @@ from aiozc._api.arguments import (
 from aiozc._api.transports import check_unowned
 from aiozc._drivers import drive
 from aiozc._drivers import fallback as fallback_engine
-from aiozc._engines.reactor import count_fallback, have_reactor
+from aiozc._engines.reactor import Reactor, count_fallback, have_reactor
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._resources.records import (
     Device,
@@ -94,7 +94,7 @@ async def splice_pipe(
         await _settle(given.holder)
         await _settle(wanted.holder)
         _check_unowned(loop, given, wanted)  # a transport may have begun meanwhile
-        transfer = _choose(given, wanted, count)
+        transfer = _choose(reactor, given, wanted, count)
     reactor.count(transfers=1)
     try:
         source = given.owned(Role.READ)
@@ -326,14 +326,17 @@ def _kind_of(mode: int) -> _Kind:
     return _Kind.OTHER if stat.S_ISCHR(mode) else _Kind.FILE
 
 
-def _choose(given: _Given, wanted: _Given, count: int | None) -> Sendfile | Splicing:
+def _choose(
+    reactor: Reactor, given: _Given, wanted: _Given, count: int | None
+) -> Sendfile | Splicing:
     """Return the machine for two ends: for a file into a socket, the one that knows most."""
     source_offset, target_offset = given.find_offset(), wanted.find_offset()
     # Devices and procfs's files do not tell their size: they are read to the end.
     size = os.fstat(given.holder.fileno()).st_size if given.kind is _Kind.FILE else 0
     if source_offset is not None and wanted.kind is _Kind.SOCKET and size:
         there = max(0, size - source_offset)
-        return Sendfile(source_offset, there if count is None else min(there, count))
+        length = there if count is None else min(there, count)
+        return Sendfile(source_offset, length, crowded=reactor.is_crowded)
     kinds = {given.kind, wanted.kind}
     if _is_same_file(given, wanted):
         # It would never end: what is written at its end is there to be read.

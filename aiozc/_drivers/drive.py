@@ -12,7 +12,7 @@ from aiozc._errors import lacks_descriptors
 from aiozc._resources.records import Original, Record
 from aiozc._runtime.hosts import running_loop, shielded, sleep
 from aiozc._transfers.sendfile import Sendfile
-from aiozc._transfers.steps import Give, SendCached, Splice, Step, Transfer
+from aiozc._transfers.steps import Give, Splice, Step, Transfer
 
 
 class _ScarceError(Exception):
@@ -225,7 +225,7 @@ async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
 
 def _unused(granted: int, step: Step, result: int) -> int:
     """Return what was granted for a step that moved less than it asked for."""
-    if not isinstance(step, SendCached | Splice | Give) or result >= step.length:
+    if not isinstance(step, Splice | Give) or result >= step.length:
         return 0
     return granted * (step.length - max(0, result)) // step.length
 

@@ -35,7 +35,7 @@ from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._resources.records import Record
 from aiozc._runtime.hosts import Loop, wake
-from aiozc._transfers.steps import Chain, End, Give, SendCached, Splice, Step, TakeByte
+from aiozc._transfers.steps import Chain, End, Give, Splice, Step, TakeByte
 
 COPIED = 16 * 1024
 """The most bytes that are read and sent rather than spliced."""
@@ -191,8 +191,6 @@ class AtOnce:
 
     def _step(self, record: Record, step: Step) -> int:
         source, target, pipe = record.source.copy, record.target.copy, record.pipe
-        if isinstance(step, SendCached):
-            return self.send(target, source, step.offset, step.length)
         if isinstance(step, TakeByte):
             if pipe is not None and step.target is End.PIPE:
                 target = pipe.write_end
@@ -220,7 +218,7 @@ class AtOnce:
         return written
 
     def send(self, sock: int, file: int, offset: int, length: int) -> int:
-        """Do the step SendCached: see there for what is returned."""
+        """Send what is cached; see SendCached for what is returned."""
         if length > COPIED:
             return self._splice(sock, file, offset, length)
         return self._copy(sock, file, offset, length)

@@ -47,6 +47,7 @@ from typing import NamedTuple, Self
 from aiozc._engines.at_once import AtOnce
 from aiozc._engines.base import TICK, Backend, Counters, LendingRun, Run
 from aiozc._engines.choose import choose
+from aiozc._engines.offering import Offering
 from aiozc._engines.passing import Passing
 from aiozc._engines.readiness import Readiness
 from aiozc._engines.waits import Waits, only_waits
@@ -60,7 +61,8 @@ from aiozc._resources.pipes import PipePool
 from aiozc._resources.polls import Polls
 from aiozc._resources.records import Original, Record
 from aiozc._runtime.hosts import Loop, running_loop, sleep
-from aiozc._transfers.steps import Chain, End, Pass, PollIn, PollOut, Splice
+from aiozc._transfers.route import CHAINS
+from aiozc._transfers.steps import Chain, End, Offer, Pass, PollIn, PollOut, Splice
 
 _logger = logging.getLogger("aiozc")
 
@@ -91,8 +93,8 @@ class Statistics:
     `transfers` started, those that ended at once included and those that went the fallback
     way not, and `bytes` that their targets took; `short_reads` and `short_writes`: steps
     that moved less than they asked for, and what they moved, in bytes; `chains` begun;
-    `submissions`, system calls that it took (by readiness: splices in the loop's thread, and
-    what was handed to another);
+    `submissions`, system calls that these took (sends in the loop's thread; by readiness splices
+    there, and what was handed to another);
     `completions`: CQEs (by readiness: the ends of those, and ticks); `wakeups`, how often
     the loop found the reactor's descriptor readable; `polls` among the chains' steps;
     `in_flight`, transfers that are not at their end now; `pipes` open now, idle ones included;
@@ -187,6 +189,7 @@ class Reactor:
         self.polls = Polls()
         self._waits = Waits(self)
         self._passing = Passing(self)
+        self._offering = Offering(self)
         self._buffers: Buffers | None = None
         self.runs: dict[int, Run] = {}
         self._loop = weakref.ref(loop)
@@ -350,6 +353,10 @@ class Reactor:
         """Whether descriptors were scarce a moment ago."""
         return time.monotonic() < self._pressed_until
 
+    def is_crowded(self) -> bool:
+        """Return whether a chain more of cached files would not pay: by readiness none does."""
+        return self._runner.name == "readiness" or self._pipes.lent >= CHAINS
+
     def release(self, record: Record) -> None:
         """Close a record now, or when the chain has ended that its coroutine has left."""
         record.abandoned = True
@@ -417,6 +424,8 @@ class Reactor:
     def _begin(self, run: Run) -> None:
         if isinstance(run.chain[0], Pass):
             self._passing.start(run)
+        elif isinstance(run.chain[0], Offer):
+            self._offering.start(run)
         elif only_waits(run.chain):
             self._waits.start(run)
         else:
@@ -425,6 +434,8 @@ class Reactor:
     def _interrupt(self, run: Run) -> None:
         if isinstance(run.chain[0], Pass):
             self._passing.interrupt(run)
+        elif isinstance(run.chain[0], Offer):
+            self._offering.interrupt(run)
         elif only_waits(run.chain):
             self._waits.interrupt(run)
         else:
@@ -539,7 +550,7 @@ class Reactor:
 
     def _look_at(self, run: Run) -> None:
         if not run.ended and not run.stopping:
-            writes = any(isinstance(step, PollOut) for step in run.chain)
+            writes = any(isinstance(step, PollOut | Offer) for step in run.chain)
             if run.record.find_fault(writes=writes):
                 self._stop(run)
 
@@ -567,6 +578,7 @@ class Reactor:
         for run in tuple(self.runs.values()):
             run.stopping = True
             self._passing.interrupt(run)
+            self._offering.interrupt(run)
             self._waits.interrupt(run)
         deadline = time.monotonic() + self._patience
         if self._spare is not None:
@@ -603,6 +615,7 @@ class Reactor:
         self._closing = True
         self.polls.close()
         self._passing.forget()
+        self._offering.forget()
         self._waits.forget()
         for run in self.runs.values():
             run.fail()

@@ -69,6 +69,11 @@ class PipePool:
     def __len__(self) -> int:
         return len(self._idle) + len(self._lent)
 
+    @property
+    def lent(self) -> int:
+        """How many are in use."""
+        return len(self._lent)
+
     def lend(self) -> Pipe:
         """Lend an empty pipe, the largest there may be.
 

@@ -15,12 +15,14 @@ The rules:
    is known to have moved. It waits for room where the socket had none. Where there was nothing
    to wait for it tries again, later and later, and ends by what began it after MOST_TRIES
    in a row that sent nothing. So do waits that are interrupted, but for the end.
-6. A peer is slow when the engine had to interrupt the wait for it. Then the pipe goes, and
-   the transfer waits with nothing in hand; when there is room again, what is cached goes at
-   once, until the peer takes more in a row than a send buffer's free part.
-7. A poll before each send costs the loop's thread a wake-up in the kernel, so it stands only
+6. Where the next bytes go is decided by `route.py`, whenever a chain has ended that another way
+   may follow on.
+7. A peer is slow when it did not take all that it was offered, or when the engine had to interrupt
+   the wait for it. Then the pipe goes: what is cached is offered whenever there is room, with
+   nothing in hand, until the peer takes more in a row than its buffers hold.
+8. A poll before each send costs the loop's thread a wake-up in the kernel, so it stands only
    in the chain after one whose socket was full.
-8. A poll can come true for nothing (K20): on a ring each poll hears of a peer that has ended its
+9. A poll can come true for nothing (K20): on a ring each poll hears of a peer that has ended its
    own stream, as `nc` does, and an error queue makes polls true as well. After two in a row that no
    byte followed comes a pause, of a millisecond first, twice as long while nothing moves.
 """
@@ -28,13 +30,15 @@ The rules:
 import enum
 import errno
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiozc._transfers.machine import Backoff, Transitions, misfortune
+from aiozc._transfers.route import SHARE, Peer, Way, next_way
 from aiozc._transfers.steps import (
     UNLUCKY,
     Chain,
     End,
+    Offer,
     Pause,
     PollOut,
     SendCached,
@@ -42,22 +46,13 @@ from aiozc._transfers.steps import (
     Step,
 )
 
-AT_ONCE = 256 * 1024
-"""The most bytes that one step may send in the loop's own thread: about 25 us."""
-
-FAST = 16
-"""Full steps of AT_ONCE in a row that make a peer a fast one.
-
-A slow peer takes up to a send buffer (4 MiB by tcp_wmem) when it is offered after a wait.
-"""
-
 
 class State(enum.Enum):
     """Where the transfer stands."""
 
-    SENDING = "a small rest goes at once"
+    SENDING = "what there is room for goes in the loop's thread"
     FLOWING = "chains go through a pipe"
-    WAITING = "it waits for room, with no pipe"
+    WAITING = "the same, once there is room"
     PAUSING = "it lets a moment pass, with no pipe"
     DONE = "all was sent, the file has ended, or it failed"
 
@@ -65,8 +60,8 @@ class State(enum.Enum):
 NEXT = Transitions(
     {
         State.SENDING: {
-            State.FLOWING: "not cached, or a fast peer",
-            State.WAITING: "the socket is full, or has taken less than it was offered",
+            State.FLOWING: "not cached, or much is left for a fast peer",
+            State.WAITING: "the socket is full, or the wait for it was interrupted",
             State.PAUSING: "polls that came true for nothing, or tries that failed",
             State.DONE: "",
         },
@@ -78,8 +73,9 @@ NEXT = Transitions(
         },
         State.WAITING: {
             State.SENDING: "there is room",
-            State.PAUSING: "interrupted again and again",
-            State.DONE: "an error of the socket",
+            State.FLOWING: "not cached, or a fast peer after all",
+            State.PAUSING: "polls that came true for nothing, or interrupted again and again",
+            State.DONE: "",
         },
         State.PAUSING: {State.SENDING: "the moment is over"},
         State.DONE: {
@@ -94,23 +90,37 @@ class Sendfile:
     """The bytes of a file from `offset` on, `length` of them or fewer if the file ends.
 
     `at_once` is the result of a SendCached from `offset` that was tried before, None where
-    none was. `error` is the positive errno that ended the transfer, or 0.
+    none was. `crowded` tells whether as many chains of cached files as pay are under way. `error`
+    is the positive errno that ended the transfer, or 0.
     """
 
-    def __init__(self, offset: int, length: int, at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        offset: int,
+        length: int,
+        at_once: int | None = None,
+        crowded: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.offset = offset
         self.length = length
         self.position = 0
         self.error = 0
         self.ended = False
         self._taken = 0
-        self._in_full = 0
+        self._crowded = crowded
+        self._cached = True
+        self._peer = Peer.NEW
         self._full = False
         self._none_sent = 0
         self._backoff = Backoff()
-        self._state = State.SENDING if 0 < length <= AT_ONCE else State.FLOWING
+        self._state = self._next_state()
         if at_once is not None:
             self._sent_at_once(length, at_once)
+
+    def _next_state(self) -> State:
+        left = self.length - self.position
+        way = next_way(left, self._cached, self._peer, self._crowded())
+        return State.FLOWING if way is Way.CHAIN else State.SENDING
 
     @property
     def state(self) -> State:
@@ -143,11 +153,8 @@ class Sendfile:
 
     @property
     def at_once(self) -> int:
-        """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
-        return self._rest() if self._state is State.SENDING else 0
-
-    def _rest(self) -> int:
-        return min(self.length - self.position, AT_ONCE)
+        """What the next chain costs the loop's own thread: an Offer sees to that itself."""
+        return 0
 
     def extend(self, length: int) -> None:
         """Go on to a new end: the file has grown while it was sent."""
@@ -171,20 +178,18 @@ class Sendfile:
         self.lose_pipe()
         NEXT.check(self._state, State.SENDING)
         self._state = State.SENDING
-        return SendCached(self.offset + self.position, self._rest())
+        return SendCached(self.offset + self.position, min(self.length - self.position, SHARE))
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
         """Return the next chain: `most_steps` (3 or more) at the most."""
-        if self._state is State.WAITING:
-            # The pipe is gone, and what was in it is read again (rule 1).
-            self._taken = self.position
-            return (PollOut(),)
+        if self._state is State.FLOWING:
+            return self._flow(pipe_size, most_steps)
+        # The pipe is gone, and what was in it is read again (rule 1).
+        self._taken = self.position
         if self._state is State.PAUSING:
-            self._taken = self.position
             return (self._backoff.pause,)
-        if self._state is State.SENDING:
-            return (SendCached(self.offset + self.position, self._rest()),)
-        return self._flow(pipe_size, most_steps)
+        left, full = self.length - self.position, self._state is State.WAITING
+        return (Offer(self.offset + self.position, left, full),)
 
     def _flow(self, pipe_size: int, most_steps: int) -> Chain:
         chain: list[Step] = []
@@ -204,9 +209,14 @@ class Sendfile:
         return chain
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step that ran."""
+        """Take in what became of a chain: a result for each step that ran.
+
+        (For an Offer two, where something stood in its way.)
+        """
         state, before = self.state, self.position
         self._none_sent = 0
+        if isinstance(chain[0], Offer):
+            self._offered(*results)
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollOut):
                 self._waited(result)
@@ -217,21 +227,40 @@ class Sendfile:
                 self._sent_at_once(step.length, result)
             elif isinstance(step, Splice) and step.target is End.PIPE:
                 self._read(result)
-            else:
+            elif isinstance(step, Splice):
                 self._sent(result)
         error = misfortune(chain, results) or self._none_sent
         if error and self.position == before:
             self.error = self.error or self._backoff.fail(error)
         if self._backoff.is_due:
-            self._in_full = 0
+            self._peer = Peer.SLOW
             self._state = State.PAUSING
         NEXT.check(state, self.state)
+
+    def _offered(self, sent: int, way: int | None = None) -> None:
+        """Take in what an Offer sent, and what stood in its way."""
+        if sent:
+            self.position += sent
+            self._taken = self.position
+            self._backoff.moved()
+        if way is None:
+            self._peer = Peer.FAST
+            self._state = self._next_state()
+        elif way == -errno.ECANCELED:
+            self._waited(way)
+        elif way == -errno.EAGAIN:
+            self._peer = Peer.SLOW
+            self._state = State.PAUSING
+        elif way == -errno.EINTR:
+            self._none_sent = errno.EINTR
+        else:
+            self._sent_at_once(0, way)
 
     def _waited(self, result: int) -> None:
         interrupted = result in (-errno.ECANCELED, -errno.EINTR)
         self._backoff.waited(interrupted=interrupted)
         if interrupted:
-            self._in_full = 0
+            self._peer, self._cached = Peer.SLOW, True
             self._state = State.WAITING
         elif result < 0:
             self.error = -result
@@ -246,20 +275,19 @@ class Sendfile:
             self._backoff.moved_nothing()
 
     def _sent_at_once(self, asked: int, result: int) -> None:
+        """Take in what became of a send of what was thought to be cached."""
         if result == -errno.ENODATA:
+            self._cached = False
             self._state = State.FLOWING
         elif result == 0:
             self.ended = True
         elif result > 0:
             self.position += result
             self._taken = self.position
-            self._in_full = self._in_full + 1 if result == asked else 0
-            if result < asked:
-                self._state = State.WAITING
-            else:
-                fast = self._in_full >= FAST and self.length - self.position > AT_ONCE
-                self._state = State.FLOWING if fast else State.SENDING
+            self._peer = Peer.SLOW if result < asked else self._peer
+            self._state = State.WAITING if result < asked else self._next_state()
         elif -result in UNLUCKY:
+            self._peer = Peer.SLOW
             self._state = State.WAITING
         else:
             self.error = -result

@@ -55,6 +55,20 @@ class SendCached(NamedTuple):
     length: int
 
 
+class Offer(NamedTuple):
+    """Send what is cached of a range whenever the socket has room, by as few calls as can be.
+
+    It begins with a wait for room where the socket is `full`. The result is the number of bytes
+    sent. Unless all were, or the peer took so many in a row that another way may pay, a second
+    result tells what stood in the way: ENODATA where pages would have to be read, 0 at the file's
+    end, EAGAIN where polls come true for nothing, ECANCELED where the wait was ended.
+    """
+
+    offset: int
+    length: int
+    full: bool
+
+
 class TakeByte(NamedTuple):
     """Move one byte by recv(2): past the mark of TCP's urgent data, where splice(2) stops.
 
@@ -171,7 +185,8 @@ class AwaitRoom(NamedTuple):
 
 
 Lending = SendMemory | ReadFixed | SendFixed
-Step = TakeByte | Pause | Splice | PollIn | PollOut | SendCached | Pass | Receive | Give | Lending
+Moving = Splice | TakeByte | SendCached | Offer | Pass | Receive | Give
+Step = PollIn | PollOut | Pause | Moving | Lending
 Chain = Sequence[Step]
 LoanStep = SendZero | SendCopied | AwaitRoom | Pause
 

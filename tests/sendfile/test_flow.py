@@ -13,7 +13,6 @@ import pytest
 
 import aiozc
 from aiozc._engines.at_once import CALL, TURN, AtOnce
-from aiozc._transfers.sendfile import AT_ONCE
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
 from tests.kit.far_ends import Connect
@@ -23,6 +22,8 @@ from tests.kit.waiting import turns, until
 from tests.kit.ways import Send
 
 pytestmark = pytest.mark.anyio
+
+LARGE = 256 * KIB
 
 
 @pytest.fixture
@@ -320,12 +321,12 @@ async def test_small_transfers_wait_for_no_large_one_and_no_large_one_waits_for_
 ):
     loop, at_once = asyncio.get_running_loop(), AtOnce()
     granted: list[int] = []
-    for length in [AT_ONCE] * 300 + [4 * KIB] * 300:
+    for length in [LARGE] * 300 + [4 * KIB] * 300:
         at_once.queue(loop, length, functools.partial(granted.append, length))
     while len(granted) < 600:
         await turns(1)
     last_small = 599 - granted[::-1].index(4 * KIB)
-    assert 20 < granted[:last_small].count(AT_ONCE) < 60  # of three turns, those of two halves
+    assert 20 < granted[:last_small].count(LARGE) < 60  # of three turns, those of two halves
 
 
 async def test_the_first_in_the_queue_gets_its_turn_whatever_it_wants_of_it() -> None:
@@ -336,7 +337,7 @@ async def test_the_first_in_the_queue_gets_its_turn_whatever_it_wants_of_it() ->
     newcomers = 0
     for _ in range(10):
         await turns(1)
-        newcomers += at_once.may_spend(loop, AT_ONCE)
+        newcomers += at_once.may_spend(loop, LARGE)
         for _ in range(300):
             at_once.queue(loop, 4 * KIB, int)
         if queued.done():

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.machine import MOST_TRIES
-from aiozc._transfers.sendfile import AT_ONCE, FAST, Sendfile, State
-from aiozc._transfers.steps import Chain, End, Pause, PollOut, SendCached, Splice
+from aiozc._transfers.route import CHAINS_PAY, KEEPS_UP, SHARE, Peer, Way, next_offer, next_way
+from aiozc._transfers.sendfile import Sendfile, State
+from aiozc._transfers.steps import Chain, End, Offer, Pause, PollOut, Splice
 
 PAGE = 4096
 KIB = 1024
+MIB = 1 << 20
 UNLUCKY = (-errno.EINTR, -errno.ECANCELED, -errno.EAGAIN)
 
 
@@ -38,6 +40,8 @@ class World:
     def run(self, chain: Chain) -> list[int]:
         """Run a chain and return a result for each step that ran."""
         results: list[int] = []
+        if isinstance(chain[0], Offer):
+            return self.offer(chain[0])
         for step in chain:
             result = self.step(step)
             results.append(result)
@@ -54,23 +58,28 @@ class World:
         if isinstance(step, PollOut):
             return -errno.ECANCELED if percent < 10 else 0
         self.unlucky = self.unlucky + 1 if percent < 12 else 0
-        if 0 < self.unlucky < MOST_TRIES and not isinstance(step, SendCached):
+        if 0 < self.unlucky < MOST_TRIES:
             return UNLUCKY[percent % (3 if self.pipe else 2)]
-        if isinstance(step, SendCached):
-            return self.send_cached(step, percent)
         assert isinstance(step, Splice)
         if step.source is End.SOURCE:
             return self.read(step, percent)
         return self.send(step, percent)
 
-    def send_cached(self, step: SendCached, percent: int) -> int:
-        """Send from the file at once, if it is drawn to be cached and there is room."""
-        if percent < 12:
-            return (-errno.EAGAIN, -errno.ENODATA)[percent % 2]
-        length = max(0, min(step.length, self.size - step.offset))
-        length = portion(length, percent)
-        self.arrived.append(range(step.offset, step.offset + length))
-        return length
+    def offer(self, step: Offer) -> list[int]:
+        """Send from the file what there is room for, until something drawn stands in the way."""
+        sent, end = 0, min(step.offset + step.length, self.size)
+        while step.offset + sent < end:
+            percent = self.draw()
+            if percent < 15:
+                ways = (errno.EAGAIN, errno.ENODATA, errno.ECANCELED)
+                return [sent, -ways[percent % 3]]
+            start = step.offset + sent
+            length = portion(min(SHARE, end - start), percent)
+            self.arrived.append(range(start, start + length))
+            sent += length
+            if sent >= KEEPS_UP and percent % 2:
+                return [sent]
+        return [sent] if sent == step.length else [sent, 0]
 
     def read(self, step: Splice, percent: int) -> int:
         """Splice from the file into the pipe: at most what has room there."""
@@ -128,25 +137,32 @@ def arrived_in_order(world: World) -> range:
 
 sizes = st.one_of(
     st.integers(1, 3 * PAGE),
-    st.integers(AT_ONCE - PAGE, AT_ONCE + PAGE),
-    st.integers(1, 24 * AT_ONCE),
+    st.integers(CHAINS_PAY - PAGE, CHAINS_PAY + PAGE),
+    st.integers(1, 6 * CHAINS_PAY),
 )
 
 
 @given(
     length=sizes,
     offset=st.integers(0, 3 * PAGE),
-    missing=st.one_of(st.just(0), st.integers(0, 2 * AT_ONCE)),
+    missing=st.one_of(st.just(0), st.integers(0, 2 * CHAINS_PAY)),
     pages=st.sampled_from((1, 2, 16, 256)),
     most_steps=st.integers(3, 48),
+    crowded=st.booleans(),
     draws=st.lists(st.integers(0, 100), max_size=400),
 )
 def test_any_order_of_short_failed_and_complete_steps_sends_each_byte_once_in_order(
-    length: int, offset: int, missing: int, pages: int, most_steps: int, draws: list[int]
+    length: int,
+    offset: int,
+    missing: int,
+    pages: int,
+    most_steps: int,
+    crowded: bool,
+    draws: list[int],
 ) -> None:
     size = max(offset, offset + length - missing)  # the file is shorter than was thought
     world = World(size, pages * PAGE, deque(draws))
-    transfer = Sendfile(offset, length)
+    transfer = Sendfile(offset, length, crowded=lambda: crowded)
     drive(transfer, world, most_steps)
     arrived = arrived_in_order(world)
     assert transfer.error == 0
@@ -170,6 +186,10 @@ def test_a_step_that_fails_ends_the_transfer_with_what_the_socket_took(
             self.steps += 1
             return -number if self.steps > failing else super().step(step)
 
+        def offer(self, step: Offer) -> list[int]:
+            self.steps += 1
+            return [0, -number] if self.steps > failing else super().offer(step)
+
     world = Failing(length, 16 * PAGE, deque(draws))
     transfer = Sendfile(0, length)
     drive(transfer, world, 12)
@@ -178,7 +198,7 @@ def test_a_step_that_fails_ends_the_transfer_with_what_the_socket_took(
 
 
 def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
-    chain = Sendfile(5 * PAGE + 1, 1 << 20).next_chain(16 * PAGE, 9)
+    chain = Sendfile(5 * PAGE + 1, 3 << 20).next_chain(16 * PAGE, 9)
     reads = [step for step in chain if isinstance(step, Splice) and step.source is End.SOURCE]
     assert [(step.source_offset, step.length) for step in reads] == [
         (5 * PAGE + 1, 16 * PAGE - 1),
@@ -189,37 +209,61 @@ def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
 
 
 def test_a_peer_found_slow_costs_no_pipe_until_there_is_room() -> None:
-    transfer = Sendfile(0, 1 << 20)
+    transfer = Sendfile(0, 4 << 20)
     transfer.advance(transfer.next_chain(16 * PAGE, 3), [16 * PAGE, -errno.EAGAIN])
     transfer.advance(transfer.next_chain(16 * PAGE, 3), [-errno.ECANCELED])
     assert transfer.state is State.WAITING
     assert transfer.in_pipe == 16 * PAGE, "whoever gives up the pipe must know that it is not empty"
     assert not transfer.needs_pipe
-    assert transfer.next_chain(0, 6) == (PollOut(),)
-    transfer.advance((PollOut(),), [0])
-    assert transfer.next_chain(0, 6) == (SendCached(0, AT_ONCE),)
+    assert transfer.next_chain(0, 6) == (Offer(0, 4 * MIB, full=True),)
 
 
-def test_a_peer_that_takes_more_than_a_buffers_room_in_a_row_gets_a_pipe_again() -> None:
-    transfer = Sendfile(0, 64 * AT_ONCE, at_once=64 * KIB)
-    transfer.advance((PollOut(),), [0])
-    for _ in range(FAST):
-        assert not transfer.needs_pipe
-        offered = SendCached(transfer.position, AT_ONCE)
-        assert transfer.next_chain(0, 6) == (offered,)
-        transfer.advance((offered,), [AT_ONCE])
+def test_a_peer_that_takes_more_than_its_buffers_hold_in_a_row_gets_a_pipe_again() -> None:
+    transfer = Sendfile(0, 64 * MIB, at_once=64 * KIB)
+    assert not transfer.needs_pipe
+    offered = Offer(64 * KIB, 64 * MIB - 64 * KIB, full=True)
+    assert transfer.next_chain(0, 6) == (offered,)
+    transfer.advance((offered,), [KEEPS_UP])
     assert transfer.needs_pipe
 
 
+def test_where_the_next_bytes_go() -> None:
+    """What is not cached goes by the workers, and so does much for who keeps up with it."""
+    little, much = CHAINS_PAY, CHAINS_PAY + 1
+    for left, cached, peer, crowded, way in [
+        (1, False, Peer.NEW, False, Way.CHAIN),
+        (much, False, Peer.SLOW, True, Way.CHAIN),
+        (little, True, Peer.NEW, False, Way.INLINE),
+        (little, True, Peer.FAST, False, Way.INLINE),
+        (much, True, Peer.NEW, False, Way.CHAIN),
+        (much, True, Peer.FAST, False, Way.CHAIN),
+        (much, True, Peer.SLOW, False, Way.INLINE),
+        (much, True, Peer.NEW, True, Way.INLINE),
+        (much, True, Peer.FAST, True, Way.INLINE),
+    ]:
+        assert next_way(left, cached, peer, crowded) is way, (left, cached, peer, crowded)
+
+
+def test_a_peer_is_offered_twice_what_it_took() -> None:
+    for offered, taken, then in [
+        (SHARE, SHARE, SHARE),
+        (SHARE, 700 * KIB, 1400 * KIB),
+        (SHARE, 1, 256 * KIB),
+        (256 * KIB, 256 * KIB, 512 * KIB),
+        (512 * KIB, 300 * KIB, 600 * KIB),
+    ]:
+        assert next_offer(offered, taken) == then
+
+
 def test_an_empty_pipe_that_takes_nothing_is_an_error_and_no_endless_loop() -> None:
-    transfer = Sendfile(0, 1 << 20)
+    transfer = Sendfile(0, 4 << 20)
     chain = transfer.next_chain(16 * PAGE, 6)
     transfer.advance(chain, [-errno.EAGAIN])
     assert transfer.error == errno.EAGAIN
 
 
 def test_polls_stand_only_in_the_chain_behind_a_full_socket() -> None:
-    transfer = Sendfile(0, 64 * AT_ONCE)
+    transfer = Sendfile(0, 64 * MIB)
     fast = transfer.next_chain(16 * PAGE, 6)
     assert PollOut() not in fast
     transfer.advance(fast, [16 * PAGE, PAGE, -errno.EAGAIN])
@@ -230,7 +274,7 @@ def test_polls_stand_only_in_the_chain_behind_a_full_socket() -> None:
 
 
 def test_what_stays_in_the_pipe_goes_first() -> None:
-    transfer = Sendfile(0, 1 << 20)
+    transfer = Sendfile(0, 4 << 20)
     chain = transfer.next_chain(16 * PAGE, 3)
     transfer.advance(chain, [16 * PAGE, 5 * PAGE])
     left = transfer.next_chain(16 * PAGE, 3)
@@ -242,16 +286,16 @@ def test_a_file_that_has_grown_is_gone_on_with() -> None:
     before = transfer.done
     transfer.extend(80 * KIB)
     assert (before, transfer.done) == (True, False)
-    assert transfer.next_chain(0, 6) == (SendCached(64 * KIB, 16 * KIB),)
+    assert transfer.next_chain(0, 6) == (Offer(64 * KIB, 16 * KIB, full=False),)
 
 
 def test_polls_that_come_true_for_nothing_are_followed_by_longer_and_longer_pauses() -> None:
     transfer = Sendfile(0, 1000)
     pauses = []
-    for result in [-errno.EAGAIN] * 9 + [1000]:
-        while not isinstance((chain := transfer.next_chain(0, 6))[0], SendCached):
+    for results in [[0, -errno.EAGAIN]] * 4 + [[1000]]:
+        while not isinstance((chain := transfer.next_chain(0, 6))[0], Offer):
             pauses += [step.level for step in chain if isinstance(step, Pause)]
             transfer.advance(chain, [0])
-        transfer.advance(chain, [result])
-    assert pauses == [0, 1, 2]
+        transfer.advance(chain, results)
+    assert pauses == [0, 1, 2, 3]
     assert transfer.done

@@ -1,0 +1,172 @@
+"""Files offered to sockets from the loop's own thread, whenever there is room.
+
+A slow peer's wake-up is one question (is it cached?) and one sendfile(2) for as much as the socket
+takes: no chain, no pipe, no coroutine that is resumed. What stands in the way (pages that are not
+cached, the file's end, an error) ends the step Offer, and the machine sees to it. The callers'
+objects are looked at as for messages, see `passing.py`: our duplicates are sent from and to, so no
+byte goes astray meanwhile.
+"""
+
+import errno
+
+from aiozc._engines.at_once import Place
+from aiozc._engines.base import Host, Run
+from aiozc._engines.waits import awaited, watch_for
+from aiozc._resources.polls import Watch, is_ready
+from aiozc._runtime.hosts import Loop, running_loop
+from aiozc._transfers.route import KEEPS_UP, SHARE, next_offer
+from aiozc._transfers.steps import Offer, PollOut
+
+LOOKS = 4
+"""Wake-ups of which one begins with the thorough look."""
+
+
+class Offering:
+    """Runs the chains that are an Offer."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._under_way: dict[int, _Offering] = {}
+
+    def start(self, run: Run) -> None:
+        """Offer what there is to send; go on whenever there is room."""
+        offering = _Offering(self._host, run, self._under_way)
+        self._under_way[run.number] = offering
+        offering.begin()
+
+    def interrupt(self, run: Run) -> None:
+        """Have a chain offer no more, if it is one of these."""
+        if run.number in self._under_way:
+            self._under_way[run.number].end(-errno.ECANCELED)
+
+    def forget(self) -> None:
+        """In a forked child: what is under way is the parent's."""
+        self._under_way.clear()
+
+
+class _Offering:
+    """One file that goes to one socket."""
+
+    __slots__ = (
+        *("_begins_full", "_host", "_in_a_row", "_in_vain", "_left", "_looks", "_loop", "_offer"),
+        *("_offset", "_place", "_run", "_sent", "_under_way", "_watch"),
+    )
+
+    def __init__(self, host: Host, run: Run, under_way: "dict[int, _Offering]") -> None:
+        wanted = run.chain[0]
+        assert isinstance(wanted, Offer)
+        self._host = host
+        self._run = run
+        self._under_way = under_way
+        self._loop: Loop = running_loop()
+        self._begins_full = wanted.full
+        self._offset = wanted.offset
+        self._left = wanted.length
+        self._offer = SHARE
+        self._sent = 0
+        self._in_a_row = 0
+        self._in_vain = 0
+        self._looks = 0
+        self._place: Place | None = None
+        self._watch: Watch | None = None
+
+    def begin(self) -> None:
+        """Offer, or wait for room first."""
+        if self._begins_full and not self._has_room():
+            self._wait()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """There may be room: offer when the loop's turn has a share for it."""
+        if self._place is not None:
+            return
+        record = self._run.record
+        self._looks += 1
+        if (record.has_moved() or self._looks % LOOKS == 0) and not record.is_open():
+            self.end(-errno.ECANCELED)
+            return
+        at_once = self._host.at_once
+        while self._run.number in self._under_way:
+            size = min(self._offer, self._left)
+            if not at_once.may_spend(self._loop, size):
+                self._place = at_once.queue(self._loop, size, self._granted)
+                return
+            if not self._send(size):
+                return
+
+    def _granted(self) -> None:
+        self._place = None
+        if self._send(min(self._offer, self._left)):
+            self._go_on()
+
+    def _send(self, size: int) -> bool:
+        """Send what there is room for; return whether to offer more at once."""
+        record, at_once = self._run.record, self._host.at_once
+        result = at_once.send(record.target.copy, record.source.copy, self._offset, size)
+        at_once.give_back(size - max(result, 0))
+        self._host.counters.submissions += 1
+        self._host.counters.completions += 1
+        if result > 0:
+            return self._took(size, result)
+        if result != -errno.EAGAIN:
+            self.end(result)
+            return False
+        try:
+            record.check_nonblocking()
+        except OSError as error:
+            record.fault = error
+            self.end(-errno.ECANCELED)
+            return False
+        self._in_vain += 1
+        if self._in_vain > 1:
+            self.end(-errno.EAGAIN)
+        else:
+            self._wait()
+        return False
+
+    def _took(self, size: int, taken: int) -> bool:
+        """Take in what the socket took; return whether to offer more at once."""
+        self._offset += taken
+        self._left -= taken
+        self._sent += taken
+        self._in_vain = 0
+        self._in_a_row = self._in_a_row + taken if taken == size else 0
+        self._offer = next_offer(size, taken)
+        if not self._left or self._in_a_row >= KEEPS_UP:
+            self.end()
+            return False
+        # Short of what was offered where the socket is full, but for the file's end, or its fault.
+        if taken == size or self._has_room():
+            return True
+        self._host.counters.short_writes += 1
+        self._host.counters.short_write_bytes += taken
+        self._wait()
+        return False
+
+    def _has_room(self) -> bool:
+        return is_ready(*awaited(self._run.record, PollOut()))
+
+    def _wait(self) -> None:
+        watch = self._watch
+        if watch is None or watch.gone:
+            try:
+                watch = watch_for(self._host.polls, self._run.record, PollOut())
+            except OSError as error:
+                self.end(-(error.errno or errno.EIO))
+                return
+            self._watch = watch
+            watch.call = self._go_on
+        watch.told = False
+
+    def end(self, *way: int) -> None:
+        """Be over: with what stood in the way, if something did."""
+        run = self._run
+        del self._under_way[run.number]
+        if self._place is not None:
+            self._host.at_once.leave(self._place)
+        if self._watch is not None:
+            self._watch.call = None
+        run.results[:] = self._sent, *way
+        run.ended = True
+        self._host.retire(run)
