@@ -56,10 +56,10 @@ class Helper:
         """What the object tells first, waited for."""
         return self.hear(30)
 
-    def ask(self, do: str, timeout: float = 60, late: str = "no longer answers", **how: Any) -> Any:
+    def ask(self, do: str, timeout: float = 60, **how: Any) -> Any:
         """Let it do something, and give what comes of it; raise BenchError as `hear` does."""
         self.begin(do, **how)
-        return self.hear(timeout, late)
+        return self.hear(timeout)
 
     def begin(self, do: str, **how: Any) -> None:
         """Let it do something that `hear` waits for; raise BenchError if the process has ended."""
@@ -71,17 +71,16 @@ class Helper:
             self.hear()  # its last words, or the end
             raise self._death() from None
 
-    def hear(self, timeout: float = 60, late: str = "no longer answers") -> Any:
+    def hear(self, timeout: float = 60) -> Any:
         """Wait for what it gives.
 
-        Raises BenchError when the process dies or tells of a failure, or the time is over; then
-        ``late`` is what the message says of the process.
+        Raises BenchError when the process dies or tells of a failure, or the time is over.
         """
         self._control.settimeout(max(timeout, 0.001))
         try:
             line = self._incoming.readline()
         except TimeoutError:
-            raise BenchError(f"{self.name} {late}") from None
+            raise BenchError(f"{self.name} has not answered in {timeout:.0f} s") from None
         except OSError:
             line = b""
         if not line.endswith(b"\n"):

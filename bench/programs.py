@@ -15,9 +15,9 @@ from typing import Any, Final, Self
 import psutil  # type: ignore[import-untyped]
 
 from bench.contenders import Contender, program
+from bench.ends import HOST, listen
 from bench.errors import BadInputError, BenchError
 from bench.processes import cpu_time, end_with_parent, importing_bench
-from bench.sink import HOST, listen
 
 _HERE: Final = Path(__file__).parent
 

@@ -5,13 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from bench.ends import SinkProcess
 from bench.errors import BenchError
 from bench.measure import Case, Work
 from bench.on_loop import start
 from bench.processes import Helper, Watch, allow_many_descriptors, told_by
 from bench.scratch import hash_of, make_cold, make_file, make_sparse_file, warm
 from bench.senders.fleet import fleet_of
-from bench.sink import SinkProcess
 from bench.units import KIB, MIB, parse_size
 
 _CROWD: Final = "bench.senders.crowd:Crowd"
@@ -62,9 +62,7 @@ def serve(
             crowd.ask("begin", timer=True, period=_PERIOD)
             watch.look(duration)
             spent = crowd.ask("end")
-            counts.append(sink.counts())
-            if len(counts[-1]) != clients:
-                raise BenchError(f"{clients - len(counts[-1])} clients were given up")
+            counts.append(sink.counts_of(clients))
             spent["CPU"] = _percent(spent)
             found |= {f"{part} {metric}": value for metric, value in spent.items()}
         crowd.ask("stop")

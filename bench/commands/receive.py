@@ -18,6 +18,7 @@ from typing import IO, Any, Final
 import psutil  # type: ignore[import-untyped]
 
 from bench.contenders import CONTENDERS, Contender
+from bench.ends import CONGESTION, SinkProcess, listen, source_of
 from bench.errors import BenchError
 from bench.measure import Case, Values, Work
 from bench.meter import in_units
@@ -25,11 +26,9 @@ from bench.on_loop import OnLoop, start
 from bench.processes import Helper, Watch, allow_many_descriptors, cpu_time, told_by
 from bench.programs import Running
 from bench.scratch import hash_of, make_file, make_sparse_file, warm
-from bench.sink import SinkProcess, listen
-from bench.sources import CONGESTION, source_of
 from bench.units import KIB, MIB, parse_size, show_size
 
-_SERVER: Final = "bench.commands.receive:Server"
+SERVER: Final = "bench.commands.receive:Server"
 _TIME_LIMIT: Final = 120.0
 
 
@@ -180,7 +179,7 @@ def start_proxy(name: str, target: tuple[str, int], scratch: Path) -> Proxy:
     """Start a proxy's process; its files are made below a directory."""
     if (contender := CONTENDERS["proxy"][name]).command:
         return HAProxy(contender, Path(tempfile.mkdtemp(dir=scratch)) / "site", target)
-    return start("proxy", name, _SERVER, target=target)
+    return start("proxy", name, SERVER, target=target)
 
 
 def pass_through(
@@ -202,8 +201,7 @@ def pass_through(
         sink.wait_counts(lambda counts: len(counts) == connections, lambda: proxy.check(0))
         proxy.ask("begin", timer=timer)
         elapsed = _end(source, size // connections)
-        late = "has not ended every connection"
-        turn: dict[str, Any] = proxy.ask("end", late=late, connections=connections)
+        turn: dict[str, Any] = proxy.ask("end", connections=connections)
         expected = (size // connections + 16 * mark) * connections
         if turn.get("moved", expected) != expected:
             raise BenchError(f"it says it forwarded {turn['moved']} bytes, not {expected}")
@@ -213,7 +211,7 @@ def pass_through(
 def _end(source: Helper, size: int, before: int = 0) -> float:
     """Send over connections that stand, and end them; give the seconds until all had come."""
     began = time.monotonic()
-    source.ask("end", late="has not seen the end of every connection", size=size, before=before)
+    source.ask("end", size=size, before=before)
     return time.monotonic() - began
 
 
@@ -303,11 +301,6 @@ def direct(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterato
 # Uploads
 
 
-def start_uploader(name: str) -> Helper:
-    """Start the process of one of them."""
-    return start("uploader", name, _SERVER)
-
-
 def take_upload(
     uploader: Helper, source: Helper, path: Path, size: int, *, timer: bool = False
 ) -> dict[str, Any]:
@@ -322,7 +315,7 @@ def take_upload(
         source.ask("connect", address=uploader.ready, connections=1)
         began = time.monotonic()
         source.begin("end", size=part, answered=False)
-        found: dict[str, Any] = uploader.ask("end", _TIME_LIMIT, "was not done in time")
+        found: dict[str, Any] = uploader.ask("end", _TIME_LIMIT)
         found["elapsed"] = time.monotonic() - began
         source.hear()
     first.unlink()
@@ -348,7 +341,7 @@ def uploads(work: Work, *, size: str, where: str) -> Iterator[Case]:
     expected = hash_of(file)
     source = work.enter(source_of(file))
     names = work.present()
-    running = {name: work.enter(start_uploader(name)) for name in names}
+    running = {name: work.enter(start("uploader", name, SERVER)) for name in names}
 
     def take(name: str, *, timer: bool = False) -> dict[str, Any]:
         # Only now: a virtual machine's host may take back memory that was free for a second or two,

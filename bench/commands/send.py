@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.contenders import CONTENDERS
+from bench.ends import SinkProcess
 from bench.errors import BadInputError
 from bench.measure import Case, Values, Work
 from bench.meter import in_units
 from bench.processes import allow_many_descriptors
 from bench.scratch import make_cold, make_file, warm
 from bench.senders.fleet import Fleet, fleet_of
-from bench.sink import SinkProcess
 from bench.units import KIB, MIB, parse_size, show_size
 
 Address = tuple[str, int]
@@ -72,45 +72,41 @@ class Sweep:
         return count if self.each else max(count // connections, min(count, 4))
 
 
-class _Point(NamedTuple):
-    """One thing that senders do in turns."""
-
-    address: Address
-    size: int
-    times: int
-    """How often each connection sends a file, one after another."""
-    connections: int
-    buffer: int
-
-
 def transfers(work: Work, **how: Any) -> Iterator[Case]:
     """Give the cases: each size to each peer, over so many connections, by so many bytes a call."""
-    sweep, fleet, first = Sweep(**how), fleet_of(work), how.get("buffers", ["64K"])[0]
+    sweep, fleet = Sweep(**how), fleet_of(work)
     _check_room(work.scratch, sweep)
     peers = {peer: _receiver(work, sweep, peer) for peer in sweep.peers}
     names = fleet.present(work)
     for told, count in sweep.transfers:
         size = parse_size(told)
         with _files(work.scratch, sweep, size, sweep.files(count)) as paths:
-            several = product(peers.items(), sweep.connections, sweep.buffers)
-            for (peer, (address, check_peers)), connections, buffer in several:
-                times = sweep.times(count, connections)
-                point = _Point(address, size, times, connections, parse_size(buffer))
-                shown: dict[str, Any] = {
-                    "size": show_size(size),
-                    "buffer": show_size(point.buffer),
-                    "peer": peer,
+            for peer, connections, buffer in product(peers, sweep.connections, sweep.buffers):
+                times, (address, check_peers) = sweep.times(count, connections), peers[peer]
+                plan: dict[str, Any] = {
+                    "address": address,
+                    "paths": [str(path) for path in paths[: times * connections]],
+                    "cold": sweep.cold,
+                    "size": size,
+                    "connections": connections,
+                    "times": times,
+                    "seconds": sweep.seconds,
+                    "buffer": parse_size(buffer),
+                    "warm_file": str(paths[0].with_name("warm") if sweep.cold else paths[0]),
+                    "warm_size": min(size, parse_size(sweep.warm or told)),
+                    "warm_times": max(times // 8, 2),
                 }
-                shown |= {"times": times, "connections": connections, "seconds": sweep.seconds}
+                sizes = {"size": show_size(size), "buffer": show_size(plan["buffer"])}
                 # One that has no buffer takes part only at the first size of it.
-                who = [n for n in names if buffer == first or n == work.baseline or _buffered(n)]
-                turn = partial(_turn, fleet, work, sweep, point, paths)
+                who = names if buffer == sweep.buffers[0] else _buffered(names, work.baseline)
+                turn = partial(_turn, fleet, work, sweep, plan)
                 checks = fleet.checks(address, check_peers, sweep.file)
-                yield work.case(sweep.case.format(**shown), who, turn, **checks)
+                yield work.case(sweep.case.format(**plan | sizes, peer=peer), who, turn, **checks)
 
 
-def _buffered(name: str) -> bool:
-    return CONTENDERS["sender"][name].buffered
+def _buffered(names: Sequence[str], baseline: str) -> list[str]:
+    senders = CONTENDERS["sender"]
+    return [name for name in names if senders[name].buffered or name == baseline]
 
 
 def _receiver(work: Work, sweep: Sweep, peer: str) -> tuple[Address, Callable[[], object]]:
@@ -122,36 +118,15 @@ def _receiver(work: Work, sweep: Sweep, peer: str) -> tuple[Address, Callable[[]
     return work.enter(sink).address, sink.check
 
 
-def _turn(
-    fleet: Fleet, work: Work, sweep: Sweep, point: _Point, paths: Sequence[Path], name: str
-) -> Values:
-    turn = fleet.send(name, **_plan(sweep, point, paths), timer=sweep.timer)
+def _turn(fleet: Fleet, work: Work, sweep: Sweep, plan: dict[str, Any], name: str) -> Values:
+    def send(**looks: bool) -> dict[str, Any]:
+        for path in plan["paths"] if sweep.cold else ():
+            make_cold(Path(path))
+        return fleet.send(name, **plan, **looks)
+
+    turn = send(timer=sweep.timer)
     values = in_units(turn, work.units, turn["bytes"], turn["files"])
-    if sweep.again:
-        seen = fleet.send(name, **_plan(sweep, point, paths), timer=True, count=True)
-        return seen | values
-    return values
-
-
-def _plan(sweep: Sweep, point: _Point, paths: Sequence[Path]) -> dict[str, Any]:
-    """Say what a sender sends, which is cold by then where it is to be."""
-    files, times = [[str(paths[0])]] * point.connections, point.times
-    if sweep.cold:
-        for path in paths:
-            make_cold(path)
-        parts = [paths[place :: point.connections] for place in range(point.connections)]
-        files, times = [[str(path) for path in part[:times]] for part in parts], 1
-    return {
-        "address": point.address,
-        "files": files,
-        "times": times,
-        "seconds": sweep.seconds,
-        "size": point.size,
-        "buffer": point.buffer,
-        "warm_file": str(paths[0].with_name("warm")) if sweep.cold else files[0][0],
-        "warm_size": min(point.size, parse_size(sweep.warm) if sweep.warm else point.size),
-        "warm_times": max(point.times // 8, 2),
-    }
+    return send(timer=True, count=True) | values if sweep.again else values
 
 
 def _check_room(scratch: Path, sweep: Sweep) -> None:
@@ -190,7 +165,11 @@ def _files(scratch: Path, sweep: Sweep, size: int, count: int) -> Iterator[list[
 
 def choose(options: argparse.Namespace, works: Sequence[Work]) -> list[Work]:
     """Give the works that are meant, or one of the user's own."""
-    address, file = _split(options.what)
+    ends = [end(text) for text in options.what]
+    address = next((each for each in ends if isinstance(each, tuple)), None)
+    file = next((each for each in ends if isinstance(each, Path)), None)
+    if len(ends) != (address is not None) + (file is not None):
+        raise BadInputError(f"one receiver and one file, not also {options.what[-1]!r}")
     if address is not None and (options.discard or options.pace):
         raise BadInputError("--discard and --pace are for the sink that runs at HOST:PORT")
     how: dict[str, Any] = {"address": address, "file": file}
@@ -221,19 +200,6 @@ def _own(options: argparse.Namespace, file: Path | None) -> list[tuple[str, int]
     ]
 
 
-def _split(what: Sequence[str]) -> tuple[Address | None, Path | None]:
-    """Give the address and the file of what was given, either or both."""
-    if len(what) > 2:
-        raise BadInputError(f"one receiver and one file, not also {what[2]!r}")
-    host, _, port = what[0].rpartition(":") if what else ("", "", "")
-    known = host and port.isdecimal() and int(port) < 65536
-    if len(what) == 2 and not known:
-        raise BadInputError(f"{what[0]!r} is no HOST:PORT")
-    if len(what) == 2 or (known and not Path(what[0]).exists()):
-        return check_address((host.strip("[]"), int(port))), _file(what[1]) if what[1:] else None
-    return None, _file(what[0]) if what else None
-
-
 def check_address(address: Address) -> Address:
     """Give the first of a host's addresses where a receiver takes connections."""
     try:
@@ -248,16 +214,20 @@ def check_address(address: Address) -> Address:
         raise BadInputError(told) from None
 
 
-def _file(name: str) -> Path:
-    path = Path(name)
+def end(text: str) -> Address | Path:
+    """Read a receiver's HOST:PORT, or the path of a file to send; refuse all others."""
+    host, _, port = text.rpartition(":")
+    if host and port.isdecimal() and int(port) < 65536 and not Path(text).exists():
+        return check_address((host.strip("[]"), int(port)))
+    path = Path(text)
     try:
         status = path.stat()
         path.open("rb").close()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BadInputError(f"{name!r} cannot be read: {reason}") from None
+        raise BadInputError(f"{text!r} is no HOST:PORT, and cannot be read: {reason}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise BadInputError(f"{name} is no regular file")
+        raise BadInputError(f"{text} is no regular file")
     if not status.st_size:
-        raise BadInputError(f"{name} is empty")
+        raise BadInputError(f"{text} is empty")
     return path.absolute()

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, Any, Final
 
+from bench.ends import connect, listen
 from bench.errors import BenchError
 from bench.meter import percentile
 from bench.on_loop import OnLoop
 from bench.senders.lanes import Lane, SendFile, opened
-from bench.sink import listen
-from bench.sources import connect
 
 _NOBODY: Final = 65534
 _GRACE: Final = 15.0

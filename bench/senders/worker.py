@@ -17,12 +17,11 @@ from fcntl import ioctl
 from typing import Any, Final
 
 from bench.contenders import Contender
+from bench.ends import check_answer, connect, listen
 from bench.errors import BenchError, describe
 from bench.meter import percentile
 from bench.on_loop import OnLoop
 from bench.senders.lanes import Lane, counted, opened
-from bench.sink import listen
-from bench.sources import check_answer, connect
 
 TIME_LIMIT: Final = 120.0
 """Seconds after which a turn is given up."""
@@ -35,18 +34,21 @@ class Plan:
     """What is sent in a turn, and what is looked at meanwhile."""
 
     address: Sequence[Any]
-    files: Sequence[Sequence[str]]
-    """Those of each connection, which are sent one after another."""
+    paths: Sequence[str]
+    """The file that each connection sends, or those that they share out among them."""
     size: int
     """Bytes of each."""
+    cold: bool = False
+    """Whether they are shared out, and each is sent once."""
+    connections: int = 1
     warm_file: str
     warm_size: int = 0
     warm_times: int = 0
     """What each connection sends before anything is measured."""
     times: int = 1
-    """How often all files are sent."""
+    """How often each connection sends a file."""
     seconds: float = 0
-    """How long they are, where that is longer."""
+    """How long it does, where that is longer."""
     buffer: int = 65536
     hash: bool = False
     """Whether the receiver is to hash what comes."""
@@ -63,7 +65,7 @@ class Worker(OnLoop):
         """Send a little to this process itself; give the reason if that cannot be done."""
         with listen() as listener, ThreadPoolExecutor() as threads:
             far = threads.submit(_swallow, listener)
-            little = {"files": [[__file__]], "size": 1, "warm_file": __file__}
+            little = {"paths": [__file__], "size": 1, "warm_file": __file__}
             try:
                 await self.send(address=listener.getsockname(), **little)
                 far.result()
@@ -75,7 +77,7 @@ class Worker(OnLoop):
         """Open connections, send over all of them at once, and measure."""
         plan, blocking = Plan(**told), self.contender.blocking
         with ExitStack() as stack:
-            routes = [_Route(plan, paths, stack) for paths in plan.files]
+            routes = [_Route(plan, place, stack) for place in range(plan.connections)]
             for route in routes:
                 await route.prepare(self.contender)
             before, *_ = [await route.finished() for route in routes]
@@ -113,12 +115,13 @@ def _swallow(listener: socket.socket) -> None:
 class _Route(Lane):
     """A connection, with the files that go over it."""
 
-    def __init__(self, plan: Plan, paths: Sequence[str], stack: ExitStack) -> None:
+    def __init__(self, plan: Plan, place: int, stack: ExitStack) -> None:
         sock = connect(plan.address, mark=plan.hash)
         super().__init__(stack.enter_context(sock), stack, plan.buffer)
         self._plan = plan
-        files = {path: opened(path, stack) for path in {*paths, plan.warm_file}}
-        self._files, self._warm = [files[path] for path in paths], files[plan.warm_file]
+        paths = plan.paths[place :: plan.connections] if plan.cold else plan.paths
+        self._files = [opened(path, stack) for path in paths]
+        self._warm = opened(plan.warm_file, stack)
         self.sent = 0
         """How many files were sent while measuring."""
         self.latencies: list[float] = []
@@ -139,7 +142,8 @@ class _Route(Lane):
             time.perf_counter,
         )
         until, rounds = time.monotonic() + self._plan.seconds, 0
-        while rounds < self._plan.times or time.monotonic() < until:
+        times = 1 if self._plan.cold else self._plan.times
+        while rounds < times or time.monotonic() < until:
             for file in self._files:
                 began = clock()
                 sent = await send(file, size)

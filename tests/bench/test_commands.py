@@ -12,8 +12,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from bench.console import COMMANDS
+from bench.ends import SinkProcess
 from bench.processes import importing_bench
-from bench.sink import SinkProcess
 from tests.bench.conftest import Bench, Recorded, start_python
 
 WHO = ("sock_sendfile", "aiozc readiness")

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from bench.commands.receive import (
+    SERVER,
     Proxy,
     pass_through,
     start_proxy,
-    start_uploader,
     stay_idle,
     take_upload,
 )
 from bench.contenders import CONTENDERS
+from bench.ends import MARK, SinkProcess, source_of
 from bench.errors import BenchError
+from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
-from bench.sink import MARK, SinkProcess
-from bench.sources import source_of
 from tests.bench.conftest import start_python, work_of
 from tests.kit.faults.liars import liar
 
@@ -81,8 +81,8 @@ def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(
 ) -> None:
     file = str(make_sparse_file(tmp_path / "file", 1 << 30))
     program = (
-        "from pathlib import Path; from bench.sink import SinkProcess\n"
-        "from bench.sources import source_of\n"
+        "from pathlib import Path; from bench.ends import SinkProcess\n"
+        "from bench.ends import source_of\n"
         f"with SinkProcess(pace=1) as sink, source_of(Path({file!r})) as source:\n"
         f"    source.ask('connect', address=sink.address, connections=1){asked}\n"
         "    print(source.pid, flush=True); input()\n"
@@ -170,7 +170,7 @@ def test_an_upload_is_the_file_that_was_sent_and_is_measured(tmp_path: Path) -> 
     with source_of(file) as source:
         for number, name in enumerate(present("uploader", tmp_path)):
             path, timer = tmp_path / f"received-{number}", not CONTENDERS["uploader"][name].blocking
-            with start_uploader(name) as uploader:
+            with start("uploader", name, SERVER) as uploader:
                 turn = take_upload(uploader, source, path, SIZE, timer=timer)
             assert path.read_bytes() == file.read_bytes()
             assert 0 < turn["loop CPU"] <= turn["process CPU"]
@@ -189,7 +189,7 @@ def test_an_upload_that_is_not_whole_is_caught(
     monkeypatch.setitem(CONTENDERS["uploader"], name, liar(name))
     with (
         source_of(file) as source,
-        start_uploader(name) as uploader,
+        start("uploader", name, SERVER) as uploader,
         pytest.raises(BenchError, match=LIES[name]),
     ):
         take_upload(uploader, source, tmp_path / "received", SIZE)

@@ -18,6 +18,7 @@ from aiozc._engines import at_once
 from aiozc._kernel.copying import copier
 from bench.commands.crowds import mix, serve
 from bench.contenders import CONTENDERS
+from bench.ends import SinkProcess
 from bench.errors import BenchError
 from bench.measure import Case, measure
 from bench.on_loop import start
@@ -26,7 +27,6 @@ from bench.scratch import hash_of, make_file
 from bench.senders.fleet import fleet_of
 from bench.senders.lanes import Lane, counted
 from bench.senders.worker import Worker
-from bench.sink import SinkProcess
 from tests.bench.conftest import work_of
 from tests.kit.faults.liars import liar
 
@@ -91,7 +91,7 @@ def test_each_call_that_an_awaited_sender_makes_is_counted_once(
             monkeypatch.setattr(module, mover, watched(mover, getattr(module, mover)))
     monkeypatch.setattr(at_once, "copier", watched_copier)
     file = str(make_file(tmp_path / "file", size))
-    plan = {"files": [[file]], "size": size, "warm_file": file, "times": 5, "count": True}
+    plan = {"paths": [file], "size": size, "warm_file": file, "times": 5, "count": True}
     with SinkProcess() as sink, socket.socket() as channel:
         worker = Worker(channel, asdict(SENDERS[name]))
         found = asyncio.run(worker.send(address=sink.address, **plan))
@@ -104,8 +104,8 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = str(make_file(tmp_path / "file", FILE))
-    order: dict[str, Any] = {"files": [[file, file]] * 2, "size": FILE, "warm_file": file}
-    order |= {"times": 3, "warm_size": FILE, "warm_times": 1, "buffer": 4096, "count": True}
+    order: dict[str, Any] = {"paths": [file, file], "connections": 2, "size": FILE, "times": 3}
+    order |= {"warm_file": file, "warm_size": FILE, "warm_times": 1, "buffer": 4096, "count": True}
     monkeypatch.setitem(SENDERS, "refuse", liar("refuse"))
     work = work_of(tmp_path, *SENDERS)
     with SinkProcess() as sink, work.settings.stack:
@@ -150,7 +150,7 @@ def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_
         start("sender", name, worker) as bad,
         start("sender", "sendfile", worker) as good,
     ):
-        order: dict[str, Any] = {"size": 5000, "warm_file": file, "files": [[file, file]]}
+        order: dict[str, Any] = {"size": 5000, "warm_file": file, "paths": [file, file]}
 
         def turn(who: str) -> dict[str, float]:
             helper = bad if who == name else good

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bench.contenders import CONTENDERS, Contender
+from bench.ends import SinkProcess
 from bench.errors import BenchError
 from bench.programs import Running
 from bench.scratch import make_file
-from bench.sink import SinkProcess
-from bench.web.commands import check_all_served, upload
+from bench.web.commands import upload
 from tests.bench.conftest import Bench, Recorded
 
 WRK = """#!/bin/sh
@@ -126,11 +126,11 @@ def test_a_flood_shows_what_a_small_request_waits_beside_it(recorded: Recorded) 
     with socket.create_server(("127.0.0.1", 0)) as listener, SinkProcess(pace=10**6) as slow:
         slow.ask("ask_for", port=listener.getsockname()[1], path="/file", count=3)
         served = [listener.accept()[0] for _ in range(3)]
-        check_all_served(slow, 3)
+        slow.counts_of(3)
         for one in served[1:]:
             one.shutdown(socket.SHUT_WR)
             one.close()
         slow.wait_counts(lambda counts: len(counts) == 1)
-        with pytest.raises(BenchError, match="2 slow readers were given up"):
-            check_all_served(slow, 3)
+        with pytest.raises(BenchError, match="2 clients were given up"):
+            slow.counts_of(3)
         served[0].close()

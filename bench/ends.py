@@ -1,6 +1,6 @@
-"""The far end of what is sent: reads connections to their end, and tells what came.
+"""The far ends of what is measured: a sink, which what is sent comes to, and a source.
 
-It answers the end of each connection with one line of JSON, and closes:
+A sink reads connections to their end, answers with one line of JSON what came, and closes:
 ``{"received": BYTES, "sha256": HEX}``. The hash is null but for a connection whose first bytes are
 `MARK`, which do not count: hashing takes longer than most senders. Such a connection is neither
 discarded nor paced.
@@ -24,6 +24,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.errors import BadInputError, BenchError
 from bench.processes import Helper, allow_many_descriptors, tell
+from bench.scratch import hash_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -42,6 +44,14 @@ _READ: Final = 256 * 1024
 _DISCARD: Final = 16 * 1024 * 1024
 _PACED, _PACE_STEP = 16 * 1024, 0.02
 """Bytes that a paced connection reads at once, or what it reads in so many seconds if more."""
+CONGESTION: Final = b"cubic"
+"""The senders' congestion control: the kernel's default, whatever this machine has set.
+
+BBR paces by timers, at a rate that it estimates anew in every gap: on loopback one and the same
+sender took 0.13 or 0.46 s for a GiB, with 300 or 14,000 timer interrupts (Linux 6.18).
+"""
+_AT_ONCE: Final = 64
+"""The connections, at most, that are sent to at once; the others wait for their turn."""
 _SMALL_BUFFER: Final = 4096
 _LARGE_BUFFER: Final = 1024 * 1024
 
@@ -50,7 +60,7 @@ class SinkProcess(Helper):
     """A sink in a process of its own."""
 
     def __init__(self, **how: Any) -> None:
-        super().__init__("the receiver", "bench.sink:start", **how)
+        super().__init__("the receiver", "bench.ends:start", **how)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -60,6 +70,12 @@ class SinkProcess(Helper):
     def counts(self) -> list[int]:
         """Give the count of each open connection, as it is now."""
         return list(self.ask("counts"))
+
+    def counts_of(self, clients: int) -> list[int]:
+        """Give the counts of so many; raise BenchError if some of their connections are gone."""
+        if len(counts := self.counts()) != clients:
+            raise BenchError(f"{clients - len(counts)} clients were given up")
+        return counts
 
     def wait_counts(
         self, enough: Callable[[Sequence[int]], bool], check: Callable[[], None] = lambda: None
@@ -82,6 +98,26 @@ def listen(host: str = HOST, port: int = 0) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=4096)
     except OSError as error:
         raise BadInputError(f"cannot listen on {host}:{port}: {error}") from None
+
+
+def connect(address: Sequence[Any], *, mark: bool = False) -> socket.socket:
+    """Connect to a receiver, which with ``mark`` is to hash what it gets."""
+    sock = socket.create_connection((address[0], address[1]), timeout=10)
+    sock.settimeout(None)
+    with suppress(OSError):  # a module that may not be loaded
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
+    if mark:
+        sock.sendall(MARK)
+    return sock
+
+
+def check_answer(answer: dict[str, Any] | None, count: int, sha256: str | None = None) -> None:
+    """Raise BenchError where a receiver has something else than was sent."""
+    received = None if answer is None else answer["received"]
+    if answer is None or received != count:
+        raise BenchError(f"the receiver got {received or 0} bytes in place of {count}")
+    if sha256 is not None and answer["sha256"] != sha256:
+        raise BenchError("the receiver's bytes are not those of the file, by their hash")
 
 
 @dataclass(slots=True)
@@ -255,3 +291,53 @@ def main(options: Any, notes: Any) -> int:
         finally:
             say(notes, f"{sink.connections} connections brought {sink.received} bytes")
     return 0
+
+
+# A source
+
+
+def source_of(file: Path) -> Helper:
+    """Start a process that sends parts of a file, which should be cached."""
+    return Helper("the source", "bench.ends:Source", file=str(file))
+
+
+class Source:
+    """Connections, each with its own part of a file, sent by sendfile(2) that blocks."""
+
+    ready = True
+
+    def __init__(self, _: socket.socket, file: str) -> None:
+        self._path = Path(file)
+        self._socks: list[socket.socket] = []
+        self._threads = ThreadPoolExecutor(_AT_ONCE)
+
+    def connect(self, address: Sequence[Any], connections: int, mark: bool = False) -> None:
+        """Open connections; they stand until `end`."""
+        self._socks = [connect(address, mark=mark) for _ in range(connections)]
+
+    def send(self, size: int) -> None:
+        """Send so many bytes over each connection, to all at once."""
+        self._send(size, ends=False)
+
+    def end(self, size: int, before: int = 0, answered: bool = True) -> None:
+        """Send so many bytes, end each connection, and check what its receiver answers."""
+        for place, answer in enumerate(self._send(size, ends=True)):
+            if answered:
+                told = json.loads(answer or "null")
+                marked = told is not None and told["sha256"] is not None
+                sha256 = hash_of(self._path, place * size, size) if marked else None
+                check_answer(told, before + size, sha256)
+
+    def _send(self, size: int, *, ends: bool) -> list[bytes]:
+        def send_one(place: int, sock: socket.socket) -> bytes:
+            with self._path.open("rb") as file:
+                if size and sock.sendfile(file, place * size, size) != size:
+                    raise BenchError(f"the file that is sent ends before byte {(place + 1) * size}")
+            if not ends:
+                return b""
+            sock.shutdown(socket.SHUT_WR)
+            with sock, sock.makefile("rb") as stream:
+                return stream.read()
+
+        # A thread each, which is one system call for most of a GB: it costs next to no CPU time.
+        return list(self._threads.map(send_one, range(len(self._socks)), self._socks))
