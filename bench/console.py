@@ -4,6 +4,7 @@ import argparse
 import signal
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -47,7 +48,7 @@ def parse(name: str, arguments: Sequence[str], *, measures: bool = False) -> arg
     )
     shared = _TOLD["measuring"] if measures else {}
     for option, how in {**shared, **COMMANDS[name].get("options", {})}.items():
-        kind = {"type": _TYPES[how["type"]]} if "type" in how else {}
+        kind = {"type": partial(_read, _TYPES[how["type"]])} if "type" in how else {}
         parser.add_argument(option, **{**how, **kind})
     return parser.parse_intermixed_args(list(arguments))
 
@@ -107,25 +108,24 @@ def make_progress(notes: Console) -> Progress:
 # Types of arguments.
 
 
+def _read(kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except BadInputError as error:  # so that argparse says of which option
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def positive(text: str) -> int:
     """Read a whole number of 1 or more, and less than makes sense to nobody."""
     if not text.isdecimal() or not 1 <= int(text[:9]) <= _MOST or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST}")
+        raise BadInputError(f"{text!r} is no whole number from 1 to {_MOST}")
     return int(text)
-
-
-def size(text: str) -> int:
-    """Read a size in bytes."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def sizes(text: str) -> list[str]:
     """Read sizes, with commas between them; give them as they are written."""
     parts = text.split(",")
-    return [part for part in parts if size(part)]
+    return [part for part in parts if parse_size(part)]
 
 
 def numbers(text: str) -> list[int]:
@@ -136,14 +136,14 @@ def numbers(text: str) -> list[int]:
 def microseconds(text: str) -> float:
     """Read a time of up to a second, in us; give it in seconds."""
     if not 0 <= (number := float(text)) <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0 to 1000000 us")
+        raise BadInputError(f"{text!r} is no time from 0 to 1000000 us")
     return number / 1e6
 
 
 def folder(text: str) -> Path:
     """Read the path of a directory that is there."""
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+        raise BadInputError(f"{text} is not a directory")
     return Path(text)
 
 
@@ -151,17 +151,16 @@ def new_file(text: str) -> Path:
     """Read the path of a file that can be written."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a directory")
+        raise BadInputError(f"{text} is a directory")
     if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path.parent} is not a directory")
+        raise BadInputError(f"{path.parent} is not a directory")
     return path
 
 
 _TYPES: Final[dict[str, Callable[[str], Any]]] = {
-    **{each.__name__: each for each in (positive, size, sizes, numbers, microseconds)},
+    **{each.__name__: each for each in (positive, sizes, numbers, microseconds, folder, new_file)},
+    "size": parse_size,
     "int": int,
     "path": Path,
-    "folder": folder,
-    "new_file": new_file,
 }
 """What a type of commands.toml is."""

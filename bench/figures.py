@@ -52,7 +52,7 @@ class Figures:
 def _summarize(record: Record) -> pd.DataFrame:
     data = pd.DataFrame(record.samples, columns=Sample._fields).astype({"value": float})
     works = map(work_of, data["command"], data["case"])
-    baselines = [record.works[work].baseline if work in record.works else None for work in works]
+    baselines = [record.works.get(work, {}).get("baseline") for work in works]
     data["base"] = data["contender"] == baselines
     pair = ["command", "case", "metric", "round"]
     base = data[data["base"]][[*pair, "value"]]

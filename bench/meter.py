@@ -18,10 +18,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(rank, 1) - 1]
 
 
-def late_values(lateness: Sequence[float]) -> dict[str, float]:
-    """Give how late a timer was, in ms, as metrics."""
-    told = {f"lateness p{rank}": percentile(lateness, rank) * 1e3 for rank in (50, 99)}
-    return told | {"lateness max": max(lateness) * 1e3}
+def ranks(name: str, values: Sequence[float], scale: float = 1e3) -> dict[str, float]:
+    """Give the median, the 99th percentile and the largest of times, in ms, as metrics."""
+    told = {f"{name} p{rank}": percentile(values, rank) * scale for rank in (50, 99)}
+    return told | {f"{name} max": max(values) * scale}
 
 
 def in_units(
@@ -69,7 +69,7 @@ class Meter:
         """Give what was used since: seconds, MiB, counts, and how late the timer was."""
         elapsed = time.monotonic() - self.began
         thread, process = time.thread_time(), time.process_time()
-        late = late_values(self._timer.stop()) if self._timer is not None else {}
+        late = ranks("lateness", self._timer.stop()) if self._timer is not None else {}
         gc.enable()
         usage = resource.getrusage(resource.RUSAGE_SELF)
         status = Path("/proc/self/status").read_text().splitlines()

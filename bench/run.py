@@ -16,7 +16,7 @@ from bench.contenders import CONTENDERS, like
 from bench.errors import BadInputError, BenchError, describe
 from bench.figures import Figures
 from bench.measure import Settings, Work, measure
-from bench.samples import About, Record, describe_machine, tell_machine
+from bench.samples import Record, describe_machine, tell_machine
 from bench.scratch import scratch_directory
 from bench.tables import NOTE, overview, work_tables
 
@@ -105,7 +105,7 @@ def _measure(
     name: str, work: Work, record: Record, options: argparse.Namespace, notes: Console
 ) -> None:
     """Let the contenders take turns at each case of a work."""
-    record.works[f"{name}/{work.name}"] = About(work.title, work.baseline)
+    record.works[f"{name}/{work.name}"] = {"title": work.title, "baseline": work.baseline}
     rounds = options.rounds or work.rounds[0 if options.quick else 1]
     budget = work.budget if options.quick and not options.rounds else math.inf
     failed = record.failed

@@ -12,11 +12,12 @@ The part of a case before the colon is the name of its work.
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -49,22 +50,14 @@ def work_of(command: str, case: str) -> str:
     return f"{command}/{case.partition(':')[0]}"
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What is to be known of a work to read its samples."""
-
-    title: str
-    baseline: str
-    """The contender that ratios are to."""
-
-
 @dataclass(slots=True)
 class Record:
     """What one run has found, or several together."""
 
     machine: dict[str, Any]
     commands: list[str] = field(default_factory=list)
-    works: dict[str, About] = field(default_factory=dict)
+    works: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of each its ``title``, and its ``baseline``, whom ratios are to."""
     missing: dict[str, str] = field(default_factory=dict)
     """Who cannot run here, and why."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -107,7 +100,6 @@ def _read_one(path: Path) -> Record:
         if header["schema"] != SCHEMA:
             raise ValueError(header["schema"])
         parts = {part.name: header[part.name] for part in fields(Record)[:-1]}
-        parts["works"] = {name: About(**about) for name, about in parts["works"].items()}
         return Record(**parts, samples=[Sample(*line) for line in rest])
     except (TypeError, ValueError, KeyError):
         raise BadInputError(
@@ -117,11 +109,12 @@ def _read_one(path: Path) -> Record:
 
 def describe_machine() -> dict[str, Any]:
     """Say what the numbers were measured on, without naming the machine."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
         "architecture": platform.machine(),
-        "cpu": _cpu_model(),
+        "cpu": model[1] if model is not None else None,
         "cpus": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
@@ -141,17 +134,4 @@ def tell_machine(machine: dict[str, Any]) -> str:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None
-    )
+    return next((found.version for found in distributions(name=package)), None)

@@ -3,6 +3,8 @@
 import re
 from typing import Final
 
+from bench.errors import BadInputError
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -16,7 +18,7 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     size = int(found[1]) * _UNITS[found[2].upper()] if found else 0
     if size < 1:
-        raise ValueError(f"{text!r} is no size: write a number of bytes, as 65536 or 64K")
+        raise BadInputError(f"{text!r} is no size: write a number of bytes, as 65536 or 64K")
     return size
 
 

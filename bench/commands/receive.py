@@ -17,14 +17,13 @@ from typing import IO, Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
-from bench.contenders import CONTENDERS, Contender
+from bench.contenders import CONTENDERS, Contender, Running
 from bench.ends import CONGESTION, SinkProcess, listen, source_of
 from bench.errors import BenchError
 from bench.measure import Case, Values, Work
 from bench.meter import in_units
 from bench.on_loop import OnLoop, start
 from bench.processes import Helper, Watch, allow_many_descriptors, cpu_time, told_by
-from bench.programs import Running
 from bench.scratch import hash_of, make_file, make_sparse_file, warm
 from bench.units import KIB, MIB, parse_size, show_size
 

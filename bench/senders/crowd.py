@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 from bench.ends import connect, listen
 from bench.errors import BenchError
-from bench.meter import percentile
+from bench.meter import ranks
 from bench.on_loop import OnLoop
 from bench.senders.lanes import Lane, SendFile, opened
 
@@ -122,8 +122,7 @@ class Requests:
             asyncio.run(asyncio.wait_for(self._run(waits, seconds, **how), seconds + _PATIENCE))
         except TimeoutError:
             raise BenchError(f"requests were not answered, but {len(waits)}") from None
-        told = {f"wait p{rank}": percentile(waits, rank) * 1e3 for rank in (50, 99)}
-        return told | {"wait max": max(waits) * 1e3}
+        return ranks("wait", waits)
 
     async def _run(
         self,

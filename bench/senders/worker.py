@@ -19,7 +19,7 @@ from typing import Any, Final
 from bench.contenders import Contender
 from bench.ends import check_answer, connect, listen
 from bench.errors import BenchError, describe
-from bench.meter import percentile
+from bench.meter import ranks
 from bench.on_loop import OnLoop
 from bench.senders.lanes import Lane, counted, opened
 
@@ -101,7 +101,7 @@ class Worker(OnLoop):
             del values["loop CPU"]
         else:
             latencies = [each for route in routes for each in route.latencies]
-            values |= {f"latency p{rank}": percentile(latencies, rank) * 1e6 for rank in (50, 99)}
+            values |= ranks("latency", latencies, 1e6)
         return values | (counts(values["bytes"]) if counts is not None else {})
 
 

@@ -9,19 +9,15 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from bench.contenders import CONTENDERS, has_module, program
-from bench.ends import SinkProcess
+from bench.contenders import CONTENDERS, Running, has_module, program
+from bench.ends import HOST, SinkProcess
 from bench.errors import BenchError
 from bench.measure import Case, Work
-from bench.programs import Running
 from bench.scratch import hash_of, make_file, warm
 from bench.units import GIB, KIB, MIB, parse_size, show_size
 
@@ -29,12 +25,15 @@ _LARGE: Final = 16 * MIB
 """From this size on fewer connections take part: each moves enough."""
 _WHOLE: Final = {"{size}": ""}
 _CLIENTS: Final = 4
+_SCRIPT: Final = Path(__file__).with_name("wrk.lua")
+"""Prints wrk's figures as JSON."""
 
 
 def choose(_: argparse.Namespace, works: Sequence[Work]) -> Sequence[Work]:
-    """Give the works as they are; raise BenchError where there is no wrk."""
-    if program("wrk") is None:
-        raise BenchError("wrk is not installed (Debian package wrk)")
+    """Give the works as they are; raise BenchError where there is nothing to drive servers by."""
+    for name in ("wrk", "curl"):
+        if program(name) is None:
+            raise BenchError(f"{name} is not installed (Debian package {name})")
     return works
 
 
@@ -208,41 +207,17 @@ def _settle(running: Running) -> None:
         used = running.cpu() - before
 
 
-# Driving a server: by wrk, whose figures a script prints as JSON, and by uploads.
-
-_SCRIPT: Final = Path(__file__).with_name("wrk.lua")
-_BOUNDARY: Final = "aiozc-bench"
-
-
 def upload(port: int, file: Path, clients: int, times: int, *, form: bool) -> float:
-    """Let clients upload a file, each so often, and each under a name of its own.
+    """Let curls upload a file, each so often, and each under a name of its own; give the seconds.
 
-    The file is the request's body, or with ``form`` the part of a form. Give the seconds.
+    The file is the request's body, or with ``form`` the part of a form.
     """
-    began = time.monotonic()
-    with ThreadPoolExecutor(clients) as threads:
-        try:
-            list(threads.map(lambda name: _upload(port, file, name, times, form), range(clients)))
-        except (OSError, HTTPException) as error:
-            raise BenchError(f"an upload broke: {error}") from None
+    body = ["--form", f"file=@{file}"] if form else ["--upload-file", str(file)]
+    command = ["curl", "--silent", "--show-error", "--fail", "--header", "Expect:", *body]
+    url, began = f"http://{HOST}:{port}/upload/{{}}?[1-{times}]", time.monotonic()
+    pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    several = [subprocess.Popen([*command, url.format(n)], **pipes) for n in range(clients)]
+    said = [curl.communicate()[1].strip() for curl in several]
+    if any(curl.returncode for curl in several):
+        raise BenchError(f"an upload broke: {next(filter(None, said), '')}")
     return time.monotonic() - began
-
-
-def _upload(port: int, path: Path, name: int, times: int, form: bool) -> None:
-    disposition = 'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
-    before = f"--{_BOUNDARY}\r\n{disposition}".encode() if form else b""
-    after = f"\r\n--{_BOUNDARY}--\r\n".encode() if form else b""
-    connection = HTTPConnection("127.0.0.1", port, timeout=60)
-    with closing(connection), path.open("rb") as file:
-        for _ in range(times):
-            connection.putrequest("POST" if form else "PUT", f"/upload/{name}")
-            connection.putheader("Content-Length", len(before) + path.stat().st_size + len(after))
-            if form:
-                connection.putheader("Content-Type", f"multipart/form-data; boundary={_BOUNDARY}")
-            connection.endheaders(before)
-            connection.sock.sendfile(file, 0)
-            connection.sock.sendall(after)
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != HTTPStatus.OK:
-                raise BenchError(f"an upload was answered by {answer.status} {answer.reason}")

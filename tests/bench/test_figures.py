@@ -17,7 +17,7 @@ from bench.figures import Figures, ratio, show_better, show_number, show_ratio, 
 from bench.measure import Case, measure
 from bench.meter import LatenessTimer, Meter, percentile
 from bench.results import changes
-from bench.samples import About, Record, Sample, read
+from bench.samples import Record, Sample, read
 from bench.tables import judge, target_of
 from bench.units import parse_size, show_size
 
@@ -30,7 +30,11 @@ def record_of(**values: list[float]) -> Record:
         for who, several in values.items()
         for number, value in enumerate(several)
     ]
-    return Record({"cpus": 2}, works={"sendfile/small": About("small", "base")}, samples=samples)
+    return Record(
+        {"cpus": 2},
+        works={"sendfile/small": {"title": "small", "baseline": "base"}},
+        samples=samples,
+    )
 
 
 def figure_of(**values: list[float]) -> Any:
@@ -201,7 +205,7 @@ def test_sizes_are_read_in_powers_of_1024() -> None:
     for text, size in (("1", 1), ("4K", 4096), ("4 KiB", 4096), ("1m", 1 << 20), ("2GB", 2 << 30)):
         assert parse_size(text) == parse_size(show_size(size)) == size
     for text in ("", "0", "x", "-1", "1.5K", "4KK", "1e3", "4T"):
-        with pytest.raises(ValueError, match="is no size"):
+        with pytest.raises(BadInputError, match="is no size"):
             parse_size(text)
     assert size_in("sizes: 1000 x 4 KiB, 1 conn., buffer 64 KiB") == 4096
     assert size_in("pace: 500 clients") == 0

@@ -9,7 +9,7 @@ from bench.errors import BadInputError
 from bench.figures import Figures
 from bench.plot import PICTURES
 from bench.results import HERE, results
-from bench.samples import About, Record, Sample, read
+from bench.samples import Record, Sample, read
 from bench.tables import markdown, with_tables
 from tests.bench.conftest import Bench
 
@@ -37,7 +37,10 @@ def a_record() -> Record:
     )
     for command, several in cases.items():
         for case in several:
-            record.works[f"{command}/{case.partition(':')[0]}"] = About("", "sock_sendfile")
+            record.works[f"{command}/{case.partition(':')[0]}"] = {
+                "title": "",
+                "baseline": "sock_sendfile",
+            }
             for who, value in (("sock_sendfile", 40.0), ("aiozc", 20.0)):
                 for metric in metrics:
                     row = (command, case, who, 0, metric, "us")
