@@ -1,8 +1,11 @@
-"""Transports as targets: their sockets by number, their flow control, and files by `write`."""
+"""Transports as targets: one way to hold their sockets for transfers, and files by `write`."""
 
 import asyncio
-from asyncio import constants
-from collections.abc import Callable
+import enum
+import functools
+import types
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
 from typing import Any
 
 from aiozc._api.arguments import (
@@ -12,15 +15,16 @@ from aiozc._api.arguments import (
     check_readable,
     plain_file,
 )
-from aiozc._drivers.fallback import READ, TICK, read_some, seek, seek_if_it_can
+from aiozc._api.gates import Flow, Gate, force_close
+from aiozc._drivers.fallback import READ, read_some, seek, seek_if_it_can
 from aiozc._engines.reactor import count_fallback
-from aiozc._errors import connection_lost, nothing_moved, tell
+from aiozc._errors import connection_lost, nothing_moved, tell, tells_of_lost_connection
 from aiozc._resources.owners import owners_of
-from aiozc._resources.records import HasFileno, check_sendable
+from aiozc._resources.records import HasFileno, check_sendable, identity, is_used
 from aiozc._runtime.hosts import Loop, in_thread, in_thread_that_may_be_left
 
-UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
-"""uvloop's transports of streams without TLS."""
+_LOOK = 0.005
+"""Seconds between two looks whether a transfer that was left behind has ended."""
 
 
 class TransportSocket:
@@ -33,9 +37,9 @@ class TransportSocket:
 
     __slots__ = ("_is_closing", "_number")
 
-    def __init__(self, is_closing: Callable[[], bool], number: Callable[[], int]) -> None:
-        self._is_closing = is_closing
-        self._number = number
+    def __init__(self, transport: Any, gate: Gate) -> None:
+        self._is_closing: Callable[[], bool] = transport.is_closing
+        self._number = gate.number
 
     def __repr__(self) -> str:
         return f"<the transport's socket, fd={self.fileno()}>"
@@ -73,178 +77,189 @@ def check_unowned(loop: Loop, stream: HasFileno) -> None:
         owners_of(loop).check(stream)
 
 
-class Flow:
-    """Stands before a transport's protocol for a while, to be told itself when to pause.
+class Reading(enum.Enum):
+    """What a transport reads while it is held."""
 
-    Everything else reaches the protocol. Pauses and resumptions alternate: when it leaves, the
-    protocol has to hear the last of them if there was an odd number, and nothing else.
+    GOES_ON = enum.auto()
+    PAUSED = enum.auto()
+    """Nothing, unless somebody resumes it: as in asyncio's own `sendfile`."""
+    DEFERRED = enum.auto()
+    """Nothing: who resumes it does so at the end."""
 
-    uvloop's transports without TLS do not tell whether they are paused. One that holds more
-    bytes than its upper limit is, and says when it no longer is.
+
+class Hold:
+    """A transport that stands aside for transfers into its socket, which its `async with` gives.
+
+    What is written to the transport is refused in the block; what was written before has left when
+    it begins. A connection that is lost is a ConnectionError, in place of what a transfer raises,
+    and the protocol hears of it. A transfer that goes on behind the block is ended.
     """
 
-    def __init__(self, transport: Any) -> None:
-        self.protocol: Any = transport.get_protocol()
-        if isinstance(self.protocol, Flow):
-            raise RuntimeError("sendfile is in progress already")
+    def __init__(self, transport: Any, gate: Gate, reading: Reading) -> None:
         self._transport = transport
+        self._gate = gate
+        self._reading = reading
+        self._sock = TransportSocket(transport, gate)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._later: asyncio.Handle | None = None
+        self._reads = False
+        self._identity = (0, 0)
+
+    def begin(self) -> None:
+        """Refuse what is written from here on, and read nothing."""
+        if self._loop is not None:
+            raise RuntimeError("this hold was begun already")
+        self._gate.check_open()
         self._loop = asyncio.get_running_loop()
-        self._lost = False
-        self._error: BaseException | None = None
-        self._odd: str | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._tells = hasattr(transport, "_protocol_paused")
-        self._paused = self._tells and bool(transport._protocol_paused)
-        self.heed_size()
-        transport.set_protocol(self)
+        self._pause, self._resume = self._transport.pause_reading, self._transport.resume_reading
+        if self._reading is not Reading.GOES_ON:
+            self._pause_reading()
+            if not self._reads:
+                # Of a connection that is being made the loop watches the socket behind
+                # `connection_made`, where an eager task may be. (asyncio's loop has not read from
+                # it when this is called; uvloop's may have read once.)
+                self._later = self._loop.call_soon(self._pause_reading)
+        self._gate.shut()
+        if self._reading is Reading.DEFERRED:
+            self._gate.defer_reading(
+                functools.partial(self._set_reads, False), functools.partial(self._set_reads, True)
+            )
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.protocol, name)
+    def end(self) -> None:
+        """Let everything be as it was."""
+        if self._later is not None:
+            self._later.cancel()
+        self._gate.open()
+        if self._reads and self._loop is not None and not self._loop.is_closed():
+            self._resume()
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """Be of the protocol's kind for `isinstance`: those with a buffer are called otherwise."""
-        return type(self.protocol)
+    def _pause_reading(self) -> None:
+        if self._gate.is_watched():
+            self._pause()
+            self._reads = True
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the protocol was told that the connection is lost, or its loop is closed."""
-        return self._lost or self._loop.is_closed()
+    def _set_reads(self, reads: bool) -> None:
+        self._reads = reads
 
-    def pause_writing(self) -> None:
-        """Keep the pause."""
-        self._paused = True
-        self._odd = None if self._odd else "pause_writing"
-
-    def resume_writing(self) -> None:
-        """Wake who waits."""
-        self._paused = False
-        self._odd = None if self._odd else "resume_writing"
-        self._wake()
-
-    def connection_lost(self, error: BaseException | None) -> None:
-        """Wake who waits, and tell the protocol."""
-        self._lost = True
-        self._error = error
-        self._wake()
-        self.protocol.connection_lost(error)
-
-    def heed_size(self) -> None:
-        """Take a transport for paused that holds too much, where it does not tell."""
-        if not self._tells:
-            _, high = self._transport.get_write_buffer_limits()
-            self._paused = self._paused or self._transport.get_write_buffer_size() > high
-
-    async def wait_next_resumption(self) -> None:
-        """Wait for it whether or not the pause before was heard; else as `wait_resumed`."""
-        self._paused = True
-        await self.wait_resumed()
-
-    async def wait_resumed(self) -> None:
-        """Wait until the transport is not paused; ConnectionError where it closes."""
-        while self._is_paused() and not self._lost and not self._transport.is_closing():
-            self._waiter = self._loop.create_future()
-            # Who sets another protocol keeps the resumption from us.
-            tick = self._loop.call_later(TICK, self._wake)
+    async def __aenter__(self) -> TransportSocket:
+        with nothing_moved(0):
+            if self._loop is None and self._transport.is_closing():
+                raise connection_lost(None)
+            self.begin()
             try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                tick.cancel()
-        if self._lost or self._transport.is_closing():
-            raise connection_lost(self._error)
+                if self._later is not None:
+                    await asyncio.sleep(0)
+                await self._gate.wait_empty()
+                self._identity = identity(self._sock.fileno())
+            except BaseException:
+                self.end()
+                raise
+        return self._sock
 
-    def _is_paused(self) -> bool:
-        if self._paused and self._transport.get_protocol() is not self:
-            low, _ = self._transport.get_write_buffer_limits()
-            self._paused = self._transport.get_write_buffer_size() > low
-        return self._paused
-
-    def leave(self) -> None:
-        """Give the transport its protocol back."""
-        if self.is_over:
-            return
-        if self._transport.get_protocol() is self:
-            self._transport.set_protocol(self.protocol)
-        if self._odd:
-            self._tell(self._odd)
-
-    def _tell(self, name: str) -> None:
-        """Call the protocol as a transport does, whose own affair an exception is not."""
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        lost = self.lost_by(error)
         try:
-            getattr(self.protocol, name)()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            context = {
-                "message": f"protocol.{name}() failed",
-                "exception": error,
-                "transport": self._transport,
-                "protocol": self.protocol,
-            }
-            self._loop.call_exception_handler(context)
+            if not isinstance(error, GeneratorExit):  # then nothing can be waited for
+                await self._end_transfers()
+        finally:
+            self._sock.end()
+            self.end()
+        if lost is not None and lost is not error:
+            raise lost from lost.__cause__
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    async def _end_transfers(self) -> None:
+        """Return when no transfer uses the socket any more."""
+        cancelled: asyncio.CancelledError | None = None
+        while is_used(self._sock, self._identity):
+            self._sock.end()
+            try:
+                await asyncio.sleep(_LOOK)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    def lost_by(self, error: BaseException | None) -> ConnectionError | None:
+        """Return what to raise where a transfer failed since the connection is lost.
+
+        The protocol hears of it from the transport.
+        """
+        if not isinstance(error, OSError):
+            return None
+        closing = self._transport.is_closing()
+        if not tells_of_lost_connection(error, closing=closing):
+            return None
+        # A file on a network, or in another process, fails with the same numbers.
+        if not closing and self._sock.is_connected():
+            return None
+        lost = connection_lost(error)
+        for name in ("transferred", "lost", "send"):
+            if hasattr(error, name):
+                setattr(lost, name, getattr(error, name))
+        if not closing:
+            # Another one: this one's traceback holds frames, which hold the transport.
+            force_close(self._transport, type(lost)(*lost.args))
+        return lost
 
 
-def socket_beneath(transport: Any) -> TransportSocket | None:
-    """Return the socket into which a transport's bytes go as they are, or None.
+async def send_through(
+    transport: Any,
+    gate: Gate,
+    send: Callable[[TransportSocket], Coroutine[Any, Any, int]],
+    reading: Reading = Reading.PAUSED,
+) -> int:
+    """Send a file by `send`, into the socket of a transport that is held; return the bytes sent.
 
-    There is one beneath the transports of asyncio's selector loop and of uvloop, TLS apart.
-    Who sends by it waits for the transport's own bytes first (`wait_written`), and lets nobody
-    write to the transport meanwhile.
+    What goes at once, in the turn of the loop in which it was asked for, needs no hold: nothing
+    else runs meanwhile. So the transfer is begun first, and the transport held when it waits.
     """
-    kind = type(transport)
-    plain = getattr(transport, "_sendfile_compatible", None) is constants._SendfileMode.TRY_NATIVE
-    if plain or (kind.__module__ == "uvloop.loop" and kind.__name__ in UVLOOP_PLAIN):
-        return TransportSocket(transport.is_closing, transport.get_extra_info("socket").fileno)
-    return None
-
-
-async def wait_written(transport: Any) -> None:
-    """Wait until a transport's write buffer is empty; ConnectionError where it closes."""
-    if await has_more_to_write(transport):
-        drain = Drain(transport)
-        try:
-            await drain.wait()
-        finally:
-            drain.leave()
-
-
-async def has_more_to_write(transport: Any) -> bool:
-    """Return whether more was written than could leave at once; ConnectionError where it closes."""
+    with nothing_moved(0):
+        gate.check_open()
+        gate.check_not_ended()
     if transport.get_write_buffer_size():
-        # uvloop may write at the end of the loop's turn.
-        await asyncio.sleep(0)
-    if transport.is_closing():
-        raise connection_lost(None)
-    return bool(transport.get_write_buffer_size())
-
-
-class Drain:
-    """A transport that is told to say when its write buffer is empty, by limits of 0 meanwhile."""
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-        self.flow = Flow(transport)
-        self.limits: tuple[int, int] = transport.get_write_buffer_limits()
-        """What will be set when it has ended: low and high."""
-
-    async def wait(self) -> None:
-        """Wait until it is empty; ConnectionError where the transport closes."""
-        self._transport.set_write_buffer_limits(0)
-        await self.flow.wait_next_resumption()
-
-    def leave(self) -> None:
-        """Let the transport be as it was."""
+        async with Hold(transport, gate, reading) as sock:
+            return await send(sock)
+    sending = send(TransportSocket(transport, gate))
+    try:
+        waited = sending.send(None)
+        hold = Hold(transport, gate, reading)
+        hold.begin()
         try:
-            if not self.flow.is_over:
-                low, high = self.limits
-                self._transport.set_write_buffer_limits(high, low)
+            return await rest(sending, waited)
         finally:
-            self.flow.leave()
+            hold.end()
+    except StopIteration as ended:
+        sent: int = ended.value
+        return sent
+    except OSError as error:
+        lost = Hold(transport, gate, reading).lost_by(error)
+        if lost is None:
+            raise
+        raise lost from lost.__cause__
+
+
+@types.coroutine
+def rest(sending: Coroutine[Any, Any, int], waited: Any) -> Generator[Any, Any, int]:
+    """Go on with a coroutine that was begun and waits for `waited`, as `yield from` would."""
+    try:
+        while True:
+            try:
+                answer = yield waited
+            except GeneratorExit:
+                sending.close()
+                raise
+            except BaseException as error:
+                waited = sending.throw(error)
+            else:
+                waited = sending.send(answer)
+    except StopIteration as ended:
+        sent: int = ended.value
+        return sent
 
 
 async def write_file(transport: Any, file: Any, offset: int, count: int | None) -> int:

@@ -239,6 +239,10 @@ class Stream(Original):
         """Whether it is a socket."""
         return self._is_socket
 
+    def is_of(self, holder: HasFileno) -> bool:
+        """Return whether it is that object that it was made of."""
+        return self._holder is holder
+
     def end_writing(self) -> None:
         """Tell the peer that nothing more comes."""
         end_writing(self.copy)
@@ -344,9 +348,10 @@ def check_free(stream: HasFileno, *roles: Role) -> None:
             raise already_busy(stream, role)
 
 
-def is_free(key: tuple[int, int]) -> bool:
-    """Return whether no transfer uses what has this identity."""
-    return not any(key in streams for streams in _busy.values())
+def is_used(stream: HasFileno, key: tuple[int, int]) -> bool:
+    """Return whether a transfer uses this very object, which had this identity."""
+    used = (streams.get(key) for streams in _busy.values())
+    return any(other is not None and other.is_of(stream) for other in used)
 
 
 def already_busy(stream: HasFileno, role: Role) -> RuntimeError:

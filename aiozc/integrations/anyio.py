@@ -17,11 +17,13 @@ from typing import Any
 
 from anyio import BrokenResourceError, ClosedResourceError
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.lowlevel import checkpoint
 
 from aiozc import loop_recvfile, loop_sendfile
 from aiozc._api.arguments import plain_file
+from aiozc._api.gates import can_be_held, refusing
 from aiozc._api.relay import relay_behind
-from aiozc._api.transports import socket_beneath
+from aiozc._api.transports import Hold, Reading, TransportSocket
 from aiozc._errors import nothing_moved, tell, tells_of_lost_connection
 
 PIECE = 64 * 1024
@@ -47,10 +49,11 @@ async def send_file(
         anyio.BrokenResourceError, anyio.ClosedResourceError: in place of the OSError of a
             connection that is lost, or was closed meanwhile.
     """
-    sock = _socket_of(stream)
-    await stream.send(b"")  # it returns when what was sent before has left
+    hold = _hold(stream)
+    await checkpoint()
     with _guarding(stream, "_send_guard"), _in_words_of_anyio(stream):
-        return await loop_sendfile(sock, file, offset, count, fallback=fallback)
+        async with hold as sock:
+            return await loop_sendfile(sock, file, offset, count, fallback=fallback)
 
 
 async def receive_file(
@@ -98,35 +101,44 @@ async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
 
     Raises, beside what `aiozc.relay` does: what `send_file` does.
     """
-    socks = _socket_of(a), _socket_of(b)
-    with contextlib.ExitStack() as stack:
-        for stream in (a, b):
-            stack.enter_context(_in_words_of_anyio(stream))
+    sides = (a, _hold(a)), (b, _hold(b))
+    async with contextlib.AsyncExitStack() as stack:
+        socks = []
         with nothing_moved((0, 0)):
-            await a.send(b"")
-            await b.send(b"")
-            for stream in (a, b):
+            await checkpoint()
+            for stream, hold in sides:
+                stack.enter_context(_in_words_of_anyio(stream))
                 stack.enter_context(_guarding(stream, "_send_guard"))
                 stack.enter_context(_guarding(stream, "_receive_guard"))
-        return await relay_behind(*socks, _Early(a).pieces(), _Early(b).pieces())
+                socks.append(await stack.enter_async_context(hold))
+        return await relay_behind(socks[0], socks[1], _Early(a).pieces(), _Early(b).pieces())
+
+
+def _hold(stream: SocketStream) -> contextlib.AbstractAsyncContextManager[Any]:
+    """Return what holds the stream's transport, and gives its socket; there may be no transport.
+
+    Nobody but the stream writes to it, and that has guards against two at once. It goes on reading.
+    """
+    transport = _transport_of(stream)
+    if transport is None:
+        return contextlib.nullcontext(_socket_of(stream))
+    return Hold(*refusing(transport), Reading.GOES_ON)
 
 
 def _socket_of(stream: SocketStream) -> Any:
-    """Return the stream's socket; of the asyncio backend, its transport's.
+    """Return the stream's socket, to receive from."""
+    transport = _transport_of(stream)
+    if transport is None:
+        return stream.extra(SocketAttribute.raw_socket)
+    return TransportSocket(*refusing(transport))
 
-    Nobody but the stream writes to that transport, and it has guards against two at once.
-    """
+
+def _transport_of(stream: SocketStream) -> Any:
+    """Return a transport of asyncio's or uvloop's, or None."""
     if not isinstance(stream, SocketStream):
         raise TypeError(f"{stream!r} is no anyio.abc.SocketStream: only plain sockets will do")
-    try:
-        transport = getattr(stream, "_transport", None)
-        beneath = None if transport is None else socket_beneath(transport)
-        return beneath or stream.extra(SocketAttribute.raw_socket)
-    except AttributeError:
-        # A transport of uvloop that was closed has none any more.
-        closed = socket.socket()
-        closed.close()
-        return closed
+    transport = getattr(stream, "_transport", None)
+    return transport if transport is None or can_be_held(transport) else None
 
 
 def _guarding(stream: SocketStream, name: str) -> contextlib.AbstractContextManager[object]:

@@ -14,9 +14,8 @@ Three things are uvicorn's own, as before: what is parsed, what is logged, and e
 no file's. What stands here comes between the application and the `send` of its request:
 
 - A small file whose bytes are cached becomes a body message.
-- A larger one goes by `loop_sendfile` into the transport's socket, once the transport has
-  written what it held. Nothing is written to the transport meanwhile: other messages of that
-  response are refused, and what uvicorn would say of requests behind it waits.
+- A larger one goes by `loop_sendfile` into the socket of the transport, which is held meanwhile:
+  other messages of that response are refused, and requests behind it are read afterwards.
 - Over TLS, and on transports of other loops, a file is read in worker threads, as body messages.
 
 The start of a response is kept until the next message, or to the next turn of the loop: it is
@@ -29,7 +28,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 import h11
@@ -39,11 +38,11 @@ from uvicorn.protocols.http import h11_impl
 
 from aiozc import loop_sendfile, probe
 from aiozc._api.arguments import check_binary, check_offset, check_readable, plain_file, shown
+from aiozc._api.gates import Gate, can_be_held, refusing
 from aiozc._api.sendfile import size_of_regular
-from aiozc._api.transports import TransportSocket, socket_beneath, wait_written
+from aiozc._api.transports import Reading, send_through
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.reactor import count_fallback
-from aiozc._errors import tells_of_lost_connection
 from aiozc._runtime.hosts import in_thread, in_thread_that_may_be_left, wait_ready
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
@@ -71,23 +70,6 @@ async def _nothing() -> None:
 
 async def _refuse_during_file(kind: str) -> NoReturn:
     raise RuntimeError(f"Unexpected ASGI message {kind!r} sent, during a file.")
-
-
-class _Shut:
-    """A transport to which a cycle must not write: a file is sent beneath it.
-
-    `Response.send` refuses what it is asked for meanwhile, but not the coroutines that it made
-    before and that other tasks run now.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> NoReturn:  # noqa: ARG002
-        raise RuntimeError("Unexpected ASGI message sent, during a file.")
 
 
 class Response:
@@ -169,7 +151,7 @@ class Response:
 
     def _may_send_file(self, kind: str) -> bool:
         """Return whether a file may come now; uvicorn's own `send` says why not."""
-        offered = kind == PATHSEND or self._protocol.socket is not None
+        offered = kind == PATHSEND or self._protocol.is_plain
         return offered and not self._cycle.response_complete
 
     async def _send_path(self, message: Message) -> None:
@@ -238,7 +220,6 @@ class Response:
             if not self._has_body():
                 self._protocol.expect_nothing(self._cycle)
             await self._cycle.send({"type": "http.response.body", "body": b""})
-        self._protocol.end_file()
 
     def _has_body(self) -> bool:
         """Return whether the response has any, as to its request and its status."""
@@ -254,8 +235,7 @@ class Response:
         """Send bytes of a regular file that has so many."""
         await self.flush()
         protocol, cycle = self._protocol, self._cycle
-        sock = protocol.socket
-        if sock is None:
+        if not protocol.is_plain:
             read = await self._read_content(file, offset, count)
             if read < count and not cycle.disconnected:
                 raise self._cut(file, offset + read)
@@ -266,39 +246,27 @@ class Response:
         transport = cycle.transport
         if before:
             transport.write(before)
-        protocol.begin_file()
-        cycle.transport = _Shut(transport)
+
+        def send(sock: Any) -> Coroutine[Any, Any, int]:
+            return loop_sendfile(sock, file, offset, count)
+
         try:
-            await wait_written(transport)
-            sent = await loop_sendfile(sock, file, offset, count)
-        except OSError as error:
-            closing = transport.is_closing()
-            # A file on a network, or in another process, fails with the same numbers.
-            lost = tells_of_lost_connection(error, closing=closing)
-            if not lost or (not closing and sock.is_connected()):
-                transport.close()
-                raise
-            if not closing:
-                transport.abort()
-            # What uvicorn does when it is told, a turn of the loop later.
-            self._lose()
-            return
-        except BaseException:
+            sent = await send_through(transport, protocol.gate, send, Reading.DEFERRED)
+        except BaseException as error:
+            # A file on a network, or in another process, fails as a connection does.
+            is_lost = isinstance(error, ConnectionError) and transport.is_closing()
             transport.close()
-            # A transport that has something to write yet takes more of it, closed or not.
-            self._lose()
+            # What uvicorn does when it is told, a turn of the loop later; and a transport that has
+            # something to write yet takes more of it, closed or not.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if is_lost:
+                return
             raise
-        finally:
-            cycle.transport = transport
         if sent < count:
             raise self._cut(file, offset + sent)
         if after:
             transport.write(after)
-
-    def _lose(self) -> None:
-        """Have nothing of the response leave any more."""
-        self._cycle.disconnected = True
-        self._cycle.message_event.set()
 
     def _cut(self, file: Any, place: int) -> RuntimeError:
         """Close the connection; return what to raise for a file that ended too early."""
@@ -306,12 +274,16 @@ class Response:
         return RuntimeError(f"{file!r} was cut at {place} bytes while it was sent")
 
     async def _read_content(self, file: Any, offset: int, count: int | None) -> int:
-        """Send what can be read from a file, as body messages; return how much that was."""
+        """Send what can be read from a file, as body messages; return how much that was.
+
+        `send` refuses what it is asked for meanwhile, but not the coroutines that it made before
+        and that other tasks run now: so the transport does.
+        """
         await self.flush()
         count_fallback(self._protocol.running_loop)
-        cycle, transport = self._cycle, self._cycle.transport
-        cycle.transport = shut = _Shut(transport)
+        cycle, gate = self._cycle, self._protocol.gate
         done = 0
+        gate.shut()
         try:
             seekable = _is_seekable(file)
             if seekable:
@@ -324,12 +296,12 @@ class Response:
                 await cycle.flow.drain()  # so that the next `send` waits for nothing
                 if not data or cycle.disconnected:
                     break
-                cycle.transport = transport
+                gate.open()
                 await cycle.send({"type": "http.response.body", "body": data, "more_body": True})
-                cycle.transport = shut
+                gate.shut()
                 done += len(data)
         finally:
-            cycle.transport = transport
+            gate.open()
         return done
 
 
@@ -399,19 +371,20 @@ class SendsFiles:
     scheme: Any
     running_loop: asyncio.AbstractEventLoop
     """Asked for once: that is a system call, before Python 3.12."""
-    socket: TransportSocket | None
-    """The connection's socket; None where only its transport may write to it."""
+    gate: Gate
+    """Shut while something of a file is sent."""
+    is_plain: bool
+    """Whether the kernel may send into the connection's socket."""
     _application: Any
-    _file_under_way = False
-    _delayed: Callable[[], None] | None = None
 
     def connection_made(self, transport: Any) -> None:
         """See uvicorn's protocols."""
         parent: Any = super()
-        parent.connection_made(transport)
+        proxy, self.gate = refusing(transport)
+        parent.connection_made(proxy)
         _tell()
         self.running_loop = asyncio.get_running_loop()
-        self.socket = socket_beneath(transport) if self.scheme == "http" else None
+        self.is_plain = self.scheme == "http" and can_be_held(transport)
 
     @property
     def app(self) -> Any:
@@ -430,7 +403,7 @@ class SendsFiles:
         if self.offers_files:
             others = scope.get("extensions")
             scope["extensions"] = offers = Offers(others) if others else Offers()
-            offers.names = _TLS if self.socket is None else _PLAIN
+            offers.names = _PLAIN if self.is_plain else _TLS
             offers.send, offers.application = send, self._application
         try:
             return await self._application(scope, receive, send)
@@ -440,35 +413,6 @@ class SendsFiles:
                 offers.names, offers.send = (), None
             if response.held is not None or response.leaving is not None:
                 await response.flush()
-
-    def begin_file(self) -> None:
-        """Let nobody write to the transport."""
-        self._file_under_way = True
-
-    def end_file(self) -> None:
-        """Let them, and do what somebody wanted to do meanwhile."""
-        self._file_under_way = False
-        delayed, self._delayed = self._delayed, None
-        if delayed is not None and not self.transport.is_closing():
-            delayed()
-
-    def _behind_file(self, action: Callable[[], None]) -> None:
-        """Do what writes to the transport, now or behind the file."""
-        if self._file_under_way:
-            self.flow.pause_reading()
-            self._delayed = action
-        else:
-            action()
-
-    def send_400_response(self, msg: str) -> None:
-        """See uvicorn's protocols."""
-        parent: Any = super()
-        self._behind_file(functools.partial(parent.send_400_response, msg))
-
-    def handle_websocket_upgrade(self, *arguments: Any) -> None:
-        """See uvicorn's protocols."""
-        parent: Any = super()
-        self._behind_file(functools.partial(parent.handle_websocket_upgrade, *arguments))
 
     def frame(self, cycle: Any, count: int) -> tuple[bytes, bytes]:
         """Note that a file's bytes are sent as content; return what to put around them."""

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 import aiozc
-from aiozc._install.proxies import UvloopGate, UvloopTransport
+from aiozc._api.gates import Proxy, ProxyGate
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.loops import WITH_AIOZC, run_on
@@ -127,10 +127,10 @@ class Deaf:
 
 
 def test_an_end_that_could_not_be_written_does_not_count() -> None:
-    proxy = UvloopTransport(Deaf())
+    proxy = Proxy(Deaf())
     with pytest.raises(OSError, match="write_eof"):
         proxy.write_eof()
-    UvloopGate(proxy).check_open()
+    ProxyGate(proxy).check_open()
 
 
 @pytest.mark.parametrize("make", [Recorder, Buffered])

@@ -406,6 +406,28 @@ async def test_a_second_sender_and_a_second_receiver_are_refused(
             group.cancel_scope.cancel()
 
 
+@kinds
+async def test_a_file_is_sent_while_another_is_received_which_goes_on_behind_it(
+    kind: str, connected: Connected, make_file: MakeFile
+) -> None:
+    stream, peer = await connected.stream(kind, limit=1)
+    there, back = pattern(32 * MIB), pattern(300_000, 1)
+    with memory_file() as target:
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive_file, stream, target)
+            peer.send(back[:100_000])
+            group.start_soon(send_file, stream, make_file(there))
+            await told(peer.arrived(1))
+            await until(lambda: target.seek(0, os.SEEK_END) == 100_000)
+            peer.allow(None)
+            await told(peer.arrived(len(there)))
+            peer.send(back[100_000:], end=True)
+        target.seek(0)
+        assert_same(target.read(), back)
+    await stream.send_eof()
+    assert_same(await told(peer.ended()), there)
+
+
 async def test_what_is_no_plain_socket_is_refused(make_file: MakeFile) -> None:
     """A TLS stream shows the socket beneath it, which would send the file as it is."""
     stream: Any = object()
