@@ -22,7 +22,7 @@ from asyncio import constants
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, Protocol
 
-from aiozc._drivers.fallback import TICK
+from aiozc._engines.backend import TICK_S
 from aiozc._errors import connection_lost
 
 Mode = constants._SendfileMode
@@ -434,7 +434,7 @@ class Flow:
         while self._is_paused() and not self._lost and not self._transport.is_closing():
             self._waiter = self._loop.create_future()
             # Who sets another protocol keeps the resumption from us.
-            tick = self._loop.call_later(TICK, self._wake)
+            tick = self._loop.call_later(TICK_S, self._wake)
             try:
                 await self._waiter
             finally:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from aiozc._api.arguments import check_stream, socket_of, timeout_of
 from aiozc._api.transports import check_unowned
 from aiozc._drivers import drive
-from aiozc._engines.reactor import Reactor, have_reactor
+from aiozc._engines.engine import Engine
+from aiozc._engines.registry import wait_for_engine
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._resources.records import Role, Stream, identity, inlet
 from aiozc._runtime.hosts import arrive, run_all, uninterrupted
@@ -56,21 +57,21 @@ async def relay_behind(
     loop = await arrive((0, 0))
     a, b = socket_of(a), socket_of(b)
     with nothing_moved((0, 0)):
-        reactor = await have_reactor()
+        engine = await wait_for_engine()
         for sock in (a, b):
             _check(sock)
             check_unowned(loop, sock)
         first, second = _both(a, b)
     there, back = Splicing(None, swift=True), Splicing(None, swift=True)
-    reactor.count(transfers=1)
+    engine.count(transfers=1)
     try:
         first.hold()
         second.hold()
         await drive.own(first, second)
         await run_all(
             (
-                _one_way(reactor, there, to_b, first, second),
-                _one_way(reactor, back, to_a, second, first),
+                _one_way(engine, there, to_b, first, second),
+                _one_way(engine, back, to_a, second, first),
             )
         )
     except BaseException as error:
@@ -79,7 +80,7 @@ async def relay_behind(
     finally:
         first.close()
         second.close()
-        reactor.count(sent=there.position + back.position)
+        engine.count(sent=there.position + back.position)
     return there.position, back.position
 
 
@@ -104,7 +105,7 @@ def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
 
 
 async def _one_way(
-    reactor: Reactor,
+    engine: Engine,
     transfer: Splicing,
     before: Iterable[Piece],
     source: Stream,
@@ -113,11 +114,11 @@ async def _one_way(
     try:
         for piece in before:
             with piece as sock:
-                await drive.move(reactor, transfer, inlet(sock), target)
+                await drive.move(engine, transfer, inlet(sock), target)
             if transfer.error:
                 break
             transfer.go_on()
-        await drive.move(reactor, transfer, source, target)
+        await drive.move(engine, transfer, source, target)
     except (BrokenPipeError, ConnectionResetError):
         # Seen by a look at a side that stands still.
         source.reset()

@@ -23,9 +23,10 @@ from aiozc._api.arguments import (
 )
 from aiozc._api.transports import TransportSocket, check_unowned
 from aiozc._drivers import drive
-from aiozc._drivers import fallback as fallback_engine
+from aiozc._drivers import fallback as fallback_way
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.reactor import Reactor, count_fallback, get_reactor, latest_reactor
+from aiozc._engines.engine import Engine
+from aiozc._engines.registry import count_fallback, current_engine, latest_engine
 from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._resources.records import Original, check_idle, outlet, set_position
 from aiozc._runtime.hosts import Loop, arrive, plain_loop, uninterrupted
@@ -81,31 +82,31 @@ async def loop_sendfile(
     at_once: int | None = None
     status: os.stat_result | None = None
     try:
-        reactor = latest_reactor(loop)
+        engine = latest_engine(loop)
         # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
         # checks, the status and the state machine of the other way take 2. It keeps each promise.
-        if reactor is not None and _is_plain(sock, file, offset, count):
+        if engine is not None and _is_plain(sock, file, offset, count):
             if count is None or not fallback:
                 status = os.fstat(file.fileno())
             length = count or (status.st_size - offset if status else 0)
             # A device may give bytes as well, and the kernel cannot be asked to send it.
             if 0 < length <= SHARE and (fallback or (status and stat.S_ISREG(status.st_mode))):
                 check_idle(sock)
-                owners = reactor.owners
+                owners = engine.owners
                 if (
                     owners.used
                     and type(sock) is socket.socket
                     and (owners.new or ref(sock) not in owners.cleared)
                 ):
                     owners.remember(sock)
-                if not reactor.at_once.may_spend(loop, length):
-                    await _wait_for_turn(reactor.at_once, loop, length, sock, file, offset)
-                at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
+                if not engine.at_once.may_spend(loop, length):
+                    await _wait_for_turn(engine.at_once, loop, length, sock, file, offset)
+                at_once = engine.at_once.send(sock.fileno(), file.fileno(), offset, length)
                 if at_once == length:
                     file.seek(offset + length)
-                    reactor.count(transfers=1, sent=length)
+                    engine.count(transfers=1, sent=length)
                     return length
-                reactor.at_once.give_back(length - max(at_once, 0))
+                engine.at_once.give_back(length - max(at_once, 0))
     except BaseException as error:
         tell(error, max(at_once or 0, 0), 0)
         raise
@@ -152,7 +153,7 @@ async def _send_file(
         try:
             check_moved_by_kernel(sock, timeout)
             size = size_of_regular(file, status)
-            reactor = _reactor_if_any()
+            engine = _engine_if_any()
         except asyncio.SendfileNotAvailableError:
             if not fallback:
                 raise
@@ -160,12 +161,12 @@ async def _send_file(
             length = max(0, size - offset if count is None else min(count, size - offset))
             if at_once is None:
                 check_idle(sock)
-                small = reactor is not None and 0 < length <= SHARE
-                if reactor is not None and small and reactor.at_once.may_spend(loop, length):
-                    at_once = reactor.at_once.send(sock.fileno(), file.fileno(), offset, length)
-            crowded = _always if reactor is None else reactor.is_crowded
+                small = engine is not None and 0 < length <= SHARE
+                if engine is not None and small and engine.at_once.may_spend(loop, length):
+                    at_once = engine.at_once.send(sock.fileno(), file.fileno(), offset, length)
+            crowded = _always if engine is None else engine.is_crowded
             transfer = Sendfile(offset, length, at_once, crowded)
-            await _send_by_kernel(reactor, transfer, sock, file, count)
+            await _send_by_kernel(engine, transfer, sock, file, count)
             if not transfer.error:
                 return transfer.position
             position = transfer.position
@@ -178,17 +179,17 @@ async def _send_file(
         tell(error, position if transfer is None else transfer.position, 0)
         raise
     count_fallback(loop, sock if timeout is None else None)
-    return await fallback_engine.send_file(sock, file, offset, count, position)
+    return await fallback_way.send_file(sock, file, offset, count, position)
 
 
 def _always() -> bool:
     return True
 
 
-def _reactor_if_any() -> Reactor | None:
-    """Return the reactor; None where there are no descriptors to make it of."""
+def _engine_if_any() -> Engine | None:
+    """Return the engine; None where there are no descriptors to make it of."""
     try:
-        return get_reactor()
+        return current_engine()
     except OSError as error:
         if not lacks_descriptors(error):
             raise
@@ -196,19 +197,19 @@ def _reactor_if_any() -> Reactor | None:
 
 
 async def _send_by_kernel(
-    reactor: Reactor | None, transfer: Sendfile, sock: Any, file: Any, count: int | None
+    engine: Engine | None, transfer: Sendfile, sock: Any, file: Any, count: int | None
 ) -> None:
-    if reactor is not None:
-        reactor.count(transfers=1)
+    if engine is not None:
+        engine.count(transfers=1)
     try:
         if transfer.done:
             set_position(file, transfer.offset + transfer.position)
         else:
             source = Original(file, transfer.offset)
-            await drive.send_file(reactor, transfer, source, outlet(sock), count)
+            await drive.send_file(engine, transfer, source, outlet(sock), count)
     finally:
-        if reactor is not None:
-            reactor.count(sent=transfer.position)
+        if engine is not None:
+            engine.count(sent=transfer.position)
 
 
 async def _wait_for_turn(

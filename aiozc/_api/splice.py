@@ -30,8 +30,9 @@ from aiozc._api.arguments import (
 )
 from aiozc._api.transports import check_unowned
 from aiozc._drivers import drive
-from aiozc._drivers import fallback as fallback_engine
-from aiozc._engines.reactor import Reactor, count_fallback, have_reactor
+from aiozc._drivers import fallback as fallback_way
+from aiozc._engines.engine import Engine
+from aiozc._engines.registry import count_fallback, wait_for_engine
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._resources.records import (
     Device,
@@ -88,14 +89,14 @@ async def splice_pipe(
     loop = await arrive()
     check_count(count)
     with nothing_moved(0):
-        reactor = await have_reactor()
+        engine = await wait_for_engine()
         given = _look_at(loop, src, src_offset, writing=False)
         wanted = _look_at(loop, dst, dst_offset, writing=True)
         await _settle(given.holder)
         await _settle(wanted.holder)
         _check_unowned(loop, given, wanted)  # a transport may have begun meanwhile
-        transfer = _choose(reactor, given, wanted, count)
-    reactor.count(transfers=1)
+        transfer = _choose(engine, given, wanted, count)
+    engine.count(transfers=1)
     try:
         source = given.owned(Role.READ)
         try:
@@ -104,16 +105,16 @@ async def splice_pipe(
             source.close()
             raise
         if isinstance(transfer, Sendfile):
-            await drive.send_file(reactor, transfer, source, target, count)
+            await drive.send_file(engine, transfer, source, target, count)
         else:
-            await drive.move(reactor, transfer, source, target)
+            await drive.move(engine, transfer, source, target)
         if transfer.error:
             raise error_from(transfer.error, f"after {transfer.position} bytes were moved")
     except BaseException as error:
         tell(error, transfer.position, transfer.lost)
         raise
     finally:
-        reactor.count(sent=transfer.position)
+        engine.count(sent=transfer.position)
     return transfer.position
 
 
@@ -170,7 +171,7 @@ async def loop_recvfile(
         check_moved_by_kernel(sock, timeout)
         with nothing_moved(0):
             _check_regular(file)
-        reactor = await have_reactor()
+        engine = await wait_for_engine()
     except asyncio.SendfileNotAvailableError:
         if not fallback:
             raise
@@ -178,11 +179,11 @@ async def loop_recvfile(
     with nothing_moved(0):
         await _settle(file)
         check_unowned(loop, sock)  # a transport may have begun meanwhile
-    reactor.count(transfers=1)
+    engine.count(transfers=1)
     transfer = Splicing(count, target_offset=offset, socket=True)
     try:
         target = Original(file, offset)
-        await drive.move(reactor, transfer, inlet(sock), target)
+        await drive.move(engine, transfer, inlet(sock), target)
         refused = transfer.error in CANNOT and not transfer.position
         if refused and not fallback:
             raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced into")
@@ -192,7 +193,7 @@ async def loop_recvfile(
         tell(error, transfer.position, transfer.lost)
         raise
     finally:
-        reactor.count(sent=transfer.position)
+        engine.count(sent=transfer.position)
     if refused:
         return await _fall_back(loop, sock, file, offset, count)
     return transfer.position
@@ -211,7 +212,7 @@ async def _fall_back(
             check_writable(file, offset)
         check_unowned(loop, sock)
     count_fallback(loop, blocking)
-    return await fallback_engine.receive_file(sock, file, offset, count, plain=plain)
+    return await fallback_way.receive_file(sock, file, offset, count, plain=plain)
 
 
 def _is_regular(file: Any) -> bool:
@@ -327,7 +328,7 @@ def _kind_of(mode: int) -> _Kind:
 
 
 def _choose(
-    reactor: Reactor, given: _Given, wanted: _Given, count: int | None
+    engine: Engine, given: _Given, wanted: _Given, count: int | None
 ) -> Sendfile | Splicing:
     """Return the machine for two ends: for a file into a socket, the one that knows most."""
     source_offset, target_offset = given.find_offset(), wanted.find_offset()
@@ -336,7 +337,7 @@ def _choose(
     if source_offset is not None and wanted.kind is _Kind.SOCKET and size:
         there = max(0, size - source_offset)
         length = there if count is None else min(there, count)
-        return Sendfile(source_offset, length, crowded=reactor.is_crowded)
+        return Sendfile(source_offset, length, crowded=engine.is_crowded)
     kinds = {given.kind, wanted.kind}
     if _is_same_file(given, wanted):
         # It would never end: what is written at its end is there to be read.

@@ -17,7 +17,7 @@ from aiozc._api.arguments import (
 )
 from aiozc._api.gates import Flow, Gate, force_close
 from aiozc._drivers.fallback import READ, read_some, seek, seek_if_it_can
-from aiozc._engines.reactor import count_fallback
+from aiozc._engines.registry import count_fallback
 from aiozc._errors import connection_lost, nothing_moved, tell, tells_of_lost_connection
 from aiozc._resources.owners import owners_of
 from aiozc._resources.records import HasFileno, check_sendable, identity, is_used

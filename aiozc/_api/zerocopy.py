@@ -23,10 +23,11 @@ from aiozc._api.arguments import (
 )
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import check_unowned
-from aiozc._drivers import fallback as fallback_engine
+from aiozc._drivers import fallback as fallback_way
 from aiozc._drivers import zerocopy
 from aiozc._drivers.parts import Gather, Parts, is_small
-from aiozc._engines.reactor import Reactor, count_fallback, have_reactor
+from aiozc._engines.engine import Engine
+from aiozc._engines.registry import count_fallback, wait_for_engine
 from aiozc._errors import error_from, tell
 from aiozc._resources.buffers import SIZE as BUFFER_SIZE
 from aiozc._resources.buffers import Buffers
@@ -168,14 +169,14 @@ async def sendfile_zc(
         sources = await _sources_of(loop, file)
         check_moved_by_kernel(sock, timeout)
         places = await _choose(loop, sources, offset, count)
-        reactor = await have_reactor()
-        lends = zerocopy.can_lend(reactor, sock)
+        engine = await wait_for_engine()
+        lends = zerocopy.can_lend(engine, sock)
         if not lends and not fallback:
             raise asyncio.SendfileNotAvailableError(f"{sock!r} cannot be sent to without a copy")
         if not places:
             target.close()
             return _send_nothing(sources, offset)
-        loan = Loan(_buffers(reactor, fallback) if direct and lends else None)
+        loan = Loan(_buffers(engine, fallback) if direct and lends else None)
         parts = Parts(loan, direct=loan.buffers is not None)
         await _in_turns(loop, places, lambda place: parts.add(*place))
         # From here on what has been sent is held no longer than the kernel needs it.
@@ -197,13 +198,13 @@ async def sendfile_zc(
     chunk = CHUNK if loan.buffers is None else BUFFER_SIZE
     transfer = ZeroCopy(parts.pieces, may_copy=fallback, must_copy=not lends, chunk=chunk)
     transfer.alignment = parts.alignment
-    return await _send(reactor, sock, target, parts, transfer, loan)
+    return await _send(engine, sock, target, parts, transfer, loan)
 
 
-def _buffers(reactor: Reactor, fallback: bool) -> Buffers | None:
+def _buffers(engine: Engine, fallback: bool) -> Buffers | None:
     """Return buffers to read into past the page cache; None where they may not be locked."""
     try:
-        return reactor.buffers()
+        return engine.buffers()
     except OSError:
         if not fallback:
             raise
@@ -215,7 +216,7 @@ async def _in_turns(loop: Loop, items: Iterable[T], do: Callable[[T], object]) -
     for number, item in enumerate(items, 1):
         do(item)
         if number % BATCH == 0:
-            at_once = (await have_reactor()).at_once
+            at_once = (await wait_for_engine()).at_once
             if not at_once.may_spend(loop, BATCH * PART):
                 await at_once.wait_turn(loop, BATCH * PART)
 
@@ -299,11 +300,11 @@ def _send_nothing(sources: list[Any], offset: int) -> ZeroCopySend:
 
 
 async def _send(
-    reactor: Reactor, sock: Any, target: Stream, parts: Parts, transfer: ZeroCopy, loan: Loan
+    engine: Engine, sock: Any, target: Stream, parts: Parts, transfer: ZeroCopy, loan: Loan
 ) -> ZeroCopySend:
-    reactor.count(transfers=1)
+    engine.count(transfers=1)
     try:
-        await zerocopy.send(reactor, transfer, parts, target, loan)
+        await zerocopy.send(engine, transfer, parts, target, loan)
         if transfer.error:
             raise _error_of(transfer, sock)
     except BaseException as error:
@@ -311,7 +312,7 @@ async def _send(
         _tell(error, transfer.position, loan)
         raise
     finally:
-        reactor.count(sent=transfer.position)
+        engine.count(sent=transfer.position)
         if transfer.refused:
             count_fallback(running_loop())
     loan.copied |= transfer.copied
@@ -408,7 +409,7 @@ async def _send_one_copied(
     if isinstance(source, Gather):
         source = memoryview(source.copy())
     file = _Reader(source) if isinstance(source, memoryview) else source
-    sent = await fallback_engine.send_file(sock, file, offset, count, 0)
+    sent = await fallback_way.send_file(sock, file, offset, count, 0)
     due = 0 if size is None else min(size - offset, size if count is None else count)
     if sent < due:
         error = error_from(

@@ -20,7 +20,7 @@ import time
 import weakref
 
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.base import TICK
+from aiozc._engines.backend import TICK_S
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._resources.records import Original, check_sendable
@@ -173,7 +173,7 @@ class _Looks:
         now = time.monotonic()
         if now < self._thorough:
             return set()
-        self._thorough = now + 4 * TICK
+        self._thorough = now + 4 * TICK_S
         return {one for one in self._waiting if one.is_over()}
 
 

@@ -16,7 +16,7 @@ import errno
 from collections.abc import Sequence
 
 from aiozc._drivers.parts import Parts
-from aiozc._engines.reactor import Outcome, Reactor
+from aiozc._engines.engine import Engine, Outcome
 from aiozc._resources.loans import Loan
 from aiozc._resources.records import Record
 from aiozc._transfers.steps import ReadFixed, SendFixed, SendZero
@@ -26,7 +26,7 @@ IN_HAND = 4
 
 
 async def run_direct(
-    reactor: Reactor, record: Record, parts: Parts, sends: Sequence[SendZero], loan: Loan
+    engine: Engine, record: Record, parts: Parts, sends: Sequence[SendZero], loan: Loan
 ) -> Outcome:
     """Run the first of the sends, as many as there are buffers in hand; `is_direct` is each.
 
@@ -39,19 +39,19 @@ async def run_direct(
         whole += 1
     try:
         if not whole:
-            return await _run_last(reactor, record, *staged[0])
-        return await _run_whole(reactor, record, staged[:whole])
+            return await _run_last(engine, record, *staged[0])
+        return await _run_whole(engine, record, staged[:whole])
     finally:
         if not record.busy:
             loan.drop_slots()
 
 
 async def _run_whole(
-    reactor: Reactor, record: Record, staged: Sequence[tuple[ReadFixed, SendFixed]]
+    engine: Engine, record: Record, staged: Sequence[tuple[ReadFixed, SendFixed]]
 ) -> Outcome:
-    results, cancelled = await reactor.run(record, [step for pair in staged for step in pair])
+    results, cancellation = await engine.run(record, [step for pair in staged for step in pair])
     told = zip(staged, results[::2], results[1::2], strict=False)
-    return Outcome([_judge(read.length, *two) for (read, _), *two in told], cancelled)
+    return Outcome([_judge(read.length, *two) for (read, _), *two in told], cancellation)
 
 
 def _judge(length: int, read: int, sent: int) -> int:
@@ -62,11 +62,11 @@ def _judge(length: int, read: int, sent: int) -> int:
     return read if read < 0 else sent if read == length else -errno.EINVAL
 
 
-async def _run_last(reactor: Reactor, record: Record, read: ReadFixed, send: SendFixed) -> Outcome:
-    results, cancelled = await reactor.run(record, [read])
+async def _run_last(engine: Engine, record: Record, read: ReadFixed, send: SendFixed) -> Outcome:
+    results, cancellation = await engine.run(record, [read])
     got = results[0] if results else -errno.ECANCELED
-    if got < 0 or cancelled is not None:
-        return Outcome([got if got < 0 else -errno.ECANCELED], cancelled)
+    if got < 0 or cancellation is not None:
+        return Outcome([got if got < 0 else -errno.ECANCELED], cancellation)
     if got < send.start + send.length:
         return Outcome([-errno.EFAULT], None)
-    return await reactor.run(record, [send])
+    return await engine.run(record, [send])

@@ -1,4 +1,4 @@
-"""A transfer's chains run by a reactor, one after the other, to the transfer's end."""
+"""A transfer's chains run by an engine, one after the other, to the transfer's end."""
 
 import contextlib
 import time
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from aiozc._drivers import bare
 from aiozc._engines.at_once import AtOnce
-from aiozc._engines.base import TICK
-from aiozc._engines.reactor import Reactor, get_reactor
+from aiozc._engines.backend import TICK_S
+from aiozc._engines.engine import Engine
+from aiozc._engines.registry import current_engine
 from aiozc._errors import lacks_descriptors
 from aiozc._resources.records import Original, Record
 from aiozc._runtime.hosts import running_loop, shielded, sleep
@@ -20,7 +21,7 @@ class _ScarceError(Exception):
 
 
 async def send_file(
-    reactor: Reactor | None,
+    engine: Engine | None,
     transfer: Sendfile,
     source: Original,
     target: Original,
@@ -29,33 +30,33 @@ async def send_file(
     """Run `transfer` to its end, and on where a file that has grown has more of `count`.
 
     Where descriptors are scarce, or none can be had, it goes on without (`bare.py`): those who
-    do not read keep none from others. `reactor` is None where there could be none for that.
+    do not read keep none from others. `engine` is None where there could be none for that.
 
-    Raises OSError where one of the two is closed meanwhile, and what the reactor raises; a
+    Raises OSError where one of the two is closed meanwhile, and what the engine raises; a
     step that failed is `transfer.error`, for the caller to judge. `transfer.position` says
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
     growth = _Growth(transfer, source, count)
-    at_once = AtOnce() if reactor is None else reactor.at_once
+    at_once = AtOnce() if engine is None else engine.at_once
     with _held(source, target):
         while True:
             try:
-                reactor = reactor or get_reactor()
-                with _record(reactor, transfer, source, target) as record:
+                engine = engine or current_engine()
+                with _record(engine, transfer, source, target) as record:
                     record.may_let_go = True
-                    if reactor.is_pressed:
+                    if engine.is_pressed:
                         raise _ScarceError
-                    await _run(reactor, record, transfer)
+                    await _run(engine, record, transfer)
                     while growth.is_there():
-                        await _run(reactor, record, transfer)
+                        await _run(engine, record, transfer)
                 return
             except _ScarceError:
                 pass
             except OSError as error:
                 if not lacks_descriptors(error):
                     raise
-                if reactor is not None:
-                    reactor.press()
+                if engine is not None:
+                    engine.press()
             if await _send_bare(at_once, transfer, source, target, growth):
                 return
 
@@ -67,7 +68,7 @@ async def _send_bare(
     source.let_go()
     target.let_go()
     transfer.lose_pipe()
-    until = time.monotonic() + TICK
+    until = time.monotonic() + TICK_S
     try:
         while time.monotonic() < until:
             if transfer.done and not growth.is_there():
@@ -106,7 +107,7 @@ class _Growth:
         return True
 
 
-async def move(reactor: Reactor, transfer: Transfer, source: Original, target: Original) -> None:
+async def move(engine: Engine, transfer: Transfer, source: Original, target: Original) -> None:
     """Run `transfer` to its end, as `send_file` does.
 
     Where no descriptor can be had it waits for some, and holds none meanwhile. Where it ends
@@ -116,15 +117,15 @@ async def move(reactor: Reactor, transfer: Transfer, source: Original, target: O
     with _held(source, target):
         while True:
             try:
-                with _record(reactor, transfer, source, target) as record:
-                    await _run_or_save(reactor, record, transfer)
+                with _record(engine, transfer, source, target) as record:
+                    await _run_or_save(engine, record, transfer)
                 return
             except OSError as error:
                 if not lacks_descriptors(error) or transfer.in_pipe:
                     raise
             source.let_go()
             target.let_go()
-            await sleep(TICK)
+            await sleep(TICK_S)
             source.check_open()
             target.check_open()
 
@@ -141,19 +142,19 @@ async def own(*ends: Original) -> None:
                 raise
         for end in ends:
             end.let_go()
-        await sleep(TICK)
+        await sleep(TICK_S)
         for end in ends:
             end.check_open()
 
 
-async def _run_or_save(reactor: Reactor, record: Record, transfer: Transfer) -> None:
+async def _run_or_save(engine: Engine, record: Record, transfer: Transfer) -> None:
     try:
-        await _run(reactor, record, transfer)
+        await _run(engine, record, transfer)
     except GeneratorExit:
         raise
     except BaseException as error:
         with shielded(error):
-            await _save(reactor, record, transfer)
+            await _save(engine, record, transfer)
         raise
 
 
@@ -171,11 +172,11 @@ def _held(source: Original, target: Original) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _record(
-    reactor: Reactor, transfer: Transfer, source: Original, target: Original
+    engine: Engine, transfer: Transfer, source: Original, target: Original
 ) -> Iterator[Record]:
     """Own what the transfer needs; at the end the files' positions are where it is."""
     try:
-        record = reactor.open(source, target)
+        record = engine.open(source, target)
     except BaseException:
         source.follow(transfer.position)
         target.follow(transfer.position)
@@ -192,35 +193,35 @@ def _record(
                 source.follow(transfer.position)
                 target.follow(transfer.position)
         finally:
-            reactor.release(record)
+            engine.release(record)
 
 
-async def _run(reactor: Reactor, record: Record, transfer: Transfer) -> None:
+async def _run(engine: Engine, record: Record, transfer: Transfer) -> None:
     loop = running_loop()
     while not transfer.done:
-        if record.may_let_go and transfer.waits and reactor.is_pressed:
+        if record.may_let_go and transfer.waits and engine.is_pressed:
             raise _ScarceError
         at_once = transfer.at_once
-        if at_once and not reactor.at_once.may_spend(loop, at_once):
+        if at_once and not engine.at_once.may_spend(loop, at_once):
             # Others need the pipe more than one who waits.
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
-            await reactor.at_once.wait_turn(loop, at_once)
+            await engine.at_once.wait_turn(loop, at_once)
         pipe_size = _pipe_for(transfer, record)
-        chain = transfer.next_chain(pipe_size, reactor.longest_chain)
+        chain = transfer.next_chain(pipe_size, engine.longest_chain)
         if record.fault is not None:
             raise record.fault
         record.check_open()
         record.check_nonblocking()
         if at_once:
-            results = reactor.at_once.run(record, chain)
-            reactor.at_once.give_back(_unused(at_once, chain[0], results[0]))
+            results = engine.at_once.run(record, chain)
+            engine.at_once.give_back(_unused(at_once, chain[0], results[0]))
             transfer.advance(chain, results)
         else:
-            results, cancelled = await reactor.run(record, chain)
+            results, cancellation = await engine.run(record, chain)
             transfer.advance(chain, results)
-            if cancelled is not None:
-                raise cancelled
+            if cancellation is not None:
+                raise cancellation
 
 
 def _unused(granted: int, step: Step, result: int) -> int:
@@ -230,7 +231,7 @@ def _unused(granted: int, step: Step, result: int) -> int:
     return granted * (step.length - max(0, result)) // step.length
 
 
-async def _save(reactor: Reactor, record: Record, transfer: Transfer) -> None:
+async def _save(engine: Engine, record: Record, transfer: Transfer) -> None:
     """Give the target what can be read nowhere any more, if it can take that now."""
     chain = transfer.last_chain()
     if not chain or record.busy or transfer.error or not record.target.is_open():
@@ -238,9 +239,9 @@ async def _save(reactor: Reactor, record: Record, transfer: Transfer) -> None:
     with contextlib.suppress(OSError):
         if record.target.is_socket:
             record.check_nonblocking()
-            transfer.advance(chain, reactor.at_once.run(record, chain))
+            transfer.advance(chain, engine.at_once.run(record, chain))
         elif not record.target.interruptible:
-            results, _ = await reactor.run(record, chain)
+            results, _ = await engine.run(record, chain)
             transfer.advance(chain, results)
 
 

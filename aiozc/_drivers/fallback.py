@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiozc._drivers import bare
 from aiozc._drivers.drive import own
+from aiozc._engines.backend import TICK_S
 from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._resources.owners import owners_of
@@ -47,8 +48,6 @@ READ = 256 * 1024
 """Bytes of one read."""
 RECORD = 16 * 1024
 """Bytes of one TLS record: what is handed to OpenSSL at once."""
-TICK = 0.1
-"""Seconds between two looks at whether the caller has closed what is waited for."""
 
 
 @dataclass(slots=True)
@@ -125,7 +124,7 @@ async def receive_file(
                 finally:
                     thread.give_back()
                 if waits is not None:
-                    await wait_ready(source.copy, TICK, writing=waits)
+                    await wait_ready(source.copy, TICK_S, writing=waits)
                 elif not got:
                     break
     return progress.position
@@ -334,4 +333,4 @@ async def _wait(end: Stream, *, writing: bool) -> None:
     if end.copy < 0:
         await bare.wait_ready(end, writing=writing)
     else:
-        await wait_ready(end.copy, TICK, writing=writing)
+        await wait_ready(end.copy, TICK_S, writing=writing)

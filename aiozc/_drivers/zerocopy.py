@@ -1,4 +1,4 @@
-"""A zero-copy transfer's chains run by a reactor, one after the other, to the transfer's end."""
+"""A zero-copy transfer's chains run by an engine, one after the other, to the transfer's end."""
 
 import errno
 import itertools
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from aiozc._drivers.direct import IN_HAND, run_direct
 from aiozc._drivers.drive import own
 from aiozc._drivers.parts import Parts
-from aiozc._engines.base import TICK
-from aiozc._engines.reactor import Reactor
+from aiozc._engines.backend import TICK_S
+from aiozc._engines.engine import Engine
 from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._resources.loans import Loan
@@ -35,17 +35,17 @@ _UNMAPPABLE = frozenset({errno.ENODEV, errno.EINVAL, errno.EPERM, errno.ENOMEM})
 room is left for more mappings."""
 
 
-def can_lend(reactor: Reactor, sock: HasFileno) -> bool:
+def can_lend(engine: Engine, sock: HasFileno) -> bool:
     """Return whether it may be worth while to send memory by that socket without a copy.
 
     UNIX sockets answer EOPNOTSUPP (seen on 6.18). So may others: then the transfer goes on
     copying.
     """
-    return reactor.lends and not is_unix(sock.fileno())
+    return engine.lends and not is_unix(sock.fileno())
 
 
 async def send(
-    reactor: Reactor,
+    engine: Engine,
     transfer: ZeroCopy,
     parts: Parts,
     target: Stream,
@@ -54,18 +54,18 @@ async def send(
     """Run `transfer` to its end; a step that failed is `transfer.error`, for the caller to judge.
 
     Raises OSError where the socket or a file is closed meanwhile, where a file is truncated
-    (ENODATA) or cannot be mapped, and what the reactor raises. When this returns or raises,
+    (ENODATA) or cannot be mapped, and what the engine raises. When this returns or raises,
     nothing more reaches the socket; `loan` tells what the kernel still refers to.
     """
     target.hold()
     try:
         await own(target)
-        record = reactor.open(parts, target, loan)
+        record = engine.open(parts, target, loan)
     finally:
         target.close()
     try:
         while not transfer.done:
-            await _run_next(reactor, record, transfer, parts)
+            await _run_next(engine, record, transfer, parts)
             parts.go_on(transfer.reached[0])
     finally:
         try:
@@ -73,15 +73,15 @@ async def send(
             parts.go_on(number)
             parts.stop(sent)
         finally:
-            reactor.release(record)
+            engine.release(record)
 
 
-async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts) -> None:
+async def _run_next(engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts) -> None:
     if record.fault is not None:
         raise record.fault
     record.check_open()
     # A send of what is not cached takes two SQEs.
-    chain = transfer.next_chain(reactor.longest_chain // 2)
+    chain = transfer.next_chain(engine.longest_chain // 2)
     first = chain[0]
     if isinstance(first, SendCopied | SendZero):
         chain = await _take_up(record, parts, chain)
@@ -89,19 +89,19 @@ async def _run_next(reactor: Reactor, record: Record, transfer: ZeroCopy, parts:
             transfer.error = errno.EOPNOTSUPP
             return
     if isinstance(first, SendCopied):
-        await _copy(reactor, record, transfer, parts, first)
+        await _copy(engine, record, transfer, parts, first)
     elif isinstance(first, Pause):
         await sleep((1 << first.level) / 1000)
         transfer.advance(chain, [0])
     elif isinstance(first, AwaitRoom):
-        await _wait_for_room(reactor, record, transfer, chain)
+        await _wait_for_room(engine, record, transfer, chain)
     else:
         direct = parts.is_direct(first)
         sends = list(itertools.takewhile(lambda step: parts.is_direct(step) == direct, _of(chain)))
         if direct:
-            await _lend_direct(reactor, record, transfer, parts, sends)
+            await _lend_direct(engine, record, transfer, parts, sends)
         else:
-            await _lend(reactor, record, transfer, parts, sends)
+            await _lend(engine, record, transfer, parts, sends)
 
 
 async def _take_up(record: Record, parts: Parts, chain: Sequence[LoanStep]) -> Sequence[LoanStep]:
@@ -120,7 +120,7 @@ async def _take_up(record: Record, parts: Parts, chain: Sequence[LoanStep]) -> S
                     raise
             if number:
                 return chain[:number]
-            await sleep(TICK)
+            await sleep(TICK_S)
             record.check_open()
     return chain
 
@@ -130,48 +130,48 @@ def _of(chain: Sequence[LoanStep]) -> list[SendZero]:
 
 
 async def _lend(
-    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
 ) -> None:
     # What the socket has room for is sent, and looked up page by page, in the loop's thread.
     length = min(sum(step.length for step in sends), SEND_BUFFER)
-    await _take_turn(reactor, record, length + STEP * (len(sends) - 1))
+    await _take_turn(engine, record, length + STEP * (len(sends) - 1))
     parts.check_lengths(sends)
     try:
-        chain = parts.locate(reactor.at_once, sends)
+        chain = parts.locate(engine.at_once, sends)
     except OSError as error:
         if error.errno not in _UNMAPPABLE:
             raise
         transfer.advance(sends, [-errno.EOPNOTSUPP])
         return
-    if not reactor.has_workers and any(step.cold for step in chain):
+    if not engine.has_workers and any(step.cold for step in chain):
         # Nobody of the ring's could: then a thread of our own waits for the disk.
         await in_thread(parts.read_through, sends)
         record.check_open()
         parts.check_lengths(sends)
         chain = [step._replace(cold=False) for step in chain]
-    results, cancelled = await reactor.run(record, chain)
+    results, cancellation = await engine.run(record, chain)
     transfer.advance(sends, results)
-    if cancelled is not None:
-        raise cancelled
+    if cancellation is not None:
+        raise cancellation
     if transfer.error in (0, errno.EFAULT):
         parts.check_lengths(sends)
 
 
-async def _take_turn(reactor: Reactor, record: Record, length: int) -> None:
+async def _take_turn(engine: Engine, record: Record, length: int) -> None:
     """Take `length` bytes from the budget of the loop's turn, or of the first that has them."""
     loop = running_loop()
-    if not reactor.at_once.may_spend(loop, length):
-        await reactor.at_once.wait_turn(loop, length)
+    if not engine.at_once.may_spend(loop, length):
+        await engine.at_once.wait_turn(loop, length)
         record.check_open()
 
 
 async def _lend_direct(
-    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
 ) -> None:
     """Send from registered buffers; where others have them all, one piece by the page cache."""
     loan = record.loan
     assert loan is not None
-    if not reactor.has_workers:
+    if not engine.has_workers:
         # What begins such a read, and waits for it where that is needed, is a thread of the ring's.
         if transfer.may_copy:
             parts.close_direct()
@@ -180,16 +180,16 @@ async def _lend_direct(
         return
     loan.take_slots(IN_HAND)
     if loan.slots:
-        await _run_direct(reactor, record, transfer, parts, sends, loan)
+        await _run_direct(engine, record, transfer, parts, sends, loan)
     elif loan.outstanding or not transfer.may_copy:
-        _check_serving(reactor)
-        await reactor.loans.wait_some(TICK)
+        _check_serving(engine)
+        await engine.loans.wait_some(TICK_S)
     else:
-        await _lend(reactor, record, transfer, parts, sends[:1])
+        await _lend(engine, record, transfer, parts, sends[:1])
 
 
 async def _run_direct(
-    reactor: Reactor,
+    engine: Engine,
     record: Record,
     transfer: ZeroCopy,
     parts: Parts,
@@ -197,53 +197,53 @@ async def _run_direct(
     loan: Loan,
 ) -> None:
     parts.check_lengths(sends)
-    results, cancelled = await run_direct(reactor, record, parts, sends, loan)
+    results, cancellation = await run_direct(engine, record, parts, sends, loan)
     if -errno.EINVAL in results and transfer.may_copy:
         # What was sent before counts; the rest goes another way.
         parts.close_direct()
         results = [-errno.EAGAIN if result == -errno.EINVAL else result for result in results]
     transfer.advance(sends[: len(results)], results)
-    if cancelled is not None:
-        raise cancelled
+    if cancellation is not None:
+        raise cancellation
     if transfer.error in (0, errno.EFAULT, errno.EINVAL):
         parts.check_lengths(sends[: len(results)])
 
 
 async def _wait_for_room(
-    reactor: Reactor, record: Record, transfer: ZeroCopy, chain: Sequence[LoanStep]
+    engine: Engine, record: Record, transfer: ZeroCopy, chain: Sequence[LoanStep]
 ) -> None:
     loan = record.loan
     assert loan is not None
-    _check_serving(reactor)
-    due = loan.outstanding > 0 or (not transfer.may_copy and _has_lent(reactor))
+    _check_serving(engine)
+    due = loan.outstanding > 0 or (not transfer.may_copy and _has_lent(engine))
     if due:
-        await reactor.loans.wait_some(TICK)
+        await engine.loans.wait_some(TICK_S)
     transfer.advance(chain, [due])
 
 
-def _has_lent(reactor: Reactor) -> bool:
+def _has_lent(engine: Engine) -> bool:
     """Return whether other transfers of this loop have memory locked, which they will give back."""
-    lending = (run.record.loan is not None for run in reactor.runs.values())
-    return reactor.loans.due > 0 or any(lending)
+    lending = (run.record.loan is not None for run in engine.runs.values())
+    return engine.loans.due > 0 or any(lending)
 
 
-def _check_serving(reactor: Reactor) -> None:
-    if not reactor.serves(running_loop()):
+def _check_serving(engine: Engine) -> None:
+    if not engine.serves(running_loop()):
         raise error_from(errno.ECANCELED, "the reactor was closed")
 
 
 async def _copy(
-    reactor: Reactor, record: Record, transfer: ZeroCopy, parts: Parts, step: SendCopied
+    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, step: SendCopied
 ) -> None:
     """Do a SendCopied. What the socket took counts, whatever ends it."""
-    await _take_turn(reactor, record, step.length)
+    await _take_turn(engine, record, step.length)
     memory = await _memory_of(parts, step)
     sent = 0
     try:
         while sent < len(memory):
-            _check_serving(reactor)
+            _check_serving(engine)
             record.check_open()
-            sent += await _send_some(reactor, record, memory[sent:])
+            sent += await _send_some(engine, record, memory[sent:])
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
@@ -266,20 +266,20 @@ async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:
     return memory
 
 
-async def _send_some(reactor: Reactor, record: Record, memory: memoryview) -> int:
+async def _send_some(engine: Engine, record: Record, memory: memoryview) -> int:
     """Send what there is room for, or wait for room; return the bytes sent."""
     try:
         return send_nowait(record.target.copy, memory)
     except BlockingIOError:
-        await _wait_room(reactor, record)
+        await _wait_room(engine, record)
         return 0
 
 
-async def _wait_room(reactor: Reactor, record: Record) -> None:
+async def _wait_room(engine: Engine, record: Record) -> None:
     await sleep(0)  # others come first where a poll is true and a send finds no room
-    results, cancelled = await reactor.run(record, (PollOut(),))
-    if cancelled is not None:
-        raise cancelled
+    results, cancellation = await engine.run(record, (PollOut(),))
+    if cancellation is not None:
+        raise cancellation
     if record.fault is not None:
         raise record.fault
     for result in results:

@@ -10,7 +10,7 @@ byte goes astray meanwhile.
 import errno
 
 from aiozc._engines.at_once import Place
-from aiozc._engines.base import Host, Run
+from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import awaited, watch_for
 from aiozc._resources.polls import Watch, is_ready
 from aiozc._runtime.hosts import Loop, running_loop
@@ -24,13 +24,13 @@ LOOKS = 4
 class Offering:
     """Runs the chains that are an Offer."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, engine: Port) -> None:
+        self._engine = engine
         self._under_way: dict[int, _Offering] = {}
 
     def start(self, run: Run) -> None:
         """Offer what there is to send; go on whenever there is room."""
-        offering = _Offering(self._host, run, self._under_way)
+        offering = _Offering(self._engine, run, self._under_way)
         self._under_way[run.number] = offering
         offering.begin()
 
@@ -48,14 +48,14 @@ class _Offering:
     """One file that goes to one socket."""
 
     __slots__ = (
-        *("_begins_full", "_host", "_in_a_row", "_in_vain", "_left", "_looks", "_loop", "_offer"),
+        *("_begins_full", "_engine", "_in_a_row", "_in_vain", "_left", "_looks", "_loop", "_offer"),
         *("_offset", "_place", "_run", "_sent", "_under_way", "_watch"),
     )
 
-    def __init__(self, host: Host, run: Run, under_way: "dict[int, _Offering]") -> None:
+    def __init__(self, engine: Port, run: Run, under_way: "dict[int, _Offering]") -> None:
         wanted = run.chain[0]
         assert isinstance(wanted, Offer)
-        self._host = host
+        self._engine = engine
         self._run = run
         self._under_way = under_way
         self._loop: Loop = running_loop()
@@ -86,7 +86,7 @@ class _Offering:
         if (record.has_moved() or self._looks % LOOKS == 0) and not record.is_open():
             self.end(-errno.ECANCELED)
             return
-        at_once = self._host.at_once
+        at_once = self._engine.at_once
         while self._run.number in self._under_way:
             size = min(self._offer, self._left)
             if not at_once.may_spend(self._loop, size):
@@ -102,11 +102,11 @@ class _Offering:
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
-        record, at_once = self._run.record, self._host.at_once
+        record, at_once = self._run.record, self._engine.at_once
         result = at_once.send(record.target.copy, record.source.copy, self._offset, size)
         at_once.give_back(size - max(result, 0))
-        self._host.counters.submissions += 1
-        self._host.counters.completions += 1
+        self._engine.counters.submissions += 1
+        self._engine.counters.completions += 1
         if result > 0:
             return self._took(size, result)
         if result != -errno.EAGAIN:
@@ -139,8 +139,8 @@ class _Offering:
         # Short of what was offered where the socket is full, but for the file's end, or its fault.
         if taken == size or self._has_room():
             return True
-        self._host.counters.short_writes += 1
-        self._host.counters.short_write_bytes += taken
+        self._engine.counters.short_writes += 1
+        self._engine.counters.short_write_bytes += taken
         self._wait()
         return False
 
@@ -151,7 +151,7 @@ class _Offering:
         watch = self._watch
         if watch is None or watch.gone:
             try:
-                watch = watch_for(self._host.polls, self._run.record, PollOut())
+                watch = watch_for(self._engine.polls, self._run.record, PollOut())
             except OSError as error:
                 self.end(-(error.errno or errno.EIO))
                 return
@@ -164,9 +164,9 @@ class _Offering:
         run = self._run
         del self._under_way[run.number]
         if self._place is not None:
-            self._host.at_once.leave(self._place)
+            self._engine.at_once.leave(self._place)
         if self._watch is not None:
             self._watch.call = None
         run.results[:] = self._sent, *way
         run.ended = True
-        self._host.retire(run)
+        self._engine.retire(run)

@@ -17,7 +17,7 @@ credentials change, so it is asked until it has nothing.
 import errno
 
 from aiozc._engines.at_once import CALL, STREAMED, Place
-from aiozc._engines.base import Host, Run
+from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import watch_for
 from aiozc._kernel.sockets import Messenger, is_tcp
 from aiozc._resources.polls import Watch
@@ -38,15 +38,15 @@ CALLS = 2 * CALL
 class Passing:
     """Runs the chains that begin with the step Pass."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, engine: Port) -> None:
+        self._engine = engine
         self._messenger: Messenger | None = None
         self._under_way: dict[int, _Passage] = {}
 
     def start(self, run: Run) -> None:
         """Hand on what is there; where nothing stands in the way, go on with what comes."""
         self._messenger = self._messenger or Messenger()
-        passage = _Passage(self._host, run, self._messenger, self._under_way)
+        passage = _Passage(self._engine, run, self._messenger, self._under_way)
         self._under_way[run.number] = passage
         passage.hand_on()
 
@@ -64,17 +64,17 @@ class _Passage:
     """One way that messages take, for as long as nothing stands in it."""
 
     __slots__ = (
-        *("_fast", "_host", "_left", "_loop", "_looks", "_messenger", "_most", "_passed"),
+        *("_fast", "_engine", "_left", "_loop", "_looks", "_messenger", "_most", "_passed"),
         *("_place", "_run", "_short_is_last", "_under_way", "_watch"),
     )
 
     def __init__(
-        self, host: Host, run: Run, messenger: Messenger, under_way: "dict[int, _Passage]"
+        self, engine: Port, run: Run, messenger: Messenger, under_way: "dict[int, _Passage]"
     ) -> None:
         wanted, receive = run.chain[0], run.chain[1]
         assert isinstance(wanted, Pass)
         assert isinstance(receive, Receive)
-        self._host = host
+        self._engine = engine
         self._run = run
         self._messenger = messenger
         self._under_way = under_way
@@ -92,13 +92,13 @@ class _Passage:
         """Go on: there may be something to receive."""
         if self._place is not None:
             return
-        if self._host.at_once.may_spend(self._loop, MESSAGE):
+        if self._engine.at_once.may_spend(self._loop, MESSAGE):
             self._receive_and_send()
         else:
             self._queue()
 
     def _queue(self) -> None:
-        at_once = self._host.at_once
+        at_once = self._engine.at_once
         self._place = at_once.queue(self._loop, MESSAGE, self._receive_and_send)
 
     def _receive_and_send(self) -> None:
@@ -114,7 +114,7 @@ class _Passage:
         if not share:
             self._queue()
         cost = STREAMED * (self._passed - before) + CALLS * (SHARE - share + 1)
-        self._host.at_once.charge(self._loop, cost)
+        self._engine.at_once.charge(self._loop, cost)
 
     def _hand_on_one(self) -> bool:
         """Hand on a message; return whether there may be another one, and nothing is in its way."""
@@ -154,7 +154,7 @@ class _Passage:
         if self._watch is not None and not self._watch.gone:
             return  # it calls this passage still
         try:
-            self._watch = watch = watch_for(self._host.polls, self._run.record, PollIn())
+            self._watch = watch = watch_for(self._engine.polls, self._run.record, PollIn())
         except OSError as error:
             self._tell(-(error.errno or errno.EIO))
             return
@@ -171,8 +171,8 @@ class _Passage:
         run = self._run
         del self._under_way[run.number]
         if self._place is not None:
-            self._host.at_once.leave(self._place)
+            self._engine.at_once.leave(self._place)
         run.record.stop_listening()
         run.results[:] = self._passed, *results
         run.ended = True
-        self._host.retire(run)
+        self._engine.retire(run)

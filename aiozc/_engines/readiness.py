@@ -11,7 +11,7 @@ The same chains, with the same results, as on a ring:
   the backend's own: those of the loop may be busy with anything, and are shut down before it.
   A step in a thread cannot be interrupted: who cancels waits for the disk, or the lock. One that
   has no thread yet is taken back.
-- Waiting is done by the reactor's epoll instance (`polls.py`), which the loop watches as one
+- Waiting is done by the engine's epoll instance (`polls.py`), which the loop watches as one
   descriptor.
 
 A chain's course has one owner at a time: the loop's thread, or a worker's. A record that a
@@ -31,7 +31,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from aiozc._engines.at_once import STREAMED, splice
-from aiozc._engines.base import TICK, Host, Run, may_be_short
+from aiozc._engines.backend import TICK_S, Port, Run, may_be_short
 from aiozc._engines.waits import awaited, find_unready
 from aiozc._resources.polls import Polls, Watch, is_ready
 from aiozc._resources.records import Record
@@ -123,9 +123,9 @@ class Readiness:
 
     name = "readiness"
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._polls = host.polls
+    def __init__(self, engine: Port) -> None:
+        self._engine = engine
+        self._polls = engine.polls
         self._workers = _Workers(self._polls, self._take_done)
         self._courses: dict[int, Course] = {}
         self._timer: Timer | None = None
@@ -163,9 +163,9 @@ class Readiness:
 
     def tick_later(self) -> None:
         """Have a timer of the loop for the tick."""
-        loop = self._host.running_loop()
+        loop = self._engine.running_loop()
         if loop is not None:
-            self._timer = loop.call_later(TICK, self._tick)
+            self._timer = loop.call_later(TICK_S, self._tick)
 
     def at_tick(self) -> None:
         """Have another thread where all are stuck."""
@@ -179,8 +179,8 @@ class Readiness:
             self._go_on(course)
 
     def _tick(self) -> None:
-        self._host.counters.completions += 1
-        self._host.tick()
+        self._engine.counters.completions += 1
+        self._engine.tick()
 
     def end_all(self, deadline: float) -> None:
         """End every wait; wait for the workers."""
@@ -220,7 +220,7 @@ class Readiness:
                 course.stop(error)
         del self._courses[course.run.number]
         course.end()
-        self._host.retire(course.run)
+        self._engine.retire(course.run)
 
     def _step(self, course: Course) -> bool:
         """Do the next step and return True, or see to it that the course is resumed."""
@@ -246,26 +246,26 @@ class Readiness:
         if step.source is not End.SOURCE or record.source.is_socket:
             return False
         offset = step.source_offset
-        at_once = self._host.at_once
+        at_once = self._engine.at_once
         return offset is None or not at_once.is_cached(record.source.copy, offset, step.length)
 
     def _splice(self, course: Course, step: Splice) -> bool:
-        loop, at_once = self._loop(), self._host.at_once
+        loop, at_once = self._loop(), self._engine.at_once
         if not course.granted and not at_once.may_spend(loop, 0):
             self._wait_for_turn(course, loop)
             return False
         course.granted = False
         result = splice(course.run.record, step)
         course.go_on(result)
-        self._host.counters.submissions += 1
-        self._host.counters.completions += 1
+        self._engine.counters.submissions += 1
+        self._engine.counters.completions += 1
         factor = STREAMED if course.run.record.source.is_socket else 1
         if step.source is End.SOURCE:
             at_once.charge(loop, factor * max(0, result))
         return True
 
     def _wait_for_turn(self, course: Course, loop: Loop) -> None:
-        at_once = self._host.at_once
+        at_once = self._engine.at_once
 
         def go_on() -> None:
             course.granted = True
@@ -306,7 +306,7 @@ class Readiness:
         self._go_on(course)
 
     def _loop(self) -> Loop:
-        loop = self._host.running_loop()
+        loop = self._engine.running_loop()
         if loop is None:
             raise RuntimeError("the loop is closed")
         return loop
@@ -328,17 +328,17 @@ class Readiness:
                 return self._try_later(course)
             # As the loop's own sock_sendfile would.
             return self._splice(course, step)
-        self._host.counters.submissions += 1
+        self._engine.counters.submissions += 1
         return False
 
     def _try_later(self, course: Course) -> bool:
-        course.leave = self._loop().call_later(TICK, self._resume, course, 0).cancel
+        course.leave = self._loop().call_later(TICK_S, self._resume, course, 0).cancel
         return False
 
     def _end_work(self, course: Course) -> None:
         if course.finished is not None:
             course.finished = None
-            self._host.counters.completions += 1
+            self._engine.counters.completions += 1
             self._go_on_safely(course)
 
 

@@ -4,7 +4,7 @@ Cancelling goes by the record's own duplicates of what can be waited for
 (`IORING_ASYNC_CANCEL_FD`), and by the steps' own numbers where a chain is to end that may be queued
 for a worker. Such a request can arrive between two steps and find nothing (K13),
 and a step that may be short is hard-linked, so that the chain goes on when it alone is cancelled:
-the reactor asks again until the chain has ended. Duplicates are one file to the
+the engine asks again until the chain has ended. Duplicates are one file to the
 kernel: a chain that uses the socket the other way is interrupted too, and goes on from what is
 known to have moved.
 
@@ -25,7 +25,7 @@ import select
 import time
 from collections.abc import Iterator, Sequence
 
-from aiozc._engines.base import TICK, Host, Run, may_be_short
+from aiozc._engines.backend import RETRY_S, TICK_S, Port, Run, may_be_short
 from aiozc._engines.workers import BESIDE, INDEX_BITS, QUESTIONS, WORKERS, Workers
 from aiozc._kernel import abi
 from aiozc._kernel.abi import CqeFlag, Op, SpliceFlag, SqeFlag
@@ -62,8 +62,6 @@ LONGEST_CHAIN = 48
 """Steps: sixteen rounds of read, poll and send; more showed no gain."""
 OFTEN = 20
 """Requests for a chain to end, of which one looks for it among what is queued for a worker."""
-RETRY = 5
-"""Milliseconds between two requests to end everything."""
 INTERRUPTED = -512
 """The kernel's numbers for a call to be begun anew (ERESTARTSYS, linux/errno.h) begin here (K19).
 
@@ -77,7 +75,7 @@ _INDEX_BITS = INDEX_BITS
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
 _NOBODY = 0
 _TICKER = (1 << 64) - 1
-_TICK = abi.Timespec(0, int(TICK * 1e9))
+_TICK = abi.Timespec(0, int(TICK_S * 1e9))
 _PAUSES = [abi.Timespec(0, (1 << level) * 1_000_000) for level in range(LONGEST_PAUSE + 1)]
 
 _SOFT = int(SqeFlag.IO_LINK | SqeFlag.CQE_SKIP_SUCCESS)
@@ -94,10 +92,10 @@ class Uring:
 
     name = "io_uring"
 
-    def __init__(self, host: Host, entries: int) -> None:
-        self._host = host
+    def __init__(self, engine: Port, entries: int) -> None:
+        self._engine = engine
         self._ring = Ring(entries, WORKERS)
-        self._workers = Workers(self._ring, host, self._submit)
+        self._workers = Workers(self._ring, engine, self._submit)
         self.longest_chain = min(self._ring.entries, LONGEST_CHAIN)
         self.lends = self._ring.opcodes >= {Op.SEND_ZC, Op.MADVISE}
 
@@ -120,9 +118,9 @@ class Uring:
         try:
             self._submit_or_drain(sqes)
         except BrokenRingError:
-            self._host.break_down()
+            self._engine.break_down()
             raise
-        self._host.counters.submissions += 1
+        self._engine.counters.submissions += 1
 
     def _submit_or_drain(self, sqes: Sequence[Sqe]) -> None:
         try:
@@ -138,7 +136,7 @@ class Uring:
         """Take in the CQEs that are there."""
         ticked = False
         for user_data, result, flags in self._ring.drain():
-            self._host.counters.completions += 1
+            self._engine.counters.completions += 1
             if user_data == _TICKER:
                 ticked = True
                 continue
@@ -146,23 +144,23 @@ class Uring:
                 self._workers.answered(result)
                 continue
             if flags & _NOTIF:
-                self._host.loans.take_back(user_data, result)
+                self._engine.loans.take_back(user_data, result)
                 continue
-            run = self._host.runs.get(user_data >> _INDEX_BITS)
+            run = self._engine.runs.get(user_data >> _INDEX_BITS)
             if run is None:
                 continue
             if result <= INTERRUPTED:
                 result = -errno.EINTR
             if flags & _MORE and result > 0 and run.record.loan is not None:
                 step = run.chain[user_data & _INDEX_MASK]
-                self._host.loans.lend(user_data, run.record.loan, step)
+                self._engine.loans.lend(user_data, run.record.loan, step)
             run.complete(user_data & _INDEX_MASK, result)
             if run.ended:
                 self._workers.end(run)
-                self._host.retire(run)
+                self._engine.retire(run)
         if ticked:
             # Last: it drains too, and what it found must not overtake what is older.
-            self._host.tick()
+            self._engine.tick()
 
     def interrupt(self, run: Run) -> None:
         """Ask the kernel to cancel what is under way on the record's numbers."""
@@ -190,10 +188,10 @@ class Uring:
         self._workers.stop_asking()
         readable = select.poll()
         readable.register(self._ring.fd, select.POLLIN)
-        while self._host.runs and time.monotonic() < deadline:
+        while self._engine.runs and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 self._ring.submit((prep_cancel_all(_NOBODY),))
-            readable.poll(RETRY)
+            readable.poll(RETRY_S * 1000)
             self.drain()
         self.drain()
 

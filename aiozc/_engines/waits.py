@@ -4,7 +4,7 @@ import errno
 import functools
 import select
 
-from aiozc._engines.base import Host, Run
+from aiozc._engines.backend import Port, Run
 from aiozc._resources.polls import Polls, Watch, is_ready
 from aiozc._resources.records import Record
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Step
@@ -18,8 +18,8 @@ def only_waits(chain: Chain) -> bool:
 class Waits:
     """Runs the chains of polls alone: each step is over where its end is ready, or has news."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, engine: Port) -> None:
+        self._engine = engine
         self._waiting: dict[int, tuple[int, Watch]] = {}
 
     def start(self, run: Run) -> None:
@@ -30,7 +30,7 @@ class Waits:
         result = 0
         while index < len(run.chain) and not result:
             try:
-                watch = find_unready(self._host.polls, run.record, run.chain[index])
+                watch = find_unready(self._engine.polls, run.record, run.chain[index])
             except OSError as error:
                 watch, result = None, -(error.errno or errno.EIO)
             if watch is not None:
@@ -50,7 +50,7 @@ class Waits:
 
     def _end(self, run: Run, index: int, result: int) -> None:
         run.complete(index, result)
-        self._host.retire(run)
+        self._engine.retire(run)
 
     def interrupt(self, run: Run) -> None:
         """End what a chain waits for, if it is one of these."""

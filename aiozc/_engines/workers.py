@@ -9,7 +9,7 @@ their own), which takes about 20 us.
 
 - No answer within a tick: the ring may have twice as many workers, `MOST` in the end. When the
   chains have ended that were at work then, it may have `WORKERS` again.
-- Still none, or no worker can be made: chains go by the reactor's other backend until one is.
+- Still none, or no worker can be made: chains go by the engine's other backend until one is.
   What is queued for a worker is cancelled, and its transfer goes on there.
 """
 
@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from aiozc._engines.base import Host, Run
+from aiozc._engines.backend import Port, Run
 from aiozc._kernel import abi
 from aiozc._kernel.abi import SqeFlag
 from aiozc._kernel.ring import Ring, Sqe, prep_cancel, prep_nop, prep_splice
@@ -42,9 +42,9 @@ _logger = logging.getLogger("aiozc")
 class Workers:
     """Those of one ring. `submit` submits SQEs to it; it raises OSError."""
 
-    def __init__(self, ring: Ring, host: Host, submit: Callable[[Sequence[Sqe]], None]) -> None:
+    def __init__(self, ring: Ring, engine: Port, submit: Callable[[Sequence[Sqe]], None]) -> None:
         self._ring = ring
-        self._host = host
+        self._engine = engine
         self._submit = submit
         self._bound = WORKERS
         self._at_work: dict[int, Run] = {}
@@ -122,11 +122,11 @@ class Workers:
             self._refused = True
             self._refused_at = time.monotonic()
             _tell_of_refusal()
-            self._host.lose_workers()
-        elif not self._asked and not self._refused and not self._host.has_workers:
+            self._engine.lose_workers()
+        elif not self._asked and not self._refused and not self._engine.has_workers:
             self._crowded = False
             self._refused_at = None
-            self._host.regain_workers()
+            self._engine.regain_workers()
 
     def _relieve(self) -> None:
         """Have more workers, or do without."""
@@ -144,7 +144,7 @@ class Workers:
         if not self._crowded:
             self._crowded = True
             _tell_of_most()
-            self._host.lose_workers()
+            self._engine.lose_workers()
         self._evict()
 
     def _allow(self, bound: int) -> None:

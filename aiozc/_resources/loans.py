@@ -29,7 +29,7 @@ Ownership. What a transfer needs has two owners, which end at different times:
 So a connection does not stay open, nor its socket claimed, for as long as a slow peer leaves
 bytes in the send queue. Mappings may go with the record: the pages stay (`_kernel/memory.py`).
 Memory of an object must not be used for something else meanwhile, so it is held, by nobody but
-the reactor where the caller has dropped the rest.
+the engine where the caller has dropped the rest.
 
 End of life. A loop that ends with notifications due hears of none of them. Who waits for them
 is told (OSError, ECANCELED). Files have nothing left to be freed; memory of objects is kept for
@@ -141,7 +141,7 @@ def _wake(waiting: Iterable[Future]) -> None:
 
 
 class Loans:
-    """The loans of one reactor, by the `user_data` of the sends whose notification is due.
+    """The loans of one engine, by the `user_data` of the sends whose notification is due.
 
     `sent`, `returned` and `copied` count the sends that lent something, their notifications,
     and those among these that said that the kernel has made a copy.

@@ -58,7 +58,7 @@ class Pipe:
 
 
 class PipePool:
-    """The pipes of one reactor: lent to one chain's record at a time."""
+    """The pipes of one engine: lent to one chain's record at a time."""
 
     def __init__(self) -> None:
         self._idle: list[Pipe] = []

@@ -84,7 +84,7 @@ def is_ready(fd: int, event: int) -> bool:
 
 
 class Polls:
-    """The epoll instance of one reactor, which the loop watches as one descriptor.
+    """The epoll instance of one engine, which the loop watches as one descriptor.
 
     A reader of the loop for each wait, added and removed, takes asyncio 2.5 times as long and
     uvloop 1.7 times, and a loop of another kind has no readers.

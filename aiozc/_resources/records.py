@@ -3,7 +3,7 @@
 Every number in an SQE is looked up when its link runs, not when it is submitted (K4,
 seen here: bytes went to the stranger who had taken the number). So a record has duplicates
 of its own. A duplicate keeps a connection alive that the caller has closed; the caller's
-object is therefore looked at before each chain, and in each tick of the reactor.
+object is therefore looked at before each chain, and in each tick of the engine.
 """
 
 import contextlib

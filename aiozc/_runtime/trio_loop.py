@@ -4,7 +4,7 @@ Facts about trio that this relies on (0.30 to 0.35, read in its source and teste
 
 - A system task is cancelled when the main task has ended, and with it all that were started in
   the run's own nursery: the last of a reader is that its callback is dropped. That is what ends
-  a reactor, as closing the loop does on asyncio.
+  an engine, as closing the loop does on asyncio.
 - Cancelling the scope of a task that waits for a descriptor has trio's epoll instance look for
   nothing there before `cancel()` returns: then the number may be closed. It stays registered (as
   it does when a wait is over) for as long as its open file lives, and may tell of a hang-up once:

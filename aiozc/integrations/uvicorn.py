@@ -42,7 +42,7 @@ from aiozc._api.gates import Gate, can_be_held, refusing
 from aiozc._api.sendfile import size_of_regular
 from aiozc._api.transports import Reading, send_through
 from aiozc._engines.opening import open_regular, read_cached
-from aiozc._engines.reactor import count_fallback
+from aiozc._engines.registry import count_fallback
 from aiozc._runtime.hosts import in_thread, in_thread_that_may_be_left, wait_ready
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 

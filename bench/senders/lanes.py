@@ -136,7 +136,7 @@ def _counted_by_reactor(*, ring: bool) -> Iterator[None]:
     Its copies of small files are two calls that are not those of `os`: preadv2(2) and send(2).
     """
     reactor = aiozc.get_reactor()
-    before, at_once = reactor.statistics(), reactor.at_once
+    before, at_once = reactor.statistics(), reactor._engine.at_once
     copy = at_once._copy
 
     def counting(sock: int, file: int, offset: int, length: int) -> int:

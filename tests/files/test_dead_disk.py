@@ -12,7 +12,6 @@ import pytest
 
 import aiozc
 from aiozc._engines import readiness, workers
-from aiozc._engines.reactor import Reactor
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, content_of
@@ -61,7 +60,7 @@ async def test_all_else_goes_on_beside_reads_of_a_dead_disk(
     dead: Fuse, connect: Connect, make_file: MakeFile, ends: Ends, far_end: FarEnd
 ) -> None:
     """A cached file, an upload, a splice of a file, and a relay in bulk."""
-    async with Reactor(), stuck(dead, NUMBER):
+    async with aiozc.Reactor(), stuck(dead, NUMBER):
         await until(lambda: dead.asked(Op.READ) >= NUMBER)
         sock, receiver = connect()
         assert await aiozc.loop_sendfile(sock, make_file(CONTENT)) == len(CONTENT)
@@ -95,7 +94,7 @@ async def test_what_has_no_worker_yet_is_cancelled_at_once(
     """As there may be no more of them."""
     monkeypatch.setattr(workers, "MOST", NUMBER)
     monkeypatch.setattr(readiness, "MOST", NUMBER)
-    async with Reactor(), stuck(dead, 3 * NUMBER) as tasks:
+    async with aiozc.Reactor(), stuck(dead, 3 * NUMBER) as tasks:
         await until(lambda: dead.asked(Op.READ) >= NUMBER)
         source, upload = ends.source("tcp", CONTENT), ends.file(b"", "w+b")
         uploading = asyncio.create_task(aiozc.loop_recvfile(source.end, upload))
@@ -115,8 +114,8 @@ def test_the_ring_may_have_more_workers_until_the_disk_has_answered(
     dead: Fuse, loop_factory: LoopFactory
 ) -> None:
     async def main() -> None:
-        async with Reactor() as reactor:
-            backend: Any = reactor._backend
+        async with aiozc.Reactor() as reactor:
+            backend: Any = reactor._engine._backend
             async with stuck(dead, NUMBER):
                 await until(lambda: backend._workers._bound > workers.WORKERS)
                 assert reactor.backend == "io_uring"
@@ -157,13 +156,13 @@ def test_by_readiness_threads_double_where_all_are_stuck(
 ) -> None:
     """What stands behind a hundred of these is not to wait for a tick for each."""
     monkeypatch.setenv("AIOZC_BACKEND", "readiness")
-    monkeypatch.setattr(readiness, "TICK", 3600)
+    monkeypatch.setattr(readiness, "TICK_S", 3600)
 
     async def main() -> None:
-        async with Reactor() as reactor, stuck(dead, 3 * NUMBER):
+        async with aiozc.Reactor() as reactor, stuck(dead, 3 * NUMBER):
             await until(lambda: dead.asked(Op.READ) >= NUMBER)
             monkeypatch.setattr(readiness, "STUCK", 0)
-            reactor._backend.at_tick()
+            reactor._engine._backend.at_tick()
             await until(lambda: dead.asked(Op.READ) >= 2 * NUMBER)
 
     run_on(loop_factory, main())
@@ -182,7 +181,7 @@ def test_where_no_more_workers_may_be_had_what_needs_no_disk_goes_by_readiness(
     workers._tell_of_most.cache_clear()
 
     async def main() -> None:
-        async with Reactor() as reactor:
+        async with aiozc.Reactor() as reactor:
             async with stuck(dead, 2 * NUMBER):
                 await until(lambda: reactor.backend == "readiness")
                 sock, receiver = connect()
@@ -203,13 +202,13 @@ def test_a_ring_that_ends_beside_a_dead_disk_says_nothing_of_a_limit(
     """What asks for a worker is cancelled with all else."""
 
     async def main() -> None:
-        reactor = Reactor()
-        backend: Any = reactor._backend
+        reactor = aiozc.Reactor()
+        backend: Any = reactor._engine._backend
         async with stuck(dead, NUMBER):
             await until(lambda: backend._workers._asked > 0 and dead.asked(Op.READ) >= NUMBER)
             timer = Timer(0.05, dead.go_on)
             timer.start()
-            reactor._end()
+            reactor._engine.end()
             timer.join()
             raise EndedError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aiozc
-from aiozc._engines import choose
+from aiozc._engines import engine
 from aiozc._kernel import liburing
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
@@ -29,9 +29,9 @@ CONTENT = pattern(3 * MIB + 1)
 def nothing_asked_for(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: ARG001
     """Let each test choose."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    choose._tell_once.cache_clear()
+    engine._tell_once.cache_clear()
     yield
-    choose._tell_once.cache_clear()
+    engine._tell_once.cache_clear()
 
 
 @pytest.fixture

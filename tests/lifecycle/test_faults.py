@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from aiozc._engines.base import Run
-from aiozc._engines.reactor import latest_reactor
+from aiozc._engines.backend import Run
+from aiozc._engines.engine import Engine
+from aiozc._engines.registry import current_engine, latest_engine
 from aiozc._engines.uring import _INDEX_BITS, _TICKER, Uring
 from aiozc._kernel.ring import Completion
 from aiozc._resources.records import Original, Record, outlet
@@ -32,12 +33,12 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
 ) -> None:
     """A short write drained with the tick counts, though the chain's end comes meanwhile."""
     sock, _ = connect()
-    reactor = aiozc.get_reactor()
-    record = Record(reactor._pipes, Original(make_file(b"x")), outlet(sock))
+    engine = current_engine()
+    record = Record(engine._pipes, Original(make_file(b"x")), outlet(sock))
     chain = Sendfile(0, 4 * MIB).next_chain(MIB, 6)
     run, busy = (Run(number, record, chain) for number in (901, 902))
-    reactor.runs |= {901: run, 902: busy}
-    backend = reactor._backend
+    engine.runs |= {901: run, 902: busy}
+    backend = engine._backend
     assert isinstance(backend, Uring)
     batches = [
         [Completion(_TICKER, -errno.ETIME), Completion(901 << _INDEX_BITS | 1, 300_000)],
@@ -45,9 +46,9 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     ]
     with monkeypatch.context() as patch:
         patch.setattr(backend._ring, "drain", lambda: batches.pop(0) if batches else [])
-        patch.setattr(reactor, "_look_at", lambda _: backend.drain())
+        patch.setattr(engine._watchdog, "_check", lambda _: backend.drain())
         backend.drain()
-    del reactor.runs[902]
+    del engine.runs[902]
     record.close()
     assert run.ended
     assert run.results[1] == 300_000
@@ -56,16 +57,16 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
 @pytest.mark.anyio
 async def test_another_threads_reactor_is_never_taken_for_ones_own() -> None:
     """Each has the short way to its own, whoever was the last to ask."""
-    loop, own = asyncio.get_running_loop(), aiozc.get_reactor()
-    assert latest_reactor(loop) is own
+    loop, own = asyncio.get_running_loop(), current_engine()
+    assert latest_engine(loop) is own
 
-    async def ask() -> aiozc.Reactor | None:
-        assert latest_reactor(loop) is None
-        async with aiozc.Reactor(entries=8) as other:
-            return latest_reactor(asyncio.get_running_loop()) if other is not own else None
+    async def ask() -> Engine | None:
+        assert latest_engine(loop) is None
+        async with aiozc.Reactor(entries=8):
+            return latest_engine(asyncio.get_running_loop())
 
-    assert await asyncio.to_thread(run_on, asyncio.new_event_loop, ask()) is not None
-    assert latest_reactor(loop) is own
+    assert await asyncio.to_thread(run_on, asyncio.new_event_loop, ask()) not in (None, own)
+    assert latest_engine(loop) is own
 
 
 class ClosedAtItsFirstWakeUp:
@@ -135,7 +136,7 @@ async def test_an_aclose_that_is_cancelled_leaves_a_reactor_that_works(
     reactor = aiozc.get_reactor()
     await until(lambda: reactor.statistics().polls > 0)
     with monkeypatch.context() as patch:
-        patch.setattr(reactor, "_stop", lambda _: None)
+        patch.setattr(reactor._engine, "_stop", lambda _: None)
         closing = asyncio.create_task(reactor.aclose())
         await turns(2)
         closing.cancel()

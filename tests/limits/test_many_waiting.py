@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 import aiozc
-from aiozc._engines.reactor import LOOKED_AT, THOROUGHLY
+from aiozc._engines.watchdog import CHAINS_PER_TICK, CHECKS_PER_TICK
 from aiozc._resources import looks
 from aiozc._resources.looks import AT_LEAST, Ask, Looks
 from tests.kit.connections import fill, socket_pair
@@ -36,8 +36,8 @@ class Ticks:
 
     def __init__(self, reactor: aiozc.Reactor, patch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        self._tick = reactor.tick
-        patch.setattr(reactor, "tick", self)
+        self._tick = reactor._engine.tick
+        patch.setattr(reactor._engine, "tick", self)
 
     def __call__(self) -> None:
         self.count += 1
@@ -101,7 +101,7 @@ async def test_all_that_are_closed_at_once_hear_of_it_in_a_few_ticks_and_the_loo
             await asyncio.sleep(0)
             before, ended = ended, sum(transfer.task.done() for transfer in transfers)
             most = max(most, ended - before)
-        assert most <= 2 * LOOKED_AT
+        assert most <= 2 * CHAINS_PER_TICK
         await check_told(transfers)
         assert ticks.count <= 600 // AT_LEAST + 2
 
@@ -109,12 +109,12 @@ async def test_all_that_are_closed_at_once_hear_of_it_in_a_few_ticks_and_the_loo
 async def test_a_number_closed_behind_its_objects_back_is_found_when_it_is_its_turn(
     each_backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two lists of those who wait are gone through at the most, THOROUGHLY many in each tick."""
+    """Two lists of those who wait are gone through at the most, CHECKS_PER_TICK in a tick."""
     async with waiting(each_backend, 50, make_file, monkeypatch) as (transfers, ticks):
         transfer, other = transfers[0], transfers[1]
         os.dup2(other.sock.fileno(), transfer.sock.fileno())
         await check_told([transfer])
-        assert ticks.count <= 2 * (50 // THOROUGHLY + 1)
+        assert ticks.count <= 2 * (50 // CHECKS_PER_TICK + 1)
         assert not other.task.done()
 
 

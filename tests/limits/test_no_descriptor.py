@@ -233,7 +233,7 @@ def test_it_can_be_cancelled_and_ends_where_something_is_closed(
 def test_peers_that_do_not_read_keep_nothing_from_one_that_does(
     run: Callable[[Main], None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bare, "TICK", 0.01)
+    monkeypatch.setattr(bare, "TICK_S", 0.01)
 
     async def main() -> None:
         with contextlib.ExitStack() as stack:

@@ -13,7 +13,6 @@ import pytest
 
 import aiozc
 from aiozc._engines import workers
-from aiozc._engines.reactor import Reactor
 from tests.kit import in_children
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
@@ -63,7 +62,7 @@ def test_it_is_said_once_and_the_ring_is_used_again_when_there_are_tasks(
 
     async def main(file: Any) -> None:
         near, far = socket_pair()
-        async with Reactor() as reactor:
+        async with aiozc.Reactor() as reactor:
             await in_children.sendfile(Path("file"))
             await in_children.recvfile(Path("file"))
             assert reactor.backend == "readiness"

@@ -159,7 +159,7 @@ async def test_a_pipe_whose_target_stalls_is_made_as_small_as_what_it_holds_and_
     with near, far:
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(far, content))
         moving = asyncio.create_task(aiozc.splice_pipe(near, target, len(content)))
-        lent = aiozc.get_reactor()._pipes._lent
+        lent = aiozc.get_reactor()._engine._pipes._lent
         await until(lambda: any(pipe.size < LARGE for pipe in lent))
         assert not moving.done()
         receiver.allow(None)

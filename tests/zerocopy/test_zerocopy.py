@@ -213,7 +213,7 @@ async def test_a_kernel_without_send_zc_copies(
 ) -> None:
     content = pattern(LARGE)
     sock, receiver = connect()
-    backend = aiozc.get_reactor()._backend
+    backend = aiozc.get_reactor()._engine._backend
     assert isinstance(backend, Uring)
     monkeypatch.setattr(backend, "lends", False)
     send = await aiozc.sendfile_zc(sock, make_file(content))

@@ -12,7 +12,7 @@ import pytest
 
 import aiozc
 from aiozc._drivers import zerocopy
-from aiozc._engines.base import TICK
+from aiozc._engines.backend import TICK_S
 from aiozc._kernel.sockets import send_nowait
 from tests.kit.backends import lends
 from tests.kit.children import Child
@@ -232,9 +232,9 @@ async def test_who_waits_for_room_is_left_alone(
     near, far = socket_pair(socket.AF_UNIX)
     with near, far:
         sending = asyncio.create_task(aiozc.sendfile_zc(near, make_file(CONTENT * 10)))
-        await asyncio.sleep(2 * TICK)
+        await asyncio.sleep(2 * TICK_S)
         before = tries
-        await asyncio.sleep(3 * TICK)
+        await asyncio.sleep(3 * TICK_S)
         assert tries == before > 0
         near.close()
         with pytest.raises(OSError, match="was closed during the transfer"):

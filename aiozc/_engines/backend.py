@@ -1,6 +1,6 @@
-"""What runs chains: the seam between the reactor and its two backends.
+"""The seam between the engine and its two backends.
 
-A backend takes a chain and reports its end; the reactor keeps the records, cancels, looks at
+A backend takes a chain and reports its end; the engine keeps the records, cancels, looks at
 the callers' objects, and ends with its loop. Both backends have one descriptor, which the loop
 watches as readable.
 """
@@ -15,8 +15,10 @@ from aiozc._resources.records import Record
 from aiozc._runtime.hosts import Future, Loop
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
-TICK = 0.1
+TICK_S = 0.1
 """Seconds between two looks at the callers' objects."""
+RETRY_S = 0.005
+"""Seconds until a cancellation that has not ended its chain is asked for again."""
 
 
 @dataclass(slots=True)
@@ -107,8 +109,8 @@ def may_be_short(step: Step) -> bool:
     return isinstance(step, Splice) and step.may_be_short
 
 
-class Host(Protocol):
-    """What a backend knows of its reactor."""
+class Port(Protocol):
+    """What a backend knows of its engine."""
 
     at_once: AtOnce
     counters: Counters
@@ -124,7 +126,7 @@ class Host(Protocol):
         """Take in that a chain has ended. `run.ended` is true."""
 
     def tick(self) -> None:
-        """Look at the callers' objects: TICK seconds after `Backend.tick_later`."""
+        """Look at the callers' objects: TICK_S seconds after `Backend.tick_later`."""
 
     @property
     def has_workers(self) -> bool:
@@ -141,7 +143,7 @@ class Host(Protocol):
 
 
 class Backend(Protocol):
-    """What runs the chains of one reactor."""
+    """What runs the chains of one engine."""
 
     name: str
     longest_chain: int
@@ -168,7 +170,7 @@ class Backend(Protocol):
         """
 
     def tick_later(self) -> None:
-        """Have the host's `tick` called in TICK seconds. Raises OSError where it cannot be."""
+        """Have the engine's `tick` called in TICK_S seconds. Raises OSError where it cannot be."""
 
     def at_tick(self) -> None:
         """See to it that what needs no disk does not wait for one: each tick calls it."""

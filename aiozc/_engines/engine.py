@@ -1,0 +1,499 @@
+"""What runs the transfers of one loop: operations in flight, cancellation, end of life.
+
+Ownership. A record (`records.py`) owns all that the kernel may still touch. Its life:
+
+    opened --> [ a chain in flight --> its outcome ]* --> closed
+
+At most one chain of a record is in flight, and the record is closed only when none is: a
+coroutine that is cancelled has its chain stopped, and returns when that has ended. A coroutine
+that is thrown away (its loop was closed, or it was collected) leaves its record behind; the
+engine closes it when the chain ends.
+
+Cancelling. A backend may miss a chain that it is to interrupt (K13), so the request is
+repeated until the chain has ended.
+
+End of life. The loop's reader handle is the only owner of a `_Watch`. When the loop is
+closed it drops its handles, the watch is collected, and the engine ends: no hook in the
+loop is needed, whoever runs it. (A run of trio has a system task in place of the handle, see
+`trio_loop.py`.) In a forked child every engine gives up the child's copies
+of its descriptors and mappings, and the child makes one of its own. (From CPython 3.12 on os.fork()
+warns where a process has threads, and counts those of the kernel that work for a ring: the child
+has none of them, and nothing of a ring that they could hold.)
+"""
+
+import asyncio
+import contextlib
+import errno
+import functools
+import logging
+import resource
+import time
+import weakref
+from typing import NamedTuple
+
+from aiozc._engines.at_once import AtOnce
+from aiozc._engines.backend import RETRY_S, Backend, Counters, LendingRun, Run
+from aiozc._engines.offering import Offering
+from aiozc._engines.passing import Passing
+from aiozc._engines.readiness import Readiness
+from aiozc._engines.uring import Uring
+from aiozc._engines.waits import Waits, only_waits
+from aiozc._engines.watchdog import Watchdog
+from aiozc._errors import RingUnavailableError, error_from
+from aiozc._kernel.features import wanted_backend
+from aiozc._kernel.permitted import look
+from aiozc._resources.buffers import Buffers
+from aiozc._resources.loans import Loan, Loans
+from aiozc._resources.owners import owners_of
+from aiozc._resources.pipes import PipePool
+from aiozc._resources.polls import Polls
+from aiozc._resources.records import Original, Record
+from aiozc._runtime.hosts import Loop, running_loop, sleep
+from aiozc._transfers.route import CHAINS
+from aiozc._transfers.steps import Chain, End, Offer, Pass, PollIn, PollOut, Splice
+
+_logger = logging.getLogger("aiozc")
+
+LONGEST_END_S = 10.0
+"""Seconds that an engine waits at its end for a disk to answer."""
+BROKEN_END_S = 0.5
+"""The same where the kernel took a part of a chain, whose end may never be told."""
+SCARCE_SHARE = 0.75
+"""What of a process's descriptors is left to others: beyond, who waits for a peer has none."""
+SCARCE_S = 1.0
+"""Seconds for which that lasts."""
+
+
+class Outcome(NamedTuple):
+    """A chain's results, one for each step that ran, and the cancellation that came meanwhile."""
+
+    results: list[int]
+    cancellation: BaseException | None
+
+
+class _Watch:
+    """The loop's reader callback; collected when the loop drops its handles."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+
+    def __call__(self) -> None:
+        self._engine.drain()
+
+    def __del__(self) -> None:
+        self._engine.shut_down()
+
+
+class Engine:
+    """Runs the chains of one loop's transfers, and owns their records.
+
+    Raises as `Reactor` does. It ends with `aclose`, or with its loop.
+    """
+
+    def __init__(self, loop: Loop, entries: int, backend: str | None) -> None:
+        look()
+        self.loop = weakref.ref(loop)
+        self.closing = False
+        self.at_once = AtOnce()
+        self.counters = Counters()
+        self.owners = owners_of(loop)
+        self.loans = Loans()
+        self.polls = Polls()
+        self.runs: dict[int, Run] = {}
+        self._waits = Waits(self)
+        self._passing = Passing(self)
+        self._offering = Offering(self)
+        self._buffers: Buffers | None = None
+        self._pipes = PipePool()
+        self._pressed_until = 0.0
+        self._records: set[Record] = set()
+        self._watchdog = Watchdog(self.runs, self._stop, self._interrupt)
+        self._last_number = 0
+        self._ticking = False
+        self._patience_s = LONGEST_END_S
+        self._backend = self._choose(backend, entries)
+        self._spare: Backend | None = None
+        """Runs the chains while the backend has no threads for them."""
+        self._goes_by_spare = False
+        try:
+            loop.add_reader(self._backend.fd, _Watch(self))
+            if self.polls.fd != self._backend.fd:
+                loop.add_reader(self.polls.fd, self.polls.call_ready)
+        except BaseException:
+            self.end()
+            raise
+
+    def _choose(self, wanted: str | None, entries: int) -> Backend:
+        """Return the backend that is wanted, here or by the environment.
+
+        Where none is, io_uring, or readiness for the causes of a RingUnavailableError alone.
+        """
+        wanted = wanted_backend(wanted)
+        if wanted == Readiness.name:
+            return Readiness(self)
+        try:
+            return Uring(self, entries)
+        except RingUnavailableError as error:
+            if wanted == Uring.name:
+                raise
+            _tell_once(f"{error}; {error.remedy}" if error.remedy else str(error))
+        return Readiness(self)
+
+    @property
+    def backend(self) -> str:
+        """What moves the bytes now: "io_uring" or "readiness"."""
+        return self._runner.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine has ended."""
+        return self._backend.fd < 0
+
+    @property
+    def in_flight(self) -> int:
+        """Transfers that are not at their end."""
+        return len(self._records)
+
+    @property
+    def pipes(self) -> int:
+        """Pipes that are open, idle ones included."""
+        return len(self._pipes)
+
+    @property
+    def _runner(self) -> Backend:
+        return self._spare if self._goes_by_spare and self._spare is not None else self._backend
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether the backend has threads for what may wait for a disk."""
+        return not self._goes_by_spare
+
+    @property
+    def lends(self) -> bool:
+        """Whether it can send memory without a copy."""
+        return self._backend.lends
+
+    @property
+    def longest_chain(self) -> int:
+        """The most steps that one chain may have."""
+        return self._runner.longest_chain
+
+    def buffers(self) -> Buffers:
+        """Return the ring's registered buffers, made on first use.
+
+        Raises OSError where there can be none: ENOMEM where they may not be locked.
+        """
+        if self._buffers is None:
+            self._buffers = Buffers(self._backend.fd)
+        return self._buffers
+
+    def serves(self, loop: Loop) -> bool:
+        """Return whether this is the loop's engine, and takes transfers."""
+        return self.loop() is loop and not self.closing
+
+    def count(self, *, transfers: int = 0, sent: int = 0) -> None:
+        """Count transfers that have started, and bytes that a socket took."""
+        self.counters.transfers += transfers
+        self.counters.bytes += sent
+
+    def open(self, source: Original, target: Original, loan: Loan | None = None) -> Record:
+        """Return a new record, which owns the two; where it raises they are closed.
+
+        With a `loan` its chains are of sends that lend memory, and no others.
+        """
+        if self.closing:
+            source.close()
+            target.close()
+            raise error_from(errno.ECANCELED, "the reactor was closed")
+        record = Record(self._pipes, source, target, loan)
+        self._records.add(record)
+        self._watchdog.add(record)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit >= 0 and max(source.copy, target.copy) >= limit * SCARCE_SHARE:
+            self.press()
+        return record
+
+    def press(self) -> None:
+        """Take in that descriptors are scarce: who waits with some gives them up."""
+        loop = self.running_loop()
+        if loop is not None and not self.is_pressed:
+            loop.call_soon(self._ease)
+        self._pressed_until = time.monotonic() + SCARCE_S
+
+    def _ease(self) -> None:
+        for run in tuple(self.runs.values()):
+            if run.record.may_let_go and not run.ended:
+                self._interrupt(run)
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether descriptors were scarce a moment ago."""
+        return time.monotonic() < self._pressed_until
+
+    def is_crowded(self) -> bool:
+        """Return whether a chain more of cached files would not pay: by readiness none does."""
+        return self.backend == Readiness.name or self._pipes.lent >= CHAINS
+
+    def release(self, record: Record) -> None:
+        """Close a record now, or when the chain has ended that its coroutine has left."""
+        record.abandoned = True
+        if not record.busy:
+            self._records.discard(record)
+            self._watchdog.discard(record)
+            record.close()
+
+    async def run(self, record: Record, chain: Chain) -> Outcome:
+        """Run a chain to its end. A cancellation is part of the outcome, not raised."""
+        if self.closing:
+            raise error_from(errno.ECANCELED, "the reactor was closed")
+        if not chain:
+            raise ValueError("a chain has one step at the least")
+        loop = running_loop()
+        run = self._start(record, chain)
+        try:
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                cancellation = await self._wait(loop, run)
+            elif run.ended:
+                cancellation = None
+            else:
+                run.waiter = waiter = loop.create_future()
+                cancellation = await waiter.outlast(lambda: self._stop(run))
+        except BaseException:
+            # The coroutine will not come back: the chain ends without it.
+            self._stop(run)
+            raise
+        return Outcome(run.results, cancellation)
+
+    async def _wait(self, loop: asyncio.AbstractEventLoop, run: Run) -> BaseException | None:
+        """Wait for a chain's end; return the cancellation that came meanwhile."""
+        cancellation: BaseException | None = None
+        while not run.ended:
+            run.waiter = loop.create_future()
+            try:
+                await run.waiter
+            except asyncio.CancelledError as error:
+                cancellation = error
+                self._stop(run)
+        return cancellation
+
+    def _start(self, record: Record, chain: Chain) -> Run:
+        self._last_number += 1
+        kind = Run if record.loan is None else LendingRun
+        backend = self._runner if record.loan is None else self._backend
+        run = kind(self._last_number, record, chain, backend)
+        # Before the chain: once that is under way, nothing may fail any more.
+        self._tick_later()
+        self.runs[run.number] = run
+        record.busy = True
+        try:
+            self._begin(run)
+        except OSError:
+            # Of a chain that was taken in part the record stays as it is until the end, and
+            # behind any other exception a chain may be under way.
+            if not self.closing:
+                del self.runs[run.number]
+                record.busy = False
+            raise
+        self.counters.chains += 1
+        self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
+        return run
+
+    def _begin(self, run: Run) -> None:
+        if isinstance(run.chain[0], Pass):
+            self._passing.start(run)
+        elif isinstance(run.chain[0], Offer):
+            self._offering.start(run)
+        elif only_waits(run.chain):
+            self._waits.start(run)
+        else:
+            (run.backend or self._backend).start(run)
+
+    def _interrupt(self, run: Run) -> None:
+        if isinstance(run.chain[0], Pass):
+            self._passing.interrupt(run)
+        elif isinstance(run.chain[0], Offer):
+            self._offering.interrupt(run)
+        elif only_waits(run.chain):
+            self._waits.interrupt(run)
+        else:
+            (run.backend or self._backend).interrupt(run)
+
+    def drain(self) -> None:
+        """Take in what the backend has to tell."""
+        self.counters.wakeups += 1
+        self._backend.drain()
+
+    def running_loop(self) -> Loop | None:
+        """Return the loop, or None where it is closed or gone."""
+        loop = self.loop()
+        return None if loop is None or loop.is_closed() else loop
+
+    def retire(self, run: Run) -> None:
+        """Take in that a chain has ended."""
+        self.runs.pop(run.number, None)
+        self._count_shortness(run)
+        run.record.busy = False
+        if run.record.abandoned:
+            self.release(run.record)
+        if self.running_loop() is not None:
+            run.wake()
+
+    def _count_shortness(self, run: Run) -> None:
+        for step, result in zip(run.chain, run.results, strict=False):
+            if isinstance(step, Splice) and 0 <= result < step.length:
+                if step.source is End.SOURCE:
+                    self.counters.short_reads += 1
+                    self.counters.short_read_bytes += result
+                else:
+                    self.counters.short_writes += 1
+                    self.counters.short_write_bytes += result
+
+    def _stop(self, run: Run) -> None:
+        """Have a chain end, and ask again until it has."""
+        if not run.stopping:
+            run.stopping = True
+            self._insist(run)
+
+    def _insist(self, run: Run) -> None:
+        loop = self.running_loop()
+        if run.ended or self.closed or loop is None:
+            return
+        self._interrupt(run)
+        if not run.ended:
+            loop.call_later(RETRY_S, self._insist, run)
+
+    def _tick_later(self) -> None:
+        if not self._ticking:
+            self._backend.tick_later()
+            self._ticking = True
+
+    def tick(self) -> None:
+        """Look at the workers, and at the callers' objects."""
+        self._ticking = False
+        loop = self.running_loop()
+        if loop is None or self.closing:
+            return
+        self._backend.at_tick()
+        if self._spare is not None:
+            self._spare.at_tick()
+        if self.runs:
+            self._watchdog.look(loop)
+            with contextlib.suppress(OSError):
+                self._tick_later()
+
+    def lose_workers(self) -> None:
+        """Have chains go by readiness: the ring has no threads for them."""
+        loop = self.running_loop()
+        if loop is None or self.closing:
+            return
+        if self._spare is None:
+            try:
+                self._spare = Readiness(self)
+            except OSError:
+                return  # no descriptor: the next chain that comes to nothing asks again
+        self._goes_by_spare = True
+
+    def regain_workers(self) -> None:
+        """Have chains go by the ring again; those that do not end where they are."""
+        self._goes_by_spare = False
+
+    def break_down(self) -> None:
+        """End at the loop's next turn; until then nothing more is begun."""
+        self.closing = True
+        self._patience_s = BROKEN_END_S
+        loop = self.running_loop()
+        if loop is not None:
+            loop.call_soon(self.end)
+
+    async def aclose(self) -> None:
+        """End the engine: its transfers end with an OSError (ECANCELED), then the ring."""
+        self.closing = True
+        try:
+            while self._records:
+                for run in tuple(self.runs.values()):
+                    self._stop(run)
+                await sleep(RETRY_S)
+        except BaseException:
+            self.closing = self.closed
+            raise
+        self.end()
+
+    def end(self) -> None:
+        """End everything on a loop that goes on."""
+        loop = self.running_loop()
+        if loop is not None and not self.closed:
+            if self.polls.fd != self._backend.fd:
+                loop.remove_reader(self.polls.fd)
+            # The engine may end by this.
+            loop.remove_reader(self._backend.fd)
+        self.shut_down()
+
+    def shut_down(self) -> None:
+        """End everything now; wait for what is still done for us.
+
+        What has not ended within the engine's patience is left as it is: a number that a later
+        step may still look up is worse reused than leaked.
+        """
+        self.closing = True
+        if self.closed:
+            return
+        for run in tuple(self.runs.values()):
+            run.stopping = True
+            self._passing.interrupt(run)
+            self._offering.interrupt(run)
+            self._waits.interrupt(run)
+        deadline = time.monotonic() + self._patience_s
+        if self._spare is not None:
+            self._spare.end_all(deadline)
+        self._backend.end_all(deadline)
+        for run in self.runs.values():
+            run.fail()
+            if self.running_loop() is not None:
+                run.wake()
+        for record in self._records:
+            if not record.busy:
+                record.close()
+            elif record.loan is not None:
+                record.loan.lose(wake=False)
+        self.loans.lose(wake=self.running_loop() is not None)
+        self._records.clear()
+        self._watchdog.clear()
+        self._pipes.close()
+        if self._spare is not None:
+            self._spare.close()
+        self._backend.close()
+        self.polls.close()
+        if self._buffers is not None:
+            self._buffers.close()
+
+    def forget(self) -> None:
+        """In a forked child: give up the copies of what is the parent's."""
+        self.closing = True
+        self.polls.close()
+        self._passing.forget()
+        self._offering.forget()
+        self._waits.forget()
+        for run in self.runs.values():
+            run.fail()
+            run.wake()
+        self.runs.clear()
+        for record in self._records:
+            record.close()
+            record.source.abandon()
+            record.target.abandon()
+        self.loans.lose(wake=True)
+        self._records.clear()
+        self._watchdog.clear()
+        self._pipes.close()
+        if self._spare is not None:
+            self._spare.forget()
+        self._backend.forget()
+        if self._buffers is not None:
+            self._buffers.close()
+
+
+@functools.cache
+def _tell_once(cause: str) -> None:
+    _logger.info("transfers go by readiness (os.sendfile, os.splice), not io_uring: %s", cause)
