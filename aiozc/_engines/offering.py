@@ -12,9 +12,10 @@ import errno
 from aiozc._engines.at_once import Place
 from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import awaited, watch_for
+from aiozc._kernel.sockets import room_in
 from aiozc._resources.polls import Watch, is_ready
 from aiozc._runtime.hosts import Loop, running_loop
-from aiozc._transfers.route import KEEPS_UP, SHARE, next_offer
+from aiozc._transfers.route import KEEPS_UP, OFFER, SHARE
 from aiozc._transfers.steps import Offer, PollOut
 
 LOOKS = 4
@@ -95,6 +96,12 @@ class _Offering:
             if not self._send(size):
                 return
 
+    def _woken(self) -> None:
+        """There is room again."""
+        if self._place is None:
+            self._choose_offer()
+            self._go_on()
+
     def _granted(self) -> None:
         self._place = None
         if self._send(min(self._offer, self._left)):
@@ -132,17 +139,22 @@ class _Offering:
         self._sent += taken
         self._in_vain = 0
         self._in_a_row = self._in_a_row + taken if taken == size else 0
-        self._offer = next_offer(size, taken)
         if not self._left or self._in_a_row >= KEEPS_UP:
             self.end()
             return False
         # Short of what was offered where the socket is full, but for the file's end, or its fault.
-        if taken == size or self._has_room():
+        if (taken == size and self._offer == SHARE) or self._has_room():
+            self._choose_offer()
             return True
         self._engine.counters.short_writes += 1
         self._engine.counters.short_write_bytes += taken
         self._wait()
         return False
+
+    def _choose_offer(self) -> None:
+        """Offer what there is room for, to who had none before."""
+        room = 0 if self._watch is None else room_in(self._run.record.target.copy)
+        self._offer = min(room + OFFER, SHARE) if room else SHARE
 
     def _has_room(self) -> bool:
         return is_ready(*awaited(self._run.record, PollOut()))
@@ -156,7 +168,7 @@ class _Offering:
                 self.end(-(error.errno or errno.EIO))
                 return
             self._watch = watch
-            watch.call = self._go_on
+            watch.call = self._woken
         watch.told = False
 
     def end(self, *way: int) -> None:

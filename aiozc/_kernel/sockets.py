@@ -16,6 +16,9 @@ _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _TCP_CLOSE = 7  # enum in the kernel's include/net/tcp_states.h
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _UNSPECIFIED = 16  # bytes of a struct sockaddr whose family is 0, AF_UNSPEC
+_SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h
+_WMEM_ALLOC, _SNDBUF, _WMEM_QUEUED = 2, 3, 5  # enum of SK_MEMINFO_ in sock_diag.h
+_MemoryInfo = ctypes.c_uint32 * 9
 _libc = ctypes.CDLL(None, use_errno=True)
 _send: Any = _libc.send
 _send.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -67,6 +70,18 @@ def is_tcp(fd: int) -> bool:
         return _option(fd, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
     except OSError:
         return False
+
+
+def room_in(fd: int) -> int:
+    """Return how many bytes fit into a socket's send buffer now, about so; 0 where nobody says.
+
+    What the kernel needs beside the bytes counts as well (SO_MEMINFO, socket(7)).
+    """
+    length = ctypes.c_uint32(ctypes.sizeof(_MemoryInfo))
+    info = _MemoryInfo()
+    if _getsockopt(fd, socket.SOL_SOCKET, _SO_MEMINFO, ctypes.byref(info), ctypes.byref(length)):
+        return 0
+    return max(0, info[_SNDBUF] - max(info[_WMEM_ALLOC], info[_WMEM_QUEUED]))
 
 
 def _option(fd: int, name: int) -> int:

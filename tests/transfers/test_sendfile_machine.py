@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.machine import MOST_TRIES
-from aiozc._transfers.route import CHAINS_PAY, KEEPS_UP, SHARE, Peer, Way, next_offer, next_way
+from aiozc._transfers.route import CHAINS_PAY, KEEPS_UP, SHARE, Peer, Way, next_way
 from aiozc._transfers.sendfile import Sendfile, State
 from aiozc._transfers.steps import Chain, End, Offer, Pause, PollOut, Splice
 
@@ -242,17 +242,6 @@ def test_where_the_next_bytes_go() -> None:
         (much, True, Peer.FAST, True, Way.INLINE),
     ]:
         assert next_way(left, cached, peer, crowded) is way, (left, cached, peer, crowded)
-
-
-def test_a_peer_is_offered_twice_what_it_took() -> None:
-    for offered, taken, then in [
-        (SHARE, SHARE, SHARE),
-        (SHARE, 700 * KIB, 1400 * KIB),
-        (SHARE, 1, 256 * KIB),
-        (256 * KIB, 256 * KIB, 512 * KIB),
-        (512 * KIB, 300 * KIB, 600 * KIB),
-    ]:
-        assert next_offer(offered, taken) == then
 
 
 def test_an_empty_pipe_that_takes_nothing_is_an_error_and_no_endless_loop() -> None:
