@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,28 +30,19 @@ _HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to do something: by a function, on a loop as a rule, or by a program."""
+    """One way to do something: a row of contenders.toml, where its parts are told."""
 
     name: str
     do: str = ""
-    """The function, as "module:name"; what it takes is its kind's affair."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What else it takes."""
     loop: str = "asyncio"
     backend: str | None = None
-    """The backend of aiozc, where it is aiozc that does it."""
     blocking: bool = False
-    """Whether it takes a socket that blocks; then the loop stands still meanwhile."""
     buffered: bool = False
-    """Whether the size of a buffer is anything to it."""
     own_calls: bool = False
-    """Whether the loop makes calls that cannot be seen from Python."""
     needs: Sequence[str] = ()
-    """Programs (as ``/nginx``) and modules, without which it is only listed."""
     command: str = ""
-    """What starts a program, with names in braces."""
     configuration: str = ""
-    """Its file in this package, with names in braces too."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def function(self) -> Callable[..., Any]:
@@ -95,8 +87,15 @@ CONTENDERS: Final = {
 
 
 def like(kind: str, patterns: Iterable[str]) -> list[str]:
-    """Give the names of those of a kind that are like some patterns, in the order of these."""
-    names = (name for pattern in patterns for name in fnmatch.filter(CONTENDERS[kind], pattern))
+    """Give the names of those of a kind that are like some patterns, in the order of these.
+
+    Of patterns with a bar between them the first counts that is of one who can run here.
+    """
+    names, known = list[str](), CONTENDERS[kind]
+    for pattern in patterns:
+        several = [fnmatch.filter(known, part) for part in pattern.split("|")]
+        here = (found for found in several if any(known[name].missing() is None for name in found))
+        names += next(here, several[0])
     return list(dict.fromkeys(names))
 
 
@@ -108,7 +107,7 @@ class Running:
     """
 
     def __init__(self, contender: Contender, scratch: Path, **site: Any) -> None:
-        scratch.mkdir()
+        scratch = Path(tempfile.mkdtemp(dir=scratch))
         self.name, self._port = contender.name, _free_port()
         self._said = (scratch / "said").open("w+b")
         user = "user root;" if os.geteuid() == 0 else ""  # nobody cannot read a temporary directory

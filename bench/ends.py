@@ -28,18 +28,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bench.errors import BadInputError, BenchError
-from bench.processes import Helper, allow_many_descriptors, tell
+from bench.processes import Helper, allow_many_descriptors, obey, tell
 from bench.scratch import hash_of
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 MARK: Final = b"aiozc-bench-hash"
 HOST: Final = "127.0.0.1"
-AWAKE: Final = 50e-6
 _READ: Final = 256 * 1024
 _DISCARD: Final = 16 * 1024 * 1024
 _PACED, _PACE_STEP = 16 * 1024, 0.02
@@ -60,12 +56,7 @@ class SinkProcess(Helper):
     """A sink in a process of its own."""
 
     def __init__(self, **how: Any) -> None:
-        super().__init__("the receiver", "bench.ends:start", **how)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it takes connections."""
-        return HOST, int(self.ready)
+        super().__init__("the receiver", "bench.ends:Sink", **how)
 
     def counts(self) -> list[int]:
         """Give the count of each open connection, as it is now."""
@@ -124,8 +115,7 @@ def check_answer(answer: dict[str, Any] | None, count: int, sha256: str | None =
 class _Connection:
     sock: socket.socket
     received: int = 0
-    begun: bool = False
-    digest: "_Hash | None" = None
+    digest: Any = None
 
 
 class Sink:
@@ -133,22 +123,26 @@ class Sink:
 
     def __init__(
         self,
-        listener: socket.socket,
+        control: socket.socket | None,
         *,
+        at: tuple[str, int] = (HOST, 0),
         discard: bool = False,
         pace: int = 0,
         awake: float = 0.0,
-        control: socket.socket | None = None,
+        large_buffers: bool = False,
     ) -> None:
+        self._listener, self._awake, self._pace, self._control = listen(*at), awake, pace, control
+        self.ready = self._listener.getsockname()[:2]
         self.connections = self.received = 0
-        self.ready = listener.getsockname()[1]
-        self._listener, self._awake, self._pace, self._control = listener, awake, pace, control
         self._open: dict[int, _Connection] = {}
         self._paced: list[tuple[float, int]] = []
         """When which connection, by its number, is read again."""
-        listener.setblocking(False)
+        self._listener.setblocking(False)
+        largest = int(Path("/proc/sys/net/core/rmem_max").read_text())
+        if large_buffers and largest >= _LARGE_BUFFER:  # else the kernel's own are larger
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LARGE_BUFFER)
         self._epoll = select.epoll()
-        self._epoll.register(listener, select.EPOLLIN)
+        self._epoll.register(self._listener, select.EPOLLIN)
         if control is not None:
             self._epoll.register(control, select.EPOLLIN)
         # Never touched where bytes are thrown away: then it only has to be as long.
@@ -186,8 +180,7 @@ class Sink:
         """Do what the parent asks for, if it is there still."""
         if self._control is None or not (line := self._control.recv(4096)):
             return False
-        order = json.loads(line)
-        tell(self._control, gave=getattr(self, order.pop("do"))(**order))
+        tell(self._control, gave=obey(self, line))
         return True
 
     def counts(self) -> list[int]:
@@ -222,12 +215,11 @@ class Sink:
         """Read once; give the number of bytes, 0 also where there were none yet."""
         sock = connection.sock
         try:
-            if not connection.begun:
-                # A mark is sent by one call, in one segment.
-                if sock.recv(len(MARK), socket.MSG_PEEK) == MARK:
-                    sock.recv(len(MARK))
-                    connection.digest = hashlib.sha256()
-                connection.begun = True
+            # A mark is sent by one call, in one segment.
+            first = not connection.received and connection.digest is None
+            if first and sock.recv(len(MARK), socket.MSG_PEEK) == MARK:
+                sock.recv(len(MARK))
+                connection.digest = hashlib.sha256()
             if connection.digest is None:
                 got = sock.recv_into(self._memory, self._most, self._flags)
             else:
@@ -268,28 +260,18 @@ class Sink:
                 heapq.heappush(self._paced, (max(due, now - _PACE_STEP) + later, number))
 
 
-def start(channel: socket.socket, large_buffers: bool = False, **how: Any) -> Sink:
-    """Start the sink of a process."""
-    listener = listen()
-    largest = int(Path("/proc/sys/net/core/rmem_max").read_text())
-    if large_buffers and largest >= _LARGE_BUFFER:  # else the kernel's own are larger
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LARGE_BUFFER)
-    return Sink(listener, **how, control=channel)
-
-
 def main(options: Any, notes: Any) -> int:
     """Serve the command ``sink`` until Ctrl-C; give the exit status."""
     from bench.console import say  # only now: helpers need it not
 
     allow_many_descriptors()
-    with listen(options.host, options.port) as listener:
-        host, port = listener.getsockname()[:2]
-        say(notes, f"receiving on {host}:{port}")
-        sink = Sink(listener, discard=options.discard, pace=options.pace)
-        try:
-            sink.serve()
-        finally:
-            say(notes, f"{sink.connections} connections brought {sink.received} bytes")
+    at = options.host, options.port
+    sink = Sink(None, at=at, discard=options.discard, pace=options.pace)
+    say(notes, "receiving on {}:{}".format(*sink.ready))
+    try:
+        sink.serve()
+    finally:
+        say(notes, f"{sink.connections} connections brought {sink.received} bytes")
     return 0
 
 

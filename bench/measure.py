@@ -56,31 +56,26 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A family of cases, which share a table: a row of commands.toml, for what was asked for."""
+    """A family of cases, which share a table: a row of commands.toml, where its parts are told.
+
+    ``how`` is all that ``cases`` takes beside the work itself; the ``stack`` ends processes, and
+    removes files, when the work is done.
+    """
 
     name: str
     title: str
     cases: Callable[..., Iterator[Case]]
-    """Gives the cases, of this and of ``how``."""
     how: Mapping[str, Any]
-    """Sizes, amounts, times."""
     kind: str
     contenders: Sequence[str]
     baseline: str
-    """The contender that ratios are to."""
     units: Mapping[str, str]
-    """The unit of each metric."""
     rounds: Sequence[int] = (1, 1)
-    """How many there are at most: with --quick, and without."""
     budget: float = math.inf
-    """Seconds, with --quick, after which no further round begins."""
     by_contender: bool = False
-    """Whether its tables have a row for each contender, not for each metric of each case."""
     brief: Sequence[str] = ()
-    """The metrics that a narrow terminal shows of such a table; none: all."""
     settings: Settings
     stack: ExitStack = field(default_factory=ExitStack)
-    """Ends processes, and removes files, when it is done."""
 
     @property
     def scratch(self) -> Path:

@@ -1,7 +1,6 @@
 """What contenders do on a loop, each in a process of its own, as the parent orders it."""
 
 import asyncio
-import json
 import os
 import socket
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import Any, Final
 from bench.contenders import CONTENDERS, Contender, loop_factory
 from bench.errors import describe
 from bench.meter import Meter
-from bench.processes import Helper, tell
+from bench.processes import Helper, obey, tell
 
 _LONGEST: Final = 1 << 24
 """Bytes of an order: it may name thousands of files."""
@@ -41,8 +40,7 @@ class OnLoop:
             try:
                 tell(self._channel, gave=await self.open())
                 while line := await reader.readline():
-                    order = json.loads(line)
-                    tell(self._channel, gave=await getattr(self, order.pop("do"))(**order))
+                    tell(self._channel, gave=await obey(self, line))
             except Exception as error:
                 tell(self._channel, failed=describe(error))
             os._exit(0)  # closing a loop with transfers that do not end would not end

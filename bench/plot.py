@@ -21,8 +21,7 @@ from rich.console import Console
 
 from bench.console import say
 from bench.errors import BadInputError
-from bench.figures import Figures, show_number, size_in
-from bench.samples import read
+from bench.samples import Figures, read, show_number, size_in
 from bench.tables import SHOWN
 from bench.units import show_size
 

@@ -182,6 +182,12 @@ def cpu_time(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)
 
 
+def obey(served: object, line: bytes) -> Any:
+    """Let an object do an order; give what comes of it."""
+    order = json.loads(line)
+    return getattr(served, order.pop("do"))(**order)
+
+
 def _main(factory: str, arguments: str, control: int) -> None:
     """Serve an object to the parent; an order that fails is the last."""
     end_with_parent()
@@ -197,8 +203,7 @@ def _main(factory: str, arguments: str, control: int) -> None:
                 served.serve()
                 return
             for line in channel.makefile("rb"):
-                order = json.loads(line)
-                tell(channel, gave=getattr(served, order.pop("do"))(**order))
+                tell(channel, gave=obey(served, line))
         except Exception as error:
             tell(channel, failed=describe(error))
             os._exit(1)  # at once: threads may still be sending to a far end that does not read

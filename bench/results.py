@@ -12,10 +12,9 @@ from rich.console import Console
 
 from bench.console import COMMANDS, console_for_tables, parse, say
 from bench.errors import BadInputError, BenchError
-from bench.figures import KEY, Figures, ratio, show_ratio
 from bench.plot import draw
 from bench.processes import importing_bench
-from bench.samples import read
+from bench.samples import KEY, Figures, ratio, read, show_ratio
 from bench.tables import SHOWN, markdown, show, with_tables
 
 HERE: Final = Path(__file__).parent

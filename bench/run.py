@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -14,9 +15,8 @@ from rich.console import Console
 from bench.console import COMMANDS, DEFAULT, console_for_tables, make_progress, say
 from bench.contenders import CONTENDERS, like
 from bench.errors import BadInputError, BenchError, describe
-from bench.figures import Figures
 from bench.measure import Settings, Work, measure
-from bench.samples import Record, describe_machine, tell_machine
+from bench.samples import Figures, Record, describe_machine, tell_machine
 from bench.scratch import scratch_directory
 from bench.tables import NOTE, overview, work_tables
 
@@ -113,10 +113,7 @@ def _measure(
         task = progress.add_task(f"{work.name}: making files", total=None)
         progress.refresh()
 
-        def done() -> None:
-            progress.advance(task)
-            progress.refresh()
-
+        done = partial(progress.update, task, advance=1, refresh=True)
         try:
             for case in work.cases(work, **work.how):
                 who = case.contenders

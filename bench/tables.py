@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.errors import BadInputError
-from bench.figures import Figures, show_better, show_number, show_ratio, show_value
 from bench.measure import Work
+from bench.samples import Figures, show_better, show_number, show_ratio, show_value
 
 SHOWN: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 NOTE: Final = (

@@ -38,8 +38,8 @@ def calls(work: Work, *, sizes: Sequence[str], amount: str) -> Iterator[Case]:
     names, found = fleet.present(work), work.scratch / "pyperf.json"
     for size in map(parse_size, sizes):
         file = warm(make_file(work.scratch / f"call-{size}", size))
-        turn = partial(_turn, found, amount, sink.address, file)
-        yield work.case(show_size(size), names, turn, **fleet.checks(sink.address, sink.check))
+        turn = partial(_turn, found, amount, sink.ready, file)
+        yield work.case(show_size(size), names, turn, **fleet.checks(sink.ready, sink.check))
 
 
 def _turn(

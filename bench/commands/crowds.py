@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from bench.ends import SinkProcess
 from bench.errors import BenchError
-from bench.measure import Case, Work
+from bench.measure import Case, Values, Work
 from bench.on_loop import start
 from bench.processes import Helper, Watch, allow_many_descriptors, told_by
 from bench.scratch import hash_of, make_cold, make_file, make_sparse_file, warm
@@ -31,17 +32,11 @@ def paces(work: Work, *, crowds: Sequence[tuple[int, int]], **how: Any) -> Itera
             raise BenchError(f"{clients} clients need {need} descriptors, and {most} can be had")
         turn = partial(serve, file=file, clients=clients, pace=pace, **how)
         title = f"{clients} clients of {pace / 1000:g} KB/s"
-        yield work.case(title, names, turn, **fleet.checks(sink.address, sink.check))
+        yield work.case(title, names, turn, **fleet.checks(sink.ready, sink.check))
 
 
 def serve(
-    name: str,
-    file: Path,
-    clients: int,
-    pace: int,
-    filling: float,
-    seconds: float,
-    send_buffer: int = 0,
+    name: str, file: Path, pace: int, filling: float, seconds: float, **whom: Any
 ) -> dict[str, Any]:
     """Let a sender serve clients that read so many bytes in a second; give its figures.
 
@@ -49,20 +44,15 @@ def serve(
     """
     found: dict[str, Any] = {}
     with SinkProcess(pace=pace) as sink, told_by(sink), start("sender", name, _CROWD) as crowd:
-        whom: dict[str, Any] = {
-            "address": sink.address,
-            "clients": clients,
-            "send_buffer": send_buffer,
-        }
-        crowd.ask("add", files=[str(file)], then="error", **whom)
+        crowd.ask("add", address=sink.ready, files=[str(file)], then="error", **whom)
         crowd.ask("become_nobody")
-        sink.wait_counts(lambda counts: len(counts) == clients)
+        sink.wait_counts(lambda counts: len(counts) == whom["clients"])
         watch, counts = Watch(crowd.pid), []
         for part, duration in (("filling", filling), ("steady", seconds)):
             crowd.ask("begin", timer=True, period=_PERIOD)
             watch.look(duration)
             spent = crowd.ask("end")
-            counts.append(sink.counts_of(clients))
+            counts.append(sink.counts_of(whom["clients"]))
             spent["CPU"] = _percent(spent)
             found |= {f"{part} {metric}": value for metric, value in spent.items()}
         crowd.ask("stop")
@@ -78,55 +68,44 @@ def serve(
     }
 
 
-def mixes(
-    work: Work, *, stream_size: str, cold_size: str, several: int, **how: Any
-) -> Iterator[Case]:
+def mixes(work: Work, **how: Any) -> Iterator[Case]:
     """Give the case of small requests beside streams, slow clients and several cold files."""
-    fleet, sink = fleet_of(work), work.enter(SinkProcess())
-    large = make_sparse_file(work.scratch / "mixed-stream", parse_size(stream_size))
-    small = make_file(work.scratch / "mixed-small", 4 * KIB)
-    names = [work.scratch / f"mixed-{number}" for number in range(several)]
-    colds = [make_file(name, parse_size(cold_size)) for name in names]
-    turn = partial(mix, small=warm(small), stream=warm(large), cold=colds, **how)
-    checks = fleet.checks(sink.address, sink.check)
-    yield work.case(f"for {how['seconds']:g} s", fleet.present(work), turn, **checks)
+    plan, fleet, sink = SimpleNamespace(**how), fleet_of(work), work.enter(SinkProcess())
+    small = warm(make_file(work.scratch / "mixed-small", 4 * KIB))
+    stream = warm(make_sparse_file(work.scratch / "mixed-stream", parse_size(plan.stream_size)))
+    names = [work.scratch / f"mixed-{number}" for number in range(plan.several)]
+    colds = [make_file(name, parse_size(plan.cold_size)) for name in names]
+    asked = {"seconds": plan.seconds, "connections": plan.connections, "rate": plan.rate}
+    asked |= {"size": small.stat().st_size, "sha256": hash_of(small)}
 
+    def turn(name: str) -> Values:
+        for file in colds:
+            make_cold(file)
+        with (
+            SinkProcess(discard=True) as fast,
+            SinkProcess(pace=plan.pace) as slow,
+            Helper("the client of small requests", "bench.senders.crowd:Requests") as requests,
+            told_by(fast, slow, requests),
+            start("sender", name, _CROWD) as crowd,
+        ):
+            for then, address, clients, files in (
+                ("again", fast.ready, plan.streams, [stream]),
+                ("again", slow.ready, plan.clients, [stream]),
+                ("end", fast.ready, plan.several, colds),
+                ("answer", requests.ready, plan.connections, [small]),
+            ):
+                whom = {"address": address, "clients": clients, "files": list(map(str, files))}
+                crowd.ask("add", every=plan.seconds / plan.several, then=then, **whom)
+            crowd.ask("begin")
+            requests.begin("run", **asked)
+            waits = requests.hear(plan.seconds + 60)
+            spent = crowd.ask("end")
+            sent = sum(fast.counts())
+            crowd.ask("stop")
+        return {**waits, "process CPU": _percent(spent), "streams": sent / spent["elapsed"] / 1e9}
 
-def mix(
-    name: str,
-    small: Path,
-    stream: Path,
-    cold: Sequence[Path],
-    seconds: float,
-    rate: int,
-    connections: int,
-    streams: int,
-    clients: int,
-    pace: int,
-) -> dict[str, Any]:
-    """Let a sender do all at once; give what so many small requests a second waited."""
-    for file in cold:
-        make_cold(file)
-    asked = {"size": small.stat().st_size, "sha256": hash_of(small)}
-    with (
-        SinkProcess(discard=True) as fast,
-        SinkProcess(pace=pace) as slow,
-        Helper("the client of small requests", "bench.senders.crowd:Requests") as requests,
-        told_by(fast, slow, requests),
-        start("sender", name, _CROWD) as crowd,
-    ):
-        for address, number in ((fast.address, streams), (slow.address, clients)):
-            crowd.ask("add", address=address, clients=number, files=[str(stream)], then="again")
-        colds: dict[str, Any] = {"files": [str(file) for file in cold], "clients": len(cold)}
-        crowd.ask("add", address=fast.address, then="end", every=seconds / len(cold), **colds)
-        crowd.ask("answer", address=requests.ready, connections=connections, path=str(small))
-        crowd.ask("begin")
-        requests.begin("run", seconds=seconds, connections=connections, rate=rate, **asked)
-        waits = requests.hear(seconds + 60)
-        spent = crowd.ask("end")
-        sent = sum(fast.counts())
-        crowd.ask("stop")
-    return {**waits, "process CPU": _percent(spent), "streams": sent / spent["elapsed"] / 1e9}
+    checks = fleet.checks(sink.ready, sink.check)
+    yield work.case(f"for {plan.seconds:g} s", fleet.present(work), turn, **checks)
 
 
 def _percent(spent: dict[str, Any]) -> float:

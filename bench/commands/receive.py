@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
-from bench.contenders import CONTENDERS, Contender, Running
+from bench.contenders import CONTENDERS, Running
 from bench.ends import CONGESTION, SinkProcess, listen, source_of
 from bench.errors import BenchError
 from bench.measure import Case, Values, Work
@@ -129,18 +129,12 @@ async def copy(sock: socket.socket, file: IO[bytes]) -> int:
 
 # HAProxy
 
-# A connection takes two descriptors, and some of them have pipes.
-_DESCRIPTORS_PER_CONNECTION: Final = 3
 # The same number on every architecture; Linux 5.6 (include/uapi/asm-generic/unistd.h).
 _NR_PIDFD_GETFD: Final = 438
 
 
 class HAProxy(Running):
     """HAProxy in TCP mode, with one thread, which may splice."""
-
-    def __init__(self, contender: Contender, scratch: Path, target: tuple[str, int]) -> None:
-        most = (allow_many_descriptors() - 256) // _DESCRIPTORS_PER_CONNECTION
-        super().__init__(contender, scratch, target=target, connections=min(most, 4096))
 
     def ask(self, do: str, *_: Any, **__: Any) -> dict[str, float]:
         """Begin or end to measure, as others are asked to."""
@@ -177,7 +171,7 @@ _GREETING: Final = 4 * KIB
 def start_proxy(name: str, target: tuple[str, int], scratch: Path) -> Proxy:
     """Start a proxy's process; its files are made below a directory."""
     if (contender := CONTENDERS["proxy"][name]).command:
-        return HAProxy(contender, Path(tempfile.mkdtemp(dir=scratch)) / "site", target)
+        return HAProxy(contender, scratch, target=target)
     return start("proxy", name, SERVER, target=target)
 
 
@@ -236,7 +230,7 @@ def streams(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterat
     source, sink = _between(work, size)
     names, running = work.present(), dict[str, Proxy]()
     for name in names:
-        running[name] = start_proxy(name, sink.address, work.scratch)
+        running[name] = start_proxy(name, sink.ready, work.scratch)
         work.enter(running[name])
     checking = work.enter(source_of(make_file(work.scratch / "relayed", _CHECKED)))
 
@@ -277,7 +271,7 @@ def idle(work: Work, *, relays: int, **how: Any) -> Iterator[Case]:
     source, sink = _between(work, relays * _GREETING)
 
     def turn(name: str) -> dict[str, float]:
-        with start_proxy(name, sink.address, work.scratch) as proxy:
+        with start_proxy(name, sink.ready, work.scratch) as proxy:
             return stay_idle(source, proxy, sink, relays, **how)
 
     title = f"{relays}, for {how['seconds']:g} s"
@@ -290,7 +284,7 @@ def direct(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterato
     source, sink = _between(work, size)
 
     def turn(several: int, _: str) -> Values:
-        source.ask("connect", address=sink.address, connections=several)
+        source.ask("connect", address=sink.ready, connections=several)
         return {"throughput": size / _end(source, size // several) / 1e9}
 
     for several in connections:

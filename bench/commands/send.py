@@ -32,35 +32,27 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What is sent, and how, and to whom: as the table of commands has it, or as was asked for."""
+    """What is sent, how, and to whom: see commands.toml, or what was asked for.
+
+    Then the receiver may be at an ``address`` of its own, and a ``file`` one of the user's; and
+    ``each`` connection sends it so often, not all together.
+    """
 
     transfers: Sequence[tuple[str, int]]
-    """Sizes, and how often each is sent in a turn, by all connections together."""
     each: bool = False
-    """Whether that is by each of them."""
     case: str = "{size}, {connections} conn."
-    """What a case is called."""
     peers: Sequence[str] = ("discards",)
-    """What receivers do with what comes: it is discarded, or read."""
     awake: float = 0.0
-    """Seconds that they look for more before they sleep."""
     pace: int = 0
-    """Bytes of each connection that they read in a second, if not all that come."""
     connections: Sequence[int] = (1,)
     buffers: Sequence[str] = ("64K",)
     warm: str = ""
-    """The most bytes of a file that are sent before anything is measured, if not all of it."""
     seconds: float = 0
-    """How long files are sent again and again, if at all."""
     cold: bool = False
-    """Whether each file is sent once, and not cached."""
     timer: bool = False
-    """Whether a timer runs on the loop."""
     again: bool = False
     address: Address | None = None
-    """The receiver, where it is none of ours."""
     file: Path | None = None
-    """What is sent, where it is no file of random bytes."""
 
     def files(self, count: int) -> int:
         """Say how many files are needed of one size."""
@@ -115,7 +107,7 @@ def _receiver(work: Work, sweep: Sweep, peer: str) -> tuple[Address, Callable[[]
         check_address(sweep.address)
         return sweep.address, partial(check_address, sweep.address)
     sink = SinkProcess(discard=peer == "discards", pace=sweep.pace, awake=sweep.awake)
-    return work.enter(sink).address, sink.check
+    return work.enter(sink).ready, sink.check
 
 
 def _turn(fleet: Fleet, work: Work, sweep: Sweep, plan: dict[str, Any], name: str) -> Values:

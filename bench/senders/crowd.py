@@ -5,7 +5,6 @@ import hashlib
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, Any, Final
@@ -29,29 +28,20 @@ class Crowd(OnLoop):
         self._waiting: list[Any] = []
         self._sending: list[asyncio.Task[None]] = []
 
-    async def add(
-        self,
-        address: Sequence[Any],
-        files: Sequence[str],
-        clients: int,
-        then: str,
-        every: float = 0,
-        send_buffer: int = 0,
-    ) -> None:
-        """Connect to clients, who will be sent these files in turn, one after ``every`` seconds.
+    async def add(self, address: Any, files: Sequence[str], clients: int, **how: Any) -> None:
+        """Connect to clients, who will be sent these files in turn, as `_send` says.
 
-        What comes ``then`` is the same "again", the "end", or none too soon: an "error".
+        Their connections have a ``send_buffer`` of that size, if it is given.
         """
+        send_buffer = how.pop("send_buffer", 0)
         for place in range(clients):
-            _, send = await self._lane(address, send_buffer)
+            sock = self._stack.enter_context(connect(address))
+            if send_buffer:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            sock.setblocking(False)
+            send = await self.contender.function()(Lane(sock, self._stack))
             file = opened(files[place % len(files)], self._stack)
-            self._waiting.append(_send(send, file, place * every, then))
-
-    async def answer(self, address: Sequence[Any], connections: int, path: str) -> None:
-        """Answer each byte of some connections with a file."""
-        for _ in range(connections):
-            sock, send = await self._lane(address)
-            self._waiting.append(_answer(sock, send, opened(path, self._stack)))
+            self._waiting.append(_send(sock, send, file, place, **how))
 
     async def become_nobody(self) -> None:
         """Go on as an unprivileged process, where this is root's."""
@@ -74,30 +64,27 @@ class Crowd(OnLoop):
         if stuck:
             raise BenchError(f"{len(stuck)} transfers do not end when they are cancelled")
 
-    async def _lane(
-        self, address: Sequence[Any], send_buffer: int = 0
-    ) -> tuple[socket.socket, SendFile]:
-        sock = self._stack.enter_context(connect(address))
-        if send_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        sock.setblocking(False)
-        return sock, await self.contender.function()(Lane(sock, self._stack))
 
+async def _send(
+    sock: socket.socket, send: SendFile, file: IO[bytes], place: int, then: str, every: float = 0
+) -> None:
+    """Send a file, or "answer" with it each byte that comes.
 
-async def _send(send: SendFile, file: IO[bytes], delay: float, then: str) -> None:
-    size = os.stat(file.fileno()).st_size
-    await asyncio.sleep(delay)
+    What comes ``then`` is the same "again", or none too soon: an "error"; or the "end" of one that
+    begins with its place among others, ``every`` seconds one.
+    """
+    size, sent = os.stat(file.fileno()).st_size, 0
+    if then == "answer":
+        while asked := await asyncio.get_running_loop().sock_recv(sock, 4096):
+            for _ in asked:
+                await send(file, size)
+        return sock.shutdown(socket.SHUT_WR)
+    await asyncio.sleep(place * every if then == "end" else 0)
     while (sent := await send(file, size)) == size and then == "again":
         pass
     if sent != size or then == "error":
         raise BenchError(f"a transfer ended too early: {sent}")
-
-
-async def _answer(sock: socket.socket, send: SendFile, file: IO[bytes]) -> None:
-    loop, size = asyncio.get_running_loop(), os.stat(file.fileno()).st_size
-    while asked := await loop.sock_recv(sock, 4096):
-        for _ in asked:
-            await send(file, size)
+    return None
 
 
 _PATIENCE: Final = 30.0
@@ -115,56 +102,51 @@ class Requests:
         self._listener.setblocking(False)
         self.ready = self._listener.getsockname()
 
-    def run(self, seconds: float, **how: Any) -> dict[str, float]:
+    def run(
+        self, seconds: float, connections: int, rate: int, size: int, sha256: str
+    ) -> dict[str, float]:
         """Ask so often in each second; give how long answers took, in ms."""
-        waits: list[float] = []
+        numbers, waits = range(max(1, int(rate * seconds))), list[float]()
+        due = [
+            [number / rate for number in numbers[place::connections]]
+            for place in range(connections)
+        ]
+        asking = self._ask_all(due, size, sha256, waits)
         try:
-            asyncio.run(asyncio.wait_for(self._run(waits, seconds, **how), seconds + _PATIENCE))
+            asyncio.run(asyncio.wait_for(asking, seconds + _PATIENCE))
         except TimeoutError:
             raise BenchError(f"requests were not answered, but {len(waits)}") from None
         return ranks("wait", waits)
 
-    async def _run(
-        self,
-        waits: list[float],
-        seconds: float,
-        connections: int,
-        rate: int,
-        size: int,
-        sha256: str,
+    async def _ask_all(
+        self, due: Sequence[Sequence[float]], size: int, sha256: str, waits: list[float]
     ) -> None:
-        loop, total, all_came = (
-            asyncio.get_running_loop(),
-            max(1, int(rate * seconds)),
-            asyncio.Event(),
-        )
-
-        async def hear(reader: asyncio.StreamReader, due: deque[float]) -> None:
-            while answer := await reader.read(1):
-                answer += await reader.readexactly(size - 1)
-                if not due or hashlib.sha256(answer).hexdigest() != sha256:
-                    raise BenchError("an answer is not what was asked for, by its hash")
-                waits.append(time.monotonic() - due.popleft())
-                if len(waits) == total:
-                    all_came.set()
-            raise BenchError("the server has closed a connection")
-
-        async with asyncio.TaskGroup() as group:
-            lanes, hearing = [], []
-            for _ in range(connections):
-                sock, _ = await loop.sock_accept(self._listener)
-                reader, writer = await asyncio.open_connection(sock=sock)
-                lanes.append((writer, due := deque[float]()))
-                hearing.append(group.create_task(hear(reader, due)))
-            began = time.monotonic()
-            for number in range(total):
-                writer, due = lanes[number % connections]
-                due.append(began + number / rate)
-                if (early := due[-1] - time.monotonic()) > 0:
-                    await asyncio.sleep(early)
+        async def ask(writer: asyncio.StreamWriter, due: Sequence[float]) -> None:
+            for at in due:
+                await asyncio.sleep(max(began + at - time.monotonic(), 0))
                 writer.write(b"?")
-            await all_came.wait()
-            for task in hearing:
-                task.cancel()
-        for writer, _ in lanes:
+            writer.write_eof()
+
+        async def hear(reader: asyncio.StreamReader, due: Sequence[float]) -> None:
+            for at in due:
+                try:
+                    answer = await reader.readexactly(size)
+                except asyncio.IncompleteReadError:
+                    raise BenchError("the server has closed a connection") from None
+                waits.append(time.monotonic() - began - at)
+                if hashlib.sha256(answer).hexdigest() != sha256:
+                    raise BenchError("an answer is not what was asked for, by its hash")
+            if await reader.read():
+                raise BenchError("an answer is not what was asked for: there are too many")
+
+        loop, streams = asyncio.get_running_loop(), []
+        for _ in due:
+            sock, _ = await loop.sock_accept(self._listener)
+            streams.append(await asyncio.open_connection(sock=sock))
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for (reader, writer), times in zip(streams, due, strict=True):
+                group.create_task(ask(writer, times))
+                group.create_task(hear(reader, times))
+        for _, writer in streams:
             writer.close()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 from unittest.mock import patch
@@ -22,6 +23,10 @@ SendFile = Callable[[IO[bytes], int], Awaitable[int]]
 """``await send(file, size)`` returns how many bytes from the file's start the socket has."""
 
 
+async def _nothing() -> dict[str, int]:
+    return {}
+
+
 @dataclass(slots=True)
 class Lane:
     """One connection."""
@@ -31,7 +36,7 @@ class Lane:
     """Closes what a sender opens for the connection."""
     buffer: int = 65536
     """Bytes that one call is to move."""
-    finish: Callable[[], Awaitable[dict[str, int]]] | None = None
+    finish: Callable[[], Awaitable[dict[str, int]]] = _nothing
     """Waits until files may be overwritten, for a sender that can tell; gives its counts."""
 
 
@@ -48,21 +53,17 @@ of `os` or of a socket.
 """
 
 
-def read(asked: int, got: int) -> int:
-    """Count what left a file, or an error's negative number; give it."""
-    return _moved("read", asked, got)
-
-
-def wrote(asked: int, got: int) -> int:
-    """Count what a socket took, or an error's negative number; give it."""
-    return _moved("write", asked, got)
-
-
 def _moved(how: str, asked: int, got: int) -> int:
     if 0 < got < asked:
         COUNTS[f"short_{how}s"] += 1
         COUNTS[f"short_{how}_bytes"] += got
     return got
+
+
+read: Final = partial(_moved, "read")
+"""``read(asked, got)`` counts what left a file, or an error's negative number; gives it."""
+wrote: Final = partial(_moved, "write")
+"""``wrote(asked, got)`` counts what a socket took."""
 
 
 def _told(moved: int, *, shortness: bool) -> dict[str, float]:
@@ -81,7 +82,7 @@ _OF_OS: Final[dict[str, Callable[..., Any]]] = {
     "sendfile": lambda moved, _, __, ___, count: wrote(count, moved),
     "write": lambda moved, _, data: wrote(len(data), moved),
     "preadv": lambda moved, _, buffers, *__: read(len(buffers[0]), moved),
-    "splice": lambda moved, _, __, count, **more: _of(more)(count, moved),
+    "splice": lambda moved, _, __, count, **more: (read if more else wrote)(count, moved),
 }
 _OF_SOCKETS: Final[dict[str, Callable[..., Any]]] = {
     "send": lambda moved, _, data, *__: wrote(memoryview(data).nbytes, moved),
@@ -89,14 +90,12 @@ _OF_SOCKETS: Final[dict[str, Callable[..., Any]]] = {
         sum(memoryview(data).nbytes for data in several), moved
     ),
 }
-"""What moves bytes, and how to tell by what came of it and what was asked that it was short."""
+"""What moves bytes, and how to tell by what came of it and what was asked that it was short.
+
+A splice that is told an offset reads a file.
+"""
 _IO: Final = Path("/proc/self/io")
 """What a process reads and writes; not there where the kernel keeps no such account."""
-
-
-def _of(more: dict[str, Any]) -> Callable[[int, int], int]:
-    """Tell by its arguments whether a splice reads a file, or writes to a socket."""
-    return read if "offset_src" in more else wrote
 
 
 @contextmanager

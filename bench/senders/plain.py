@@ -6,6 +6,7 @@ include/uapi/linux/io_uring.h, as `aiozc._kernel.abi` has the others.
 """
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -17,18 +18,17 @@ from aiozc._kernel import abi
 from aiozc._kernel.ring import Ring, Sqe, prep_splice
 from bench.senders.lanes import COUNTS, Lane, SendFile, read, wrote
 
-_OP_READ: Final = 22
-_OP_SEND: Final = 26
+_READ: Final = 22
+_SEND: Final = 26
 _ALL: Final = int(socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
 _GETEVENTS: Final = 1  # IORING_ENTER_GETEVENTS
 _PIPE: Final = 64 * 1024
 
-Take = Callable[[int, int, int], int]
-"""``take(descriptor, offset, length)`` takes bytes from a file; gives how many, or an error."""
+Take = Callable[[int, int, int], tuple[int, int]]
+"""``take(descriptor, offset, length)`` takes bytes from a file; gives how many, and how many of
+these the socket has already."""
 Give = Callable[[int, int], int]
 """``give(start, length)`` gives the socket bytes of those taken, from one on; gives how many."""
-Both = Callable[[int, int, int], tuple[int, int]]
-"""``both(descriptor, offset, length)`` takes and gives at once; gives how many of each."""
 
 
 async def read_write(lane: Lane) -> SendFile:
@@ -36,7 +36,7 @@ async def read_write(lane: Lane) -> SendFile:
     memory, sock = memoryview(bytearray(lane.buffer)), lane.sock
     return _in_pieces(
         lane,
-        lambda file, offset, asked: os.preadv(file, (memory[:asked],), offset),
+        lambda file, offset, asked: (os.preadv(file, (memory[:asked],), offset), 0),
         lambda start, length: sock.send(memory[start : start + length]),
     )
 
@@ -62,14 +62,11 @@ async def send_file(lane: Lane) -> SendFile:
     """Have the kernel move it by sendfile(2), a buffer's worth with each call."""
     out = lane.sock.fileno()
 
-    async def send(file: IO[bytes], size: int) -> int:
-        offset = 0
-        while offset < size:
-            asked = min(lane.buffer, size - offset)
-            offset += _some(os.sendfile(out, file.fileno(), offset, asked))
-        return size
+    def take(file: int, offset: int, asked: int) -> tuple[int, int]:
+        moved = os.sendfile(out, file, offset, asked)
+        return moved, moved
 
-    return send
+    return _in_pieces(lane, take, lambda *_: 0)
 
 
 async def splice_twice(lane: Lane) -> SendFile:
@@ -77,12 +74,44 @@ async def splice_twice(lane: Lane) -> SendFile:
     (read_end, write_end), out = _pipe(lane), lane.sock.fileno()
     return _in_pieces(
         lane,
-        lambda file, offset, asked: os.splice(file, write_end, asked, offset_src=offset),
+        lambda file, offset, asked: (os.splice(file, write_end, asked, offset_src=offset), 0),
         lambda _, length: os.splice(read_end, out, length),
     )
 
 
+async def by_ring(lane: Lane, *, splices: bool, linked: bool) -> SendFile:
+    """Move each piece by two SQEs, each submitted and waited for by itself, or linked together."""
+    queue, (fill, drain) = _Queue(lane), _splicing(lane) if splices else _copying(lane)
+
+    def take(file: int, offset: int, asked: int) -> tuple[int, int]:
+        filling = fill(file, offset, asked, abi.SqeFlag.IO_LINK if linked else 0)
+        took, *gave = queue.run(filling, *([drain(0, asked)] if linked else []))
+        # A short step cancels what is linked to it.
+        return read(asked, took), wrote(asked, gave[0]) if gave and took == asked else 0
+
+    return _in_pieces(
+        lane, take, lambda start, length: wrote(length, queue.run(drain(start, length))[0])
+    )
+
+
 # What they share.
+
+
+def _in_pieces(lane: Lane, take: Take, give: Give) -> SendFile:
+    """Send files a buffer's worth at a time."""
+
+    async def send(file: IO[bytes], size: int) -> int:
+        descriptor, offset = file.fileno(), 0
+        while offset < size:
+            held, given = take(descriptor, offset, min(lane.buffer, size - offset))
+            if not held:
+                raise EOFError("the file has become shorter")
+            while given < held:
+                given += give(given, held - given)
+            offset += held
+        return size
+
+    return send
 
 
 Prep = tuple[Callable[[int, int, int, int], Sqe], Callable[[int, int], Sqe]]
@@ -92,77 +121,21 @@ Prep = tuple[Callable[[int, int, int, int], Sqe], Callable[[int, int], Sqe]]
 def _copying(lane: Lane) -> Prep:
     """Prepare READ and SEND."""
     memory, out = (ctypes.c_char * lane.buffer)(), lane.sock.fileno()
-    start_of = ctypes.addressof(memory)
+    at, rest = ctypes.addressof(memory), (0,) * 6
     lane.stack.callback(lambda: memory)  # it stays as long as the lane
-
-    def fill(file: int, offset: int, length: int, flags: int) -> Sqe:
-        return (_OP_READ, flags, 0, file, offset, start_of, length, 0, 0, 0, 0, 0, 0, 0)
-
-    def send(start: int, length: int) -> Sqe:
-        return (_OP_SEND, 0, 0, out, 0, start_of + start, length, _ALL, 0, 0, 0, 0, 0, 0)
-
-    return fill, send
+    return (
+        lambda file, offset, length, flags: (_READ, flags, 0, file, offset, at, length, 0, *rest),
+        lambda start, length: (_SEND, 0, 0, out, 0, at + start, length, _ALL, *rest),
+    )
 
 
 def _splicing(lane: Lane) -> Prep:
     """Prepare a SPLICE into a pipe, and one out of it."""
     (read_end, write_end), out, here = _pipe(lane), lane.sock.fileno(), abi.NO_OFFSET
-
-    def fill(file: int, offset: int, length: int, flags: int) -> Sqe:
-        return prep_splice(file, offset, write_end, here, length, 0, 0, flags)
-
-    def drain(_: int, length: int) -> Sqe:
-        return prep_splice(read_end, here, out, here, length, 0, 0, 0)
-
-    return fill, drain
-
-
-async def by_ring(lane: Lane, *, splices: bool, linked: bool) -> SendFile:
-    """Move each piece by two SQEs, each submitted and waited for by itself, or linked together."""
-    queue, (take, give) = _Queue(lane), _splicing(lane) if splices else _copying(lane)
-
-    def both(file: int, offset: int, asked: int) -> tuple[int, int]:
-        took, gave = queue.run(take(file, offset, asked, abi.SqeFlag.IO_LINK), give(0, asked))
-        # A short step cancels what is linked to it.
-        return read(asked, took), wrote(asked, gave) if took == asked else 0
-
-    def alone(file: int, offset: int, asked: int) -> int:
-        return read(asked, queue.run(take(file, offset, asked, 0))[0])
-
-    def more(start: int, length: int) -> int:
-        return wrote(length, queue.run(give(start, length))[0])
-
-    return _in_pieces(lane, both if linked else alone, more)
-
-
-def _in_pieces(lane: Lane, take: Take | Both, give: Give) -> SendFile:
-    """Send files a buffer's worth at a time."""
-
-    async def send(file: IO[bytes], size: int) -> int:
-        descriptor, offset = file.fileno(), 0
-        while offset < size:
-            found = take(descriptor, offset, min(lane.buffer, size - offset))
-            held, given = found if isinstance(found, tuple) else (found, 0)
-            _some(held)
-            _done(given)
-            while given < held:
-                given += _done(give(given, held - given))
-            offset += held
-        return size
-
-    return send
-
-
-def _some(count: int) -> int:
-    if count == 0:
-        raise EOFError("the file has become shorter")
-    return _done(count)
-
-
-def _done(result: int) -> int:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
+    return (
+        lambda file, at, length, flags: prep_splice(file, at, write_end, here, length, 0, 0, flags),
+        lambda _, length: prep_splice(read_end, here, out, here, length, 0, 0, 0),
+    )
 
 
 def _pipe(lane: Lane) -> tuple[int, int]:
@@ -183,7 +156,7 @@ class _Queue:
         self._call = ctypes.CDLL(None, use_errno=True).syscall
 
     def run(self, *sqes: Sqe) -> list[int]:
-        """Submit SQEs by one call; give their results in their order."""
+        """Submit SQEs by one call; give their results in their order, of those not done 0."""
         # The user data of each is its place.
         chain = [(*sqe[:8], place, *sqe[9:]) for place, sqe in enumerate(sqes)]
         results: dict[int, int] = {}
@@ -192,8 +165,12 @@ class _Queue:
         while True:
             results.update((done.user_data, done.result) for done in self._ring.drain())
             if len(results) == len(chain):
-                return [results[place] for place in range(len(chain))]
+                break
             COUNTS["calls"] += 1
             number, more = ctypes.c_long(abi.Call.IO_URING_ENTER), len(chain) - len(results)
             if self._call(number, self._ring.fd, 0, more, _GETEVENTS, None, 0) < 0:
                 raise OSError(ctypes.get_errno(), "io_uring_enter")
+        for result in results.values():
+            if result < 0 and result != -errno.ECANCELED:
+                raise OSError(-result, os.strerror(-result))
+        return [max(results[place], 0) for place in range(len(chain))]

@@ -80,11 +80,13 @@ class Worker(OnLoop):
             routes = [_Route(plan, place, stack) for place in range(plan.connections)]
             for route in routes:
                 await route.prepare(self.contender)
-            before, *_ = [await route.finished() for route in routes]
+            before, *_ = [await route.finish() for route in routes]
             with counted(self.contender) if plan.count else nullcontext() as counts:
                 await self.begin(timer=plan.timer and not blocking)
                 await _run(routes, blocking=blocking)
-                after, *_ = [await route.finished() for route in routes]
+                after, *_ = [await route.finish() for route in routes]
+                for route in routes:
+                    route.sock.shutdown(socket.SHUT_WR)
                 # Nothing is left to do on the loop: it may stand still meanwhile.
                 spent = await self.end()
             answers = [route.check() for route in routes]
@@ -134,38 +136,25 @@ class _Route(Lane):
             await self._send(self._warm, self._plan.warm_size)
 
     async def run(self) -> None:
-        """Send the files, and end the connection unless its sender waits for something."""
-        send, size, latencies, clock = (
-            self._send,
-            self._plan.size,
-            self.latencies,
-            time.perf_counter,
-        )
+        """Send the files."""
+        send, size, clock = self._send, self._plan.size, time.perf_counter
         until, rounds = time.monotonic() + self._plan.seconds, 0
         times = 1 if self._plan.cold else self._plan.times
         while rounds < times or time.monotonic() < until:
             for file in self._files:
                 began = clock()
                 sent = await send(file, size)
-                latencies.append(clock() - began)
+                self.latencies.append(clock() - began)
                 if sent != size:
                     raise BenchError(f"it says it sent {sent} bytes in place of {size}")
             rounds += 1
         self.sent = rounds * len(self._files)
-        if self.finish is None:
-            self.sock.shutdown(socket.SHUT_WR)
-
-    async def finished(self) -> dict[str, int]:
-        """Wait until files may be overwritten, where the sender can tell; give its counts."""
-        return {} if self.finish is None else await self.finish()
 
     def check(self) -> tuple[bool, float]:
         """Wait until the far end has every byte; raise BenchError if it has something else.
 
         Give whether it has told so, and when it was.
         """
-        if self.finish is not None:  # what it waited for may have needed the connection
-            self.sock.shutdown(socket.SHUT_WR)
         answer, ended = _hear_answer(self.sock)
         if answer is None:
             return False, ended

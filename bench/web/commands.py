@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import subprocess
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,15 +40,13 @@ class Site:
     """Servers that run, each on a port of its own, on one directory of files."""
 
     def __init__(self, work: Work, seconds: float = 0) -> None:
-        self.scratch = Path(tempfile.mkdtemp(dir=work.scratch))
         self.directory = work.scratch / "site"
         self.directory.mkdir(exist_ok=True)
         self.seconds, self.names = seconds, work.present()
         self.running: dict[str, Running] = {}
         for name in self.names:
-            scratch, server = self.scratch / f"{len(self.running)}", CONTENDERS["server"][name]
-            running = Running(server, scratch, directory=self.directory)
-            self.running[name] = work.enter(running)
+            server = CONTENDERS["server"][name]
+            self.running[name] = work.enter(Running(server, work.scratch, directory=self.directory))
 
     def add(self, size: int) -> Path:
         """Have a file of that size."""

@@ -13,11 +13,20 @@ from typing import Any
 import pytest
 
 from bench.errors import BadInputError, BenchError
-from bench.figures import Figures, ratio, show_better, show_number, show_ratio, size_in
 from bench.measure import Case, measure
 from bench.meter import LatenessTimer, Meter, percentile
 from bench.results import changes
-from bench.samples import Record, Sample, read
+from bench.samples import (
+    Figures,
+    Record,
+    Sample,
+    ratio,
+    read,
+    show_better,
+    show_number,
+    show_ratio,
+    size_in,
+)
 from bench.tables import judge, target_of
 from bench.units import parse_size, show_size
 

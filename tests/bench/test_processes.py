@@ -54,13 +54,13 @@ def test_a_sink_tells_how_many_bytes_came_and_the_hash_of_those_behind_a_mark(
 ) -> None:
     data, began = os.urandom(SIZE), time.monotonic()
     with SinkProcess(**how) as sink:
-        assert answer_to(sink.address, bytes(10**6)) == {"received": 10**6, "sha256": None}
+        assert answer_to(sink.ready, bytes(10**6)) == {"received": 10**6, "sha256": None}
         paced = time.monotonic() - began > 0.05  # 1 MB at 10 MB/s, less a step
         assert paced or "pace" not in how
-        assert answer_to(sink.address) == {"received": 0, "sha256": None}
+        assert answer_to(sink.ready) == {"received": 0, "sha256": None}
         sha256 = hashlib.sha256(data).hexdigest()
-        assert answer_to(sink.address, MARK, data) == {"received": SIZE, "sha256": sha256}
-        with socket.create_connection(sink.address) as sock:
+        assert answer_to(sink.ready, MARK, data) == {"received": SIZE, "sha256": sha256}
+        with socket.create_connection(sink.ready) as sock:
             sock.sendall(b"12345")
             sink.wait_counts(lambda counts: list(counts) == [5])
 
@@ -84,7 +84,7 @@ def test_a_helper_ends_when_its_parent_is_killed_also_when_it_is_busy(
         "from pathlib import Path; from bench.ends import SinkProcess\n"
         "from bench.ends import source_of\n"
         f"with SinkProcess(pace=1) as sink, source_of(Path({file!r})) as source:\n"
-        f"    source.ask('connect', address=sink.address, connections=1){asked}\n"
+        f"    source.ask('connect', address=sink.ready, connections=1){asked}\n"
         "    print(source.pid, flush=True); input()\n"
     )
     with start_python("-c", program) as parent:
@@ -99,14 +99,14 @@ def test_a_source_sends_each_its_part_of_a_file_and_checks_what_came(tmp_path: P
     file = make_file(tmp_path / "file", 7500)
     with source_of(file) as source, SinkProcess() as sink:
         for mark in (False, True):
-            source.ask("connect", address=sink.address, connections=3, mark=mark)
+            source.ask("connect", address=sink.ready, connections=3, mark=mark)
             source.ask("end", size=2500)
-        source.ask("connect", address=sink.address, connections=2)
+        source.ask("connect", address=sink.ready, connections=2)
         source.ask("send", size=100)
         with pytest.raises(BenchError, match="the receiver got 350 bytes in place of 300"):
             source.ask("end", size=250, before=50)
     with source_of(file) as source, SinkProcess() as sink:
-        source.ask("connect", address=sink.address, connections=3)
+        source.ask("connect", address=sink.ready, connections=3)
         with pytest.raises(BenchError, match="the file that is sent ends before byte 7503"):
             source.ask("end", size=2501)
 
@@ -128,7 +128,7 @@ def between_two(tmp_path: Path, name: str) -> Iterator[tuple[Helper, Proxy, Sink
     with ExitStack() as stack:
         source = stack.enter_context(source_of(make_file(tmp_path / "file", SIZE)))
         sink = stack.enter_context(SinkProcess(discard=True, large_buffers=True))
-        proxy = start_proxy(name, sink.address, tmp_path)
+        proxy = start_proxy(name, sink.ready, tmp_path)
         stack.enter_context(proxy)
         yield source, proxy, sink
 
@@ -139,7 +139,7 @@ def test_proxies_forward_every_byte_and_tell_what_they_took(tmp_path: Path) -> N
     with between_two(tmp_path, "streams") as (source, _, sink):
         for name in names:
             on_loop = "HAProxy" not in name
-            with start_proxy(name, sink.address, tmp_path) as proxy:
+            with start_proxy(name, sink.ready, tmp_path) as proxy:
                 pass_through(source, proxy, sink, 2, SIZE, mark=True)
                 turn = pass_through(source, proxy, sink, 3, SIZE, timer=on_loop)
             assert turn["elapsed"] > 0

@@ -6,10 +6,9 @@ import pytest
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from bench.errors import BadInputError
-from bench.figures import Figures
 from bench.plot import PICTURES
 from bench.results import HERE, results
-from bench.samples import Record, Sample, read
+from bench.samples import Figures, Record, Sample, read
 from bench.tables import markdown, with_tables
 from tests.bench.conftest import Bench
 

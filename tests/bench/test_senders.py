@@ -16,7 +16,7 @@ import pytest
 
 from aiozc._engines import at_once
 from aiozc._kernel.copying import copier
-from bench.commands.crowds import mix, serve
+from bench.commands.crowds import serve
 from bench.contenders import CONTENDERS
 from bench.ends import SinkProcess
 from bench.errors import BenchError
@@ -94,7 +94,7 @@ def test_each_call_that_an_awaited_sender_makes_is_counted_once(
     plan = {"paths": [file], "size": size, "warm_file": file, "times": 5, "count": True}
     with SinkProcess() as sink, socket.socket() as channel:
         worker = Worker(channel, asdict(SENDERS[name]))
-        found = asyncio.run(worker.send(address=sink.address, **plan))
+        found = asyncio.run(worker.send(address=sink.ready, **plan))
 
     assert found["calls"] == len(made) > 0
     assert found["bytes per call"] == 5 * size / len(made)
@@ -116,8 +116,8 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
         assert {"read+write", "sock_sendfile", "aiozc readiness"} <= set(names)
         for name in names:
             sender = SENDERS[name]
-            fleet.check(name, sink.address, file, FILE)
-            found = fleet.send(name, address=sink.address, **order, timer=True)
+            fleet.check(name, sink.ready, file, FILE)
+            found = fleet.send(name, address=sink.ready, **order, timer=True)
             assert (found["files"], found["bytes"]) == (12, 12 * FILE)
             assert 0 < found.get("loop CPU", 1e-9) <= found["process CPU"]
             assert min(found["elapsed"], found["memory"], found["checked"]) > 0
@@ -154,7 +154,7 @@ def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_
 
         def turn(who: str) -> dict[str, float]:
             helper = bad if who == name else good
-            helper.begin("send", address=sink.address, hash=True, **order)
+            helper.begin("send", address=sink.ready, hash=True, **order)
             if "for_ever" in who:
                 os.kill(sink.pid if name == "send_for_ever" else bad.pid, signal.SIGKILL)
             found: dict[str, float] = helper.hear()
@@ -177,14 +177,14 @@ def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_
 def test_slow_clients_are_served_by_a_process_that_is_watched(tmp_path: Path) -> None:
     file = make_file(tmp_path / "file", 16 << 20)
 
-    served = serve("sock_sendfile", file, 5, 400_000, 0.1, 0.2, 200_000)
+    served = serve("sock_sendfile", file, 400_000, 0.1, 0.2, clients=5, send_buffer=200_000)
 
     assert served["threads"] >= 1
     assert served["steady CPU"] > 0
     assert 0 < served["client with least"] <= served["client with most"]
     short = make_file(tmp_path / "short", 1000)
     with pytest.raises(BenchError, match="a transfer ended too early: 1000"):
-        serve("sock_sendfile", short, 2, 400_000, 0.2, 0.2)
+        serve("sock_sendfile", short, 400_000, 0.2, 0.2, clients=2)
 
 
 def test_a_receiver_of_slow_clients_that_dies_is_what_the_error_names(
@@ -201,18 +201,7 @@ def test_a_receiver_of_slow_clients_that_dies_is_what_the_error_names(
     monkeypatch.setattr(look, lambda *_: os.kill(sinks[0].pid, signal.SIGKILL))
     file = make_file(tmp_path / "file", 16 << 20)
     with pytest.raises(BenchError, match="the receiver process ended too early, with status -9"):
-        serve("sock_sendfile", file, 2, 400_000, 5, 5)
-
-
-def test_small_requests_wait_beside_everything_else(tmp_path: Path) -> None:
-    names = ("small", "stream", "cold-0", "cold-1")
-    small, stream, *cold = (make_file(tmp_path / name, 1 << 16) for name in names)
-
-    beside = {"rate": 1000, "connections": 4, "streams": 2, "clients": 3, "pace": 400_000}
-    found = mix("aiozc readiness", small, stream, cold, 0.1, **beside)
-
-    assert 0 < found["wait p50"] <= found["wait p99"] <= found["wait max"]
-    assert found["streams"] > 0
+        serve("sock_sendfile", file, 400_000, 5, 5, clients=2)
 
 
 @pytest.mark.parametrize(

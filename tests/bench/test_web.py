@@ -57,14 +57,14 @@ def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
     server = server_of(tmp_path / "server", program)
 
     with (
-        Running(server, tmp_path / "scratch") as running,
+        Running(server, tmp_path) as running,
         pytest.raises(BenchError, match="a server ended with status 1: no such luck"),
     ):
         assert running.ready
 
 
 def test_a_server_ends_with_its_block_and_so_does_what_it_started(tmp_path: Path) -> None:
-    with Running(server_of(tmp_path / "liar", LIAR), tmp_path / "scratch") as running:
+    with Running(server_of(tmp_path / "liar", LIAR), tmp_path) as running:
         port = running.ready[1]
         assert running.cpu() > 0
         with pytest.raises(BenchError, match=r"an upload broke: .* error: 500"):
