@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gzip
 import io
+import itertools
 import ssl
 import tempfile
 import zipfile
@@ -24,6 +25,7 @@ from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, case, pattern
 from tests.kit.ends import Ends
 from tests.kit.far_ends import Connect
+from tests.kit.folding import each
 from tests.kit.ways import send_uncopied, splice_file, splice_upload
 
 pytestmark = pytest.mark.anyio
@@ -120,57 +122,55 @@ async def send_second(sock: Any, file: Any, offset: int = 0, count: int | None =
     return send.sent if offset else send.sent - 5
 
 
-@pytest.mark.parametrize("receive", [aiozc.loop_recvfile, splice_upload])
+def each_opener(moves: list[Any]) -> pytest.MarkDecorator:
+    """Run the test by each of the functions with files that are opened in each way."""
+    pairs = {
+        f"{move.__name__}-{name}": (move, name)
+        for move, name in itertools.product(moves, OPENERS)
+        # What is in memory has no descriptor.
+        if name not in MEMORY or move not in (splice_upload, splice_file)
+    }
+    return each("move, opener", pairs, group=lambda move, _: move.__name__)
+
+
+@each_opener([aiozc.loop_recvfile, splice_upload])
 async def test_an_async_file_goes_on_behind_what_was_received(
-    receive: Any, tmp_path: Path, ends: Ends
+    move: Any, opener: str, tmp_path: Path, ends: Ends
 ) -> None:
-    for name, opener in OPENERS.items():
-        if name in MEMORY and receive is splice_upload:
-            continue  # what is in memory has no descriptor
-        path = tmp_path / "upload"
-        path.write_bytes(b"")
-        with case(opener=name):
-            async with opener(path, "wb") as file:
-                await file.write(HEAD)
-                given = getattr(file, "given", file) if name == "trio" else file
-                if receive is splice_upload:
-                    source = ends.source("tcp", CONTENT).end
-                    assert await aiozc.splice_pipe(source, given) == len(CONTENT)
-                else:
-                    source = ends.source("tcp", CONTENT).end
-                    assert await receive(source, given, len(HEAD)) == len(CONTENT)
-                assert await file.tell() == len(HEAD + CONTENT)
-                await file.write(TAIL)
-            assert_same(path.read_bytes(), HEAD, CONTENT, TAIL)
+    path = tmp_path / "upload"
+    path.write_bytes(b"")
+    source = ends.source("tcp", CONTENT).end
+    async with OPENERS[opener](path, "wb") as file:
+        await file.write(HEAD)
+        given = getattr(file, "given", file) if opener == "trio" else file
+        if move is splice_upload:
+            assert await aiozc.splice_pipe(source, given) == len(CONTENT)
+        else:
+            assert await move(source, given, len(HEAD)) == len(CONTENT)
+        assert await file.tell() == len(HEAD + CONTENT)
+        await file.write(TAIL)
+    assert_same(path.read_bytes(), HEAD, CONTENT, TAIL)
 
 
-@pytest.mark.parametrize(
-    "send",
-    [aiozc.loop_sendfile, splice_file, send_uncopied, send_second],
-    ids=lambda one: one.__name__,
-)
+@each_opener([aiozc.loop_sendfile, splice_file, send_uncopied, send_second])
 async def test_an_async_file_stands_behind_what_was_sent(
-    send: Any, tmp_path: Path, connect: Connect
+    move: Any, opener: str, tmp_path: Path, connect: Connect
 ) -> None:
     path = tmp_path / "download"
     path.write_bytes(HEAD + CONTENT + TAIL)
-    for name, opener in OPENERS.items():
-        if name in MEMORY and send is splice_file:
-            continue
-        with case(opener=name):
-            sock, receiver = connect()
-            async with opener(path, "rb") as file:
-                given = getattr(file, "given", file) if name == "trio" else file
-                assert await file.read(10) == HEAD[:10]
-                if send is splice_file:
-                    await file.seek(len(HEAD))
-                    assert await aiozc.splice_pipe(given, sock, len(CONTENT)) == len(CONTENT)
-                else:
-                    assert await send(sock, given, len(HEAD), len(CONTENT)) == len(CONTENT)
-                assert await file.tell() == len(HEAD + CONTENT)
-                assert await file.read() == TAIL
-            sock.close()
-            assert_same(await receiver.wait_end(), CONTENT)
+    sock, receiver = connect()
+    async with OPENERS[opener](path, "rb") as file:
+        given = getattr(file, "given", file) if opener == "trio" else file
+        assert await file.read(10) == HEAD[:10]
+        if move is splice_file:
+            await file.seek(len(HEAD))
+            assert await aiozc.splice_pipe(given, sock, len(CONTENT)) == len(CONTENT)
+        else:
+            assert await move(sock, given, len(HEAD), len(CONTENT)) == len(CONTENT)
+        assert await file.tell() == len(HEAD + CONTENT)
+        assert await file.read() == TAIL
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT)
 
 
 class Asynchronous:
@@ -214,7 +214,8 @@ class Hidden:
         return (lambda *arguments: method(*arguments)) if name != "fileno" else method
 
 
-MOVES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
+Move = Callable[[Any, Any], Awaitable[Any]]
+MOVES: dict[str, Move] = {
     "loop_sendfile": aiozc.loop_sendfile,
     "loop_recvfile": aiozc.loop_recvfile,
     "splice from": lambda sock, file: aiozc.splice_pipe(file, sock),
@@ -274,14 +275,13 @@ async def refused(line: Line, moving: Awaitable[Any], *words: str) -> Exception:
     return caught.value
 
 
+@each("move", MOVES)
 @pytest.mark.parametrize("kind", [Asynchronous, Hidden])
 async def test_other_objects_whose_methods_are_coroutines_are_refused(
-    kind: Any, line: Line, ends: Ends
+    move: Move, kind: Any, line: Line, ends: Ends
 ) -> None:
     file = ends.file(CONTENT, "r+b")
-    for name, move in MOVES.items():
-        with case(move=name):
-            await refused(line, move(line.sock, kind(file)), "coroutines", kind.__name__)
+    await refused(line, move(line.sock, kind(file)), "coroutines", kind.__name__)
     assert file.tell() == 0
     assert file.read() == CONTENT
 
@@ -325,11 +325,11 @@ async def test_what_is_no_file_is_refused_before_the_first_byte(
 
 
 @pytest.mark.parametrize("name", ["loop_sendfile", "loop_recvfile", "splice from", "splice into"])
-async def test_bytes_are_refused_where_a_file_is_wanted(name: str, line: Line) -> None:
-    for given in (b"content", bytearray(10**6), memoryview(b"content")):
-        with case(given=type(given)):
-            error = await refused(line, MOVES[name](line.sock, given), type(given).__name__)
-            assert len(str(error)) < 300
+@each("kind", [bytes, bytearray, memoryview])
+async def test_bytes_are_refused_where_a_file_is_wanted(kind: Any, name: str, line: Line) -> None:
+    given = kind(b"content" * 10**5)
+    error = await refused(line, MOVES[name](line.sock, given), kind.__name__)
+    assert len(str(error)) < 300
 
 
 async def test_what_is_no_socket_is_refused_in_every_transfer(
@@ -368,11 +368,10 @@ async def test_what_is_no_socket_is_refused_in_every_transfer(
     memory[1].close()
 
 
-async def test_text_in_memory_is_refused_as_a_text_file_is(line: Line) -> None:
+@each("move", MOVES)
+async def test_text_in_memory_is_refused_as_a_text_file_is(move: Move, line: Line) -> None:
     for file in (io.StringIO("text"), io.TextIOWrapper(io.BytesIO(b"text"))):
-        for name, move in MOVES.items():
-            with case(file=file, move=name):
-                await refused(line, move(line.sock, file), "binary mode")
+        await refused(line, move(line.sock, file), "binary mode")
 
 
 async def test_what_is_not_open_for_writing_is_refused_before_bytes_leave_the_socket(
@@ -484,23 +483,22 @@ class OnlyReadAndSeek:
         self.seek = self._file.seek
 
 
-async def test_a_file_that_does_not_tell_its_place_is_sent(line: Line) -> None:
-    for send in (aiozc.loop_sendfile, send_uncopied):
-        file = OnlyReadAndSeek()
-        with case(send=send):
-            assert await send(line.sock, file, 5, 1000) == 1000
-            assert line.far.recv(2000) == CONTENT[5:1005]
-            assert file._file.tell() == 1005
+@each("move", [aiozc.loop_sendfile, send_uncopied])
+async def test_a_file_that_does_not_tell_its_place_is_sent(move: Any, line: Line) -> None:
+    file = OnlyReadAndSeek()
+    assert await move(line.sock, file, 5, 1000) == 1000
+    assert line.far.recv(2000) == CONTENT[5:1005]
+    assert file._file.tell() == 1005
 
 
-async def test_a_member_of_a_zip_file_is_sent(line: Line, tmp_path: Path) -> None:
+@each("move", [aiozc.loop_sendfile, send_uncopied])
+async def test_a_member_of_a_zip_file_is_sent(move: Any, line: Line, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("member", CONTENT[:1000])
-        for send in (aiozc.loop_sendfile, send_uncopied):
-            with case(send=send), archive.open("member") as file:
-                assert await send(line.sock, file, 5) == 995
-                assert line.far.recv(2000) == CONTENT[5:1000]
-                assert file.tell() == 1000
+        with archive.open("member") as file:
+            assert await move(line.sock, file, 5) == 995
+            assert line.far.recv(2000) == CONTENT[5:1000]
+            assert file.tell() == 1000
 
 
 class Unwritten:

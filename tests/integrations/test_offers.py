@@ -30,7 +30,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornsH
 
 import aiozc
 from aiozc.integrations.uvicorn import HttpToolsProtocol
-from tests.kit.content import KIB, case, pattern
+from tests.kit.content import KIB, pattern
+from tests.kit.folding import each
 from tests.kit.waiting import until
 
 from .conftest import Answer, Serve
@@ -444,9 +445,9 @@ async def reread(response: Any) -> Any:
 
 async def by_another_name(request: Any, call_next: Any) -> Any:
     response = await call_next(request)
-    for each in [response]:
-        each.headers["x-size"] = str(sum([len(part) async for part in each.body_iterator]))
-        del each.headers["content-length"]
+    for other in [response]:
+        other.headers["x-size"] = str(sum([len(part) async for part in other.body_iterator]))
+        del other.headers["content-length"]
     return response
 
 
@@ -551,18 +552,25 @@ STOCK: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("ways", [FAST, STOCK], ids=["pass", "see bodies"])
+APPLICATIONS = {
+    f"{'pass' if ways is FAST else 'see bodies'}-{name}": (make, SIZE if ways is FAST else 0)
+    for ways in (FAST, STOCK)
+    for name, make in ways.items()
+}
+
+
+@each(
+    "make, expected", APPLICATIONS, group=lambda _, expected: "pass" if expected else "see bodies"
+)
 async def test_files_go_by_the_kernel_where_messages_pass_and_otherwise_as_by_uvicorns_own(
-    ways: dict[str, Make], serve: Serve, tmp_path: Path, errors: list[str]
+    make: Make, expected: int, serve: Serve, tmp_path: Path, errors: list[str]
 ) -> None:
     path = tmp_path / "file.txt"
     path.write_bytes(CONTENT)
-    for name, make in ways.items():
-        with case(name=name):
-            theirs, _ = await asked(serve, make(path), uvicorns(serve.protocol))
-            ours, by_kernel = await asked(serve, make(path))
-            assert ours == theirs
-            assert by_kernel == (SIZE if ways is FAST else 0)
+    theirs, _ = await asked(serve, make(path), uvicorns(serve.protocol))
+    ours, by_kernel = await asked(serve, make(path))
+    assert ours == theirs
+    assert by_kernel == expected
     assert not errors
 
 

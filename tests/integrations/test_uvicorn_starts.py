@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
 from aiozc.integrations import uvicorn as protocols
-from tests.kit.content import case
+from tests.kit.folding import each
 
 APP = """
 {first}
@@ -142,25 +141,35 @@ except ImportError as error:
         _ = protocols.nothing
 
 
+REFUSED = {"backend": "readiness", "reason": "a filter refuses it"}
+FACTS: dict[str, tuple[dict[str, str], str]] = {
+    "by the kernel": (
+        {**REFUSED, "refused": "a filter refuses it", "liburing_fault": ""},
+        "WARNING",
+    ),
+    "by liburing": ({**REFUSED, "refused": "", "liburing_fault": "no library"}, "WARNING"),
+    "not at all": (
+        {"backend": "io_uring", "reason": "r", "refused": "", "liburing_fault": ""},
+        "INFO",
+    ),
+}
+
+
+@each("facts, level", FACTS)
 def test_a_refusal_is_said_louder_than_a_choice(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    facts: dict[str, str],
+    level: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    refused = {"backend": "readiness", "reason": "a filter refuses it"}
-    outcomes: list[tuple[Any, str]] = [
-        ({**refused, "refused": "a filter refuses it", "liburing_fault": ""}, "WARNING"),
-        ({**refused, "refused": "", "liburing_fault": "no library"}, "WARNING"),
-        ({"backend": "io_uring", "reason": "r", "refused": "", "liburing_fault": ""}, "INFO"),
-    ]
+    caplog.clear()
     caplog.set_level("INFO", "uvicorn.error")
-    for facts, level in outcomes:
-        with case(facts=facts):
-            caplog.clear()
-            monkeypatch.setattr(protocols, "probe", lambda facts=facts: type("P", (), facts))
-            protocols._tell.__wrapped__()
-            [record] = caplog.records
-            assert record.levelname == level
-            assert facts["backend"] in record.getMessage()
-            assert facts["reason"] in record.getMessage()
+    monkeypatch.setattr(protocols, "probe", lambda: type("P", (), facts))
+    protocols._tell.__wrapped__()
+    [record] = caplog.records
+    assert record.levelname == level
+    assert facts["backend"] in record.getMessage()
+    assert facts["reason"] in record.getMessage()
 
 
 def test_it_is_said_where_the_offers_are_turned_off(

@@ -27,7 +27,7 @@ class Each:
 
     names: list[str]
     rows: list[tuple[Any, ...]]
-    ids: list[str] | None
+    ids: list[str]
     group: Callable[..., str] | None
     together: bool
 
@@ -40,7 +40,7 @@ class Each:
 class Folded:
     """What a test is given in the place of an argument: all it is to run with."""
 
-    cases: list[Arguments]
+    cases: dict[str, Arguments]
     together: bool
 
 
@@ -51,15 +51,16 @@ def each(
     group: Callable[..., str] | None = None,
     together: bool = False,
 ) -> pytest.MarkDecorator:
-    """Run a test with each of the values, to which a mapping gives names.
+    """Run a test with each of the values, to which a mapping gives names of their own.
 
     Those for which `group` returns the same are folded into one test, which runs them all at the
     same time if they are to run `together`.
     """
     split = names.split(", ")
-    listed = values.values() if isinstance(values, Mapping) else values
+    listed = list(values.values() if isinstance(values, Mapping) else values)
     rows = [tuple(value) if len(split) > 1 else (value,) for value in listed]
-    ids = list(values) if isinstance(values, Mapping) else None
+    ids = list(values) if isinstance(values, Mapping) else [_name(row) for row in rows]
+    assert len(set(ids)) == len(rows), ids
     return pytest.mark.each(Each(split, rows, ids, group, together))
 
 
@@ -73,29 +74,28 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     marked: list[Each] = [mark.args[0] for mark in metafunc.definition.iter_markers("each")]
     if is_unfolded(metafunc.config):
         for one in marked:
-            metafunc.parametrize(one.names, one.rows, ids=one.ids or _name)
+            metafunc.parametrize(one.names, one.rows, ids=one.ids)
     elif marked:
         names = [name for one in marked for name in one.names]
         folded = _fold(marked)
         metafunc.parametrize(names, [[one] * len(names) for one in folded.values()], ids=folded)
 
 
-def _name(value: object) -> str | None:
-    """Return the name that a value has in a test's; None: as pytest has it."""
-    if value is None or isinstance(value, str | bytes | int | float):
-        return None
-    return getattr(value, "__name__", str(value))
+def _name(row: tuple[Any, ...]) -> str:
+    """Return the name of the test of a row."""
+    return "-".join(str(getattr(value, "__name__", value)) for value in row)
 
 
 def _fold(marked: list[Each]) -> dict[str, Folded]:
     names = [name for one in marked for name in one.names]
-    groups: dict[str, list[Arguments]] = {}
-    for rows in itertools.product(*(one.rows for one in marked)):
+    together = any(one.together for one in marked)
+    groups: dict[str, Folded] = {}
+    for pairs in itertools.product(*(zip(one.ids, one.rows, strict=True) for one in marked)):
+        ids, rows = zip(*pairs, strict=True)
         label = "-".join(one.label(row) for one, row in zip(marked, rows, strict=True))
         case = dict(zip(names, itertools.chain(*rows), strict=True))
-        groups.setdefault(label, []).append(case)
-    together = any(one.together for one in marked)
-    return {label: Folded(cases, together) for label, cases in groups.items()}
+        groups.setdefault(label, Folded({}, together)).cases["-".join(ids)] = case
+    return groups
 
 
 def unfold_in_run(item: pytest.Function) -> None:
@@ -110,8 +110,8 @@ def _run(body: Callable[..., None], folded: Folded) -> Callable[..., None]:
     @functools.wraps(body)
     def test(**arguments: Any) -> None:
         failures = _Failures()
-        for case in folded.cases:
-            with failures.kept(case), _apart(arguments) as own:
+        for name, case in folded.cases.items():
+            with failures.kept(name), _apart(arguments) as own:
                 body(**own | case)
         failures.tell()
 
@@ -123,16 +123,16 @@ def _run_async(body: Callable[..., Any], folded: Folded) -> Callable[..., Any]:
     async def test(**arguments: Any) -> None:
         failures = _Failures()
 
-        async def run(case: Arguments) -> None:
-            with failures.kept(case), _apart(arguments) as own:
-                await body(**own | case)
+        async def run(name: str) -> None:
+            with failures.kept(name), _apart(arguments) as own:
+                await body(**own | folded.cases[name])
 
         if folded.together:
-            for task in [tasks.start(run(case)) for case in folded.cases]:
+            for task in [tasks.start(run(name)) for name in folded.cases]:
                 await task
         else:
-            for case in folded.cases:
-                await run(case)
+            for name in folded.cases:
+                await run(name)
         failures.tell()
 
     return test
@@ -150,17 +150,17 @@ def _apart(arguments: Arguments) -> Iterator[Arguments]:
 
 @dataclass
 class _Failures:
-    """The errors of some cases: one does not hide the others."""
+    """The errors of some of the cases: one does not hide the others."""
 
     errors: list[Exception] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def kept(self, case: Arguments) -> Iterator[None]:
+    def kept(self, name: str) -> Iterator[None]:
         """Keep an error until the other cases have run."""
         try:
             yield
         except Exception as error:
-            error.add_note(f"with {case}")
+            error.add_note(f"with {name}")
             self.errors.append(error)
 
     def tell(self) -> None:
@@ -168,4 +168,4 @@ class _Failures:
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
-            raise ExceptionGroup("some of the values", self.errors)
+            raise ExceptionGroup("some of the cases", self.errors)

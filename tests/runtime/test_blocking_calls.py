@@ -20,13 +20,14 @@ from aiozc._engines.opening import open_regular, read_cached
 from aiozc._kernel.refusals import HERE
 from aiozc.integrations.anyio import receive_file, send_file
 from tests.kit.connections import socket_pair
-from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern, write_out
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
 from tests.kit.ends import Ends
 from tests.kit.far_ends import Connect
+from tests.kit.folding import each
 from tests.kit.loops import WITH_AIOZC, run_on
 from tests.kit.tls import Tls, contexts
 from tests.kit.transports import Recorder
-from tests.kit.ways import WAYS
+from tests.kit.ways import WAYS, Way, each_way
 
 SIZES = (1, 4 * KIB, 64 * KIB, 2 * MIB + 5)
 LARGE = pattern(2 * MIB + 5)
@@ -50,14 +51,13 @@ async def guarded(each_backend: str, guard: BlockBuster) -> AsyncIterator[None]:
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("guarded")
-async def test_no_transfer_makes_a_blocking_call(ends: Ends) -> None:
-    for size in SIZES:
-        content = pattern(size)
-        for way in WAYS:
-            with case(way=way, size=size), ends.apart() as own:
-                source, target = own.source(way.source, content), own.target(way.target)
-                assert await way.move(source.end, target.end) == size
-                await target.check(content)
+@each_way(WAYS)
+@each("size", SIZES)
+async def test_no_transfer_makes_a_blocking_call(size: int, way: Way, ends: Ends) -> None:
+    content = pattern(size)
+    source, target = ends.source(way.source, content), ends.target(way.target)
+    assert await way.move(source.end, target.end) == size
+    await target.check(content)
 
 
 @pytest.mark.anyio

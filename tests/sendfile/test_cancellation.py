@@ -16,8 +16,9 @@ import pytest
 
 import aiozc
 from tests.kit.connections import fill
-from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern, write_out
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
 from tests.kit.far_ends import Connect, FarEnd, Receiver
+from tests.kit.folding import each
 from tests.kit.leaks import IDLE_PIPES, holdings
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
@@ -236,17 +237,16 @@ async def test_cancelling_in_every_turn_is_as_good_as_once(
         await check_after(scene, outcome, make_file)
 
 
+@each("seconds", [0, 0.001, 0.02])
 async def test_a_timeout_ends_a_transfer_to_a_stopped_reader(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    seconds: float, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    for seconds in (0, 0.001, 0.02):
-        with case(seconds=seconds):
-            sock, receiver = connect(family, limit=0, sndbuf=50_000, rcvbuf=50_000)
-            file = make_file(CONTENT, again=True)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await send(sock, file, OFFSET)
-            await check_after((sock, receiver, file, 0), asyncio.CancelledError(), make_file)
+    sock, receiver = connect(family, limit=0, sndbuf=50_000, rcvbuf=50_000)
+    file = make_file(CONTENT, again=True)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await send(sock, file, OFFSET)
+    await check_after((sock, receiver, file, 0), asyncio.CancelledError(), make_file)
 
 
 async def test_wait_for_ends_a_transfer_to_a_stopped_reader(

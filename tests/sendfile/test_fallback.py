@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from tests.kit.content import MIB, MakeFile, assert_same, case, pattern
+from tests.kit.content import MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends
 from tests.kit.far_ends import Connect
+from tests.kit.folding import each
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
 from tests.kit.waiting import turns
@@ -175,28 +176,26 @@ async def test_a_pipe_arrives_to_its_end(
     assert_same(await receiver.wait_end(), CONTENT)
 
 
+@each("count", [1, 65_536, 65_537, MIB])
 async def test_a_pipe_arrives_to_the_count_and_keeps_the_rest(
-    open_source: Callable[[str], Any], connect: Connect
+    count: int, open_source: Callable[[str], Any], connect: Connect
 ) -> None:
-    for count in (1, 65_536, 65_537, MIB):
-        with case(count=count):
-            sock, receiver = connect()
-            pipe = open_source("pipe")
-            assert await aiozc.loop_sendfile(sock, pipe, 0, count) == count
-            assert_same(await asyncio.to_thread(pipe.read), CONTENT[count:])
-            sock.close()
-            assert_same(await receiver.wait_end(), CONTENT[:count])
+    sock, receiver = connect()
+    pipe = open_source("pipe")
+    assert await aiozc.loop_sendfile(sock, pipe, 0, count) == count
+    assert_same(await asyncio.to_thread(pipe.read), CONTENT[count:])
+    sock.close()
+    assert_same(await receiver.wait_end(), CONTENT[:count])
 
 
+@each("count", [1, 100_000, 3 * MIB])
 async def test_a_device_arrives_to_the_count(
-    open_source: Callable[[str], Any], connect: Connect
+    count: int, open_source: Callable[[str], Any], connect: Connect
 ) -> None:
-    for count in (1, 100_000, 3 * MIB):
-        with case(count=count):
-            sock, receiver = connect()
-            assert await aiozc.loop_sendfile(sock, open_source("zeros"), 0, count) == count
-            sock.close()
-            assert_same(await receiver.wait_end(), bytes(count))
+    sock, receiver = connect()
+    assert await aiozc.loop_sendfile(sock, open_source("zeros"), 0, count) == count
+    sock.close()
+    assert_same(await receiver.wait_end(), bytes(count))
 
 
 @pytest.fixture(params=["/proc/version", "/proc/cpuinfo", "/proc/kallsyms"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import logging
 import os
 import select
@@ -19,6 +18,7 @@ import aiozc
 from tests.kit.connections import fill
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, case, pattern, write_out
 from tests.kit.far_ends import Connect, FarEnd
+from tests.kit.folding import each
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import turns, until
 from tests.kit.ways import Send
@@ -33,18 +33,17 @@ SMALL = 64 * KIB + 7  # sent at once, if it is cached
 LARGE = 2 * MIB + 7  # sent by the ring
 
 
+@each("size", SIZES)
 async def test_a_file_of_any_size_arrives_whole(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    size: int, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    for size in SIZES:
-        with case(size=size):
-            content = pattern(size)
-            sock, receiver = connect(family)
-            file = make_file(content, again=True)
-            assert await send(sock, file) == size
-            assert file.tell() == size
-            sock.close()
-            assert_same(await receiver.wait_end(), content)
+    content = pattern(size)
+    sock, receiver = connect(family)
+    file = make_file(content, again=True)
+    assert await send(sock, file) == size
+    assert file.tell() == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
 
 
 async def test_a_file_of_64_mib_arrives_whole(
@@ -59,58 +58,55 @@ async def test_a_file_of_64_mib_arrives_whole(
     assert_same(await receiver.wait_end(), content)
 
 
+@each("size", [SMALL, LARGE])
+@each("offset", [0, 1, 4095, 4096, 8192, 61_441])
 async def test_an_offset_and_a_count_choose_what_arrives(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    size: int, offset: int, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    for size, offset in itertools.product((SMALL, LARGE), (0, 1, 4095, 4096, 8192, 61_441)):
-        with case(size=size, offset=offset):
-            content = pattern(size)
-            file = make_file(content, again=True)
-            for count in (None, 1, 4096, 40_000, SMALL, 10 * LARGE):
-                chosen = content[offset:] if count is None else content[offset : offset + count]
-                sock, receiver = connect(family)
-                assert await send(sock, file, offset, count) == len(chosen)
-                assert file.tell() == offset + len(chosen)
-                sock.close()
-                assert_same(await receiver.wait_end(), chosen)
+    content = pattern(size)
+    file = make_file(content, again=True)
+    for count in (None, 1, 4096, 40_000, SMALL, 10 * LARGE):
+        chosen = content[offset:] if count is None else content[offset : offset + count]
+        sock, receiver = connect(family)
+        assert await send(sock, file, offset, count) == len(chosen)
+        assert file.tell() == offset + len(chosen)
+        sock.close()
+        assert_same(await receiver.wait_end(), chosen)
 
 
+@each("size", [0, SMALL, LARGE])
 async def test_at_the_end_and_beyond_it_there_is_nothing_to_send(
-    send: Send, connect: Connect, make_file: MakeFile
+    size: int, send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
-    for size in (0, SMALL, LARGE):
-        with case(size=size):
-            sock, receiver = connect()
-            file = make_file(pattern(size), again=True)
-            for beyond in (0, 1, 4096, 1 << 33):
-                for count in (None, 1, MIB):
-                    assert await send(sock, file, size + beyond, count) == 0
-                    assert file.tell() == size + beyond
-            sock.close()
-            assert await receiver.wait_end() == b""
+    sock, receiver = connect()
+    file = make_file(pattern(size), again=True)
+    for beyond in (0, 1, 4096, 1 << 33):
+        for count in (None, 1, MIB):
+            assert await send(sock, file, size + beyond, count) == 0
+            assert file.tell() == size + beyond
+    sock.close()
+    assert await receiver.wait_end() == b""
 
 
+@each("before", [0, 1, 4095, 3 * MIB])
 async def test_bytes_beyond_4_gib_of_a_sparse_file_arrive(
-    send: Send, connect: Connect, tmp_path: Path
+    before: int, send: Send, connect: Connect, tmp_path: Path
 ) -> None:
     """The first bytes sent lie `before` the mark of 4 GiB; the last lie beyond it."""
     content = pattern(4 * MIB + 1)
-    first = (4 << 30) - 3 * MIB
+    first, start = (4 << 30) - 3 * MIB, (4 << 30) - before
+    chosen = content[start - first :]
+    sock, receiver = connect()
     with tempfile.TemporaryFile(dir=tmp_path) as file:
         file.truncate(5 << 30)
         file.seek(first)
         file.write(content)
         file.flush()
-        for before in (0, 1, 4095, 3 * MIB):
-            with case(before=before):
-                start = (4 << 30) - before
-                chosen = content[start - first :]
-                sock, receiver = connect()
-                count = len(chosen) + 100  # and some of the hole behind it
-                assert await send(sock, file, start, count) == count
-                assert file.tell() == start + count
-                sock.close()
-                assert_same(await receiver.wait_end(), chosen, bytes(100))
+        count = len(chosen) + 100  # and some of the hole behind it
+        assert await send(sock, file, start, count) == count
+        assert file.tell() == start + count
+    sock.close()
+    assert_same(await receiver.wait_end(), chosen, bytes(100))
 
 
 async def test_the_end_of_a_file_of_5_gib_arrives(
@@ -130,87 +126,84 @@ async def test_the_end_of_a_file_of_5_gib_arrives(
     assert_same(await receiver.wait_end(), bytes(2 * MIB + 6), content)
 
 
+@each("size", [SMALL, LARGE])
+@each("buffering", [-1, 0])
 async def test_the_position_before_does_not_choose_what_arrives(
-    send: Send, connect: Connect, make_file: MakeFile
+    size: int, buffering: int, send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
-    for size, buffering in itertools.product((SMALL, LARGE), (-1, 0)):
-        with case(size=size, buffering=buffering):
-            content = pattern(size)
-            sock, receiver = connect()
-            file = make_file(content, again=True, buffering=buffering)
-            file.seek(1000)
-            assert await send(sock, file, 10, 50_000) == 50_000
-            assert file.tell() == 50_010
-            assert file.read(10) == content[50_010:50_020]
-            sock.close()
-            assert_same(await receiver.wait_end(), content[10:50_010])
+    content = pattern(size)
+    sock, receiver = connect()
+    file = make_file(content, again=True, buffering=buffering)
+    file.seek(1000)
+    assert await send(sock, file, 10, 50_000) == 50_000
+    assert file.tell() == 50_010
+    assert file.read(10) == content[50_010:50_020]
+    sock.close()
+    assert_same(await receiver.wait_end(), content[10:50_010])
 
 
+@each("size", [4096, SMALL, LARGE])
 async def test_transfers_follow_each_other_on_one_connection(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    size: int, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    for size in (4096, SMALL, LARGE):
-        with case(size=size):
-            contents = [pattern(size, seed) for seed in range(5)]
-            sock, receiver = connect(family)
-            for content in contents:
-                assert await send(sock, make_file(content, again=True)) == size
-            sock.close()
-            assert_same(await receiver.wait_end(), *contents)
+    contents = [pattern(size, seed) for seed in range(5)]
+    sock, receiver = connect(family)
+    for content in contents:
+        assert await send(sock, make_file(content, again=True)) == size
+    sock.close()
+    assert_same(await receiver.wait_end(), *contents)
 
 
+@each("size", [1, SMALL, LARGE])
 async def test_what_was_sent_before_arrives_before(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    size: int, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The send buffer is full when the transfer starts."""
-    for size in (1, SMALL, LARGE):
-        with case(size=size):
-            content = pattern(size)
-            sock, receiver = connect(family, limit=0)
-            filler = fill(sock)
-            sending = asyncio.create_task(send(sock, make_file(content, again=True)))
-            await turns(5)
-            assert not sending.done()
-            receiver.allow(None)
-            assert await sending == size
-            sock.close()
-            assert_same(await receiver.wait_end(), bytes(filler), content)
+    content = pattern(size)
+    sock, receiver = connect(family, limit=0)
+    filler = fill(sock)
+    sending = asyncio.create_task(send(sock, make_file(content, again=True)))
+    await turns(5)
+    assert not sending.done()
+    receiver.allow(None)
+    assert await sending == size
+    sock.close()
+    assert_same(await receiver.wait_end(), bytes(filler), content)
 
 
+@each("size", [4096, MIB, 3 * MIB + 1])
+@each("warm", [0, 4096, 700_000])
 async def test_a_file_that_is_not_cached_arrives_whole(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    size: int, warm: int, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
     """The first `warm` bytes are cached, and what the kernel read ahead with them."""
-    for size, warm in itertools.product((4096, MIB, 3 * MIB + 1), (0, 4096, 700_000)):
-        with case(size=size, warm=warm):
-            content = pattern(size)
-            sock, receiver = connect(family)
-            file = make_file(content, again=True, buffering=0)
-            write_out(file)
-            assert len(os.pread(file.fileno(), warm, 0)) == min(warm, size)
-            assert await send(sock, file) == size
-            assert file.tell() == size
-            sock.close()
-            assert_same(await receiver.wait_end(), content)
+    content = pattern(size)
+    sock, receiver = connect(family)
+    file = make_file(content, again=True, buffering=0)
+    write_out(file)
+    assert len(os.pread(file.fileno(), warm, 0)) == min(warm, size)
+    assert await send(sock, file) == size
+    assert file.tell() == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
 
 
+@each("size", [4096, LARGE])
 @pytest.mark.usefixtures("installed")
 async def test_the_socket_of_a_transport_that_is_held_will_do(
-    send: Send, far_end: FarEnd, make_file: MakeFile
+    size: int, send: Send, far_end: FarEnd, make_file: MakeFile
 ) -> None:
-    for size in (4096, LARGE):
-        with case(size=size):
-            content = pattern(size)
-            near, far = socket.socketpair()
-            receiver = far_end.receive(far)
-            _, writer = await asyncio.open_connection(sock=near)
-            writer.write(b"before ")
-            async with aiozc.lowlevel.exclusive(writer.transport) as sock:
-                assert await send(sock, make_file(content, again=True)) == size
-            writer.write(b" after")
-            writer.close()
-            await writer.wait_closed()
-            assert_same(await receiver.wait_end(), b"before ", content, b" after")
+    content = pattern(size)
+    near, far = socket.socketpair()
+    receiver = far_end.receive(far)
+    _, writer = await asyncio.open_connection(sock=near)
+    writer.write(b"before ")
+    async with aiozc.lowlevel.exclusive(writer.transport) as sock:
+        assert await send(sock, make_file(content, again=True)) == size
+    writer.write(b" after")
+    writer.close()
+    await writer.wait_closed()
+    assert_same(await receiver.wait_end(), b"before ", content, b" after")
 
 
 class Numbered:
@@ -224,16 +217,15 @@ class Numbered:
         return self._number
 
 
+@each("size", [4096, LARGE])
 async def test_anything_with_the_descriptor_of_a_stream_socket_will_do(
-    send: Send, family: int, connect: Connect, make_file: MakeFile
+    size: int, send: Send, family: int, connect: Connect, make_file: MakeFile
 ) -> None:
-    for size in (4096, LARGE):
-        with case(size=size):
-            content = pattern(size)
-            sock, receiver = connect(family)
-            assert await send(Numbered(sock.fileno()), make_file(content, again=True)) == size
-            sock.close()
-            assert_same(await receiver.wait_end(), content)
+    content = pattern(size)
+    sock, receiver = connect(family)
+    assert await send(Numbered(sock.fileno()), make_file(content, again=True)) == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
 
 
 async def test_a_blocking_socket_does_not_block_the_loop(
@@ -349,42 +341,35 @@ def opened(kind: str, folder: Path) -> Iterator[IO[bytes]]:
                 yield stack.enter_context(io.FileIO(folder / "file", "w+"))
 
 
+@each("size", [SMALL, LARGE])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_no_kind_of_regular_file_needs_the_fallback(
-    kind: str, connect: Connect, tmp_path: Path
+    size: int, kind: str, connect: Connect, tmp_path: Path
 ) -> None:
-    for size in (SMALL, LARGE):
-        with case(size=size):
-            content = pattern(size)
-            sock, receiver = connect()
-            with opened(kind, tmp_path) as file:
-                file.write(content)
-                file.seek(0)
-                assert await aiozc.loop_sendfile(sock, file, 0, None, fallback=False) == size
-                assert file.tell() == size
-            sock.close()
-            assert_same(await receiver.wait_end(), content)
+    content = pattern(size)
+    sock, receiver = connect()
+    with opened(kind, tmp_path) as file:
+        file.write(content)
+        file.seek(0)
+        assert await aiozc.loop_sendfile(sock, file, 0, None, fallback=False) == size
+        assert file.tell() == size
+    sock.close()
+    assert_same(await receiver.wait_end(), content)
 
 
+@each(
+    "offset, count", [(0, None), (0, 4096), (4096, 4096), (4096, None), (0, MIB), (8192, 64 * KIB)]
+)
 async def test_a_file_opened_for_direct_access_arrives(
-    send: Send, connect: Connect, make_file: MakeFile
+    offset: int, count: int | None, send: Send, connect: Connect, make_file: MakeFile
 ) -> None:
-    for offset, count in (
-        (0, None),
-        (0, 4096),
-        (4096, 4096),
-        (4096, None),
-        (0, MIB),
-        (8192, 64 * KIB),
-    ):
-        with case(offset=offset, count=count):
-            content = pattern(2 * MIB)
-            chosen = content[offset:] if count is None else content[offset : offset + count]
-            sock, receiver = connect()
-            cached = make_file(content, again=True)
-            write_out(cached)
-            with io.FileIO(os.open(cached.name, os.O_RDONLY | os.O_DIRECT)) as file:
-                assert await send(sock, file, offset, count) == len(chosen)
-                assert file.tell() == offset + len(chosen)
-            sock.close()
-            assert_same(await receiver.wait_end(), chosen)
+    content = pattern(2 * MIB)
+    chosen = content[offset:] if count is None else content[offset : offset + count]
+    sock, receiver = connect()
+    cached = make_file(content, again=True)
+    write_out(cached)
+    with io.FileIO(os.open(cached.name, os.O_RDONLY | os.O_DIRECT)) as file:
+        assert await send(sock, file, offset, count) == len(chosen)
+        assert file.tell() == offset + len(chosen)
+    sock.close()
+    assert_same(await receiver.wait_end(), chosen)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import gzip
 import io
-import itertools
 import os
 import socket
 import tempfile
@@ -24,6 +23,7 @@ from tests.kit.content import KIB, MIB, assert_same, case, pattern
 from tests.kit.ends import Ends, FileSource, StreamTarget, Told, content_of
 from tests.kit.far_ends import FarEnd
 from tests.kit.faults.full_disk import FULL, in_full_place
+from tests.kit.folding import each
 from tests.kit.loops import LoopFactory, run_on
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import Tls
@@ -56,102 +56,100 @@ class Handle:
 # Offsets and positions
 
 
+@each("name", HANDLES)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_source_is_read_at_its_offset_or_its_position(kind: str, ends: Ends) -> None:
+async def test_a_source_is_read_at_its_offset_or_its_position(
+    name: str, kind: str, ends: Ends
+) -> None:
     """A number leaves the position alone; None advances it."""
-    for name in HANDLES:
-        with case(name=name):
-            for offset in OFFSETS:
-                for count in (None, 1, 4096, 50_000, 2 * LARGE):
-                    source = Handle(name, ends, CONTENT[:SMALL], "rb")
-                    source.file.seek(1000)
-                    target = ends.target(kind)
-                    start = 1000 if offset is None else offset
-                    chosen = CONTENT[start:SMALL] if count is None else CONTENT[start:SMALL][:count]
-                    moved = await aiozc.splice_pipe(
-                        source.given, target.end, count, src_offset=offset
-                    )
-                    assert moved == len(chosen)
-                    assert source.position == (1000 + moved if offset is None else 1000)
-                    after = source.position
-                    assert source.file.read(10) == CONTENT[after : min(after + 10, SMALL)]
-                    await target.check(chosen)
+    for offset in OFFSETS:
+        for count in (None, 1, 4096, 50_000, 2 * LARGE):
+            source = Handle(name, ends, CONTENT[:SMALL], "rb")
+            source.file.seek(1000)
+            target = ends.target(kind)
+            start = 1000 if offset is None else offset
+            chosen = CONTENT[start:SMALL] if count is None else CONTENT[start:SMALL][:count]
+            moved = await aiozc.splice_pipe(source.given, target.end, count, src_offset=offset)
+            assert moved == len(chosen)
+            assert source.position == (1000 + moved if offset is None else 1000)
+            after = source.position
+            assert source.file.read(10) == CONTENT[after : min(after + 10, SMALL)]
+            await target.check(chosen)
 
 
+@each("size", [0, 1, SMALL])
+@each("name", HANDLES)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_target_is_written_at_its_offset_or_its_position(kind: str, ends: Ends) -> None:
+async def test_a_target_is_written_at_its_offset_or_its_position(
+    size: int, name: str, kind: str, ends: Ends
+) -> None:
     """A number leaves the position alone; None advances it. Nothing around it changes."""
-    for size, name in itertools.product((0, 1, SMALL), HANDLES):
-        with case(size=size, name=name):
-            content = CONTENT[:size]
-            for offset in (*OFFSETS, 99_999, 100_000, 150_000):
-                source = ends.source(kind, content)
-                target = Handle(name, ends, OLD, "r+b")
-                target.file.seek(1000)
-                start = 1000 if offset is None else offset
-                assert await aiozc.splice_pipe(source.end, target.given, dst_offset=offset) == size
-                assert target.position == (1000 + size if offset is None else 1000)
-                hole = bytes(max(0, start - len(OLD)) if size else 0)
-                assert_same(
-                    content_of(target.file), OLD[:start], hole, content, OLD[start + size :]
-                )
+    content = CONTENT[:size]
+    for offset in (*OFFSETS, 99_999, 100_000, 150_000):
+        source = ends.source(kind, content)
+        target = Handle(name, ends, OLD, "r+b")
+        target.file.seek(1000)
+        start = 1000 if offset is None else offset
+        assert await aiozc.splice_pipe(source.end, target.given, dst_offset=offset) == size
+        assert target.position == (1000 + size if offset is None else 1000)
+        hole = bytes(max(0, start - len(OLD)) if size else 0)
+        assert_same(content_of(target.file), OLD[:start], hole, content, OLD[start + size :])
 
 
+@each("name", HANDLES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_at_the_end_of_a_file_and_beyond_it_there_is_nothing_to_move(
-    kind: str, ends: Ends
+    name: str, kind: str, ends: Ends
 ) -> None:
-    for name in HANDLES:
-        with case(name=name):
-            source = Handle(name, ends, CONTENT[:SMALL], "rb")
-            target = ends.target(kind)
-            for beyond in (0, 1, 4096, 1 << 33):
-                for count in (None, 1, MIB):
-                    source.file.seek(SMALL + beyond)
-                    assert await aiozc.splice_pipe(source.given, target.end, count) == 0
-                    assert source.position == SMALL + beyond
-                    offset = SMALL + beyond
-                    moved = await aiozc.splice_pipe(
-                        source.given, target.end, count, src_offset=offset
-                    )
-                    assert moved == 0
-                    assert source.position == SMALL + beyond
-            await target.check()
+    source = Handle(name, ends, CONTENT[:SMALL], "rb")
+    target = ends.target(kind)
+    for beyond in (0, 1, 4096, 1 << 33):
+        for count in (None, 1, MIB):
+            source.file.seek(SMALL + beyond)
+            assert await aiozc.splice_pipe(source.given, target.end, count) == 0
+            assert source.position == SMALL + beyond
+            offset = SMALL + beyond
+            moved = await aiozc.splice_pipe(source.given, target.end, count, src_offset=offset)
+            assert moved == 0
+            assert source.position == SMALL + beyond
+    await target.check()
 
 
-async def test_what_a_reader_has_read_ahead_is_moved_all_the_same(ends: Ends) -> None:
+@each("offset", [None, 500])
+async def test_what_a_reader_has_read_ahead_is_moved_all_the_same(
+    offset: int | None, ends: Ends
+) -> None:
     """Its position is the one that its user sees, not the one of the file beneath it."""
-    for offset in (None, 500):
-        with case(offset=offset):
-            source = ends.file(CONTENT, "rb")
-            assert source.read(10) == CONTENT[:10]
-            assert os.lseek(source.fileno(), 0, os.SEEK_CUR) > 10
-            target = ends.target("tcp")
-            start = 10 if offset is None else offset
-            assert await aiozc.splice_pipe(source, target.end, 70_000, src_offset=offset) == 70_000
-            after = 70_010 if offset is None else 10
-            assert source.tell() == after
-            assert source.read(100) == CONTENT[after : after + 100]
-            await target.check(CONTENT[start : start + 70_000])
+    source = ends.file(CONTENT, "rb")
+    assert source.read(10) == CONTENT[:10]
+    assert os.lseek(source.fileno(), 0, os.SEEK_CUR) > 10
+    target = ends.target("tcp")
+    start = 10 if offset is None else offset
+    assert await aiozc.splice_pipe(source, target.end, 70_000, src_offset=offset) == 70_000
+    after = 70_010 if offset is None else 10
+    assert source.tell() == after
+    assert source.read(100) == CONTENT[after : after + 100]
+    await target.check(CONTENT[start : start + 70_000])
 
 
+@each("offset", [None, 4, 10, 20])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_a_writer_has_not_written_yet_is_written_before(kind: str, ends: Ends) -> None:
-    for offset in (None, 4, 10, 20):
-        with case(offset=offset):
-            source = ends.source(kind, CONTENT[:SMALL])
-            target = ends.file(b"", "wb")
-            target.write(b"0123456789")
-            assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == SMALL
-            start = 10 if offset is None else offset
-            after = 10 + SMALL if offset is None else 10
-            assert target.tell() == after
-            target.write(b"after")
-            target.close()
-            expected = bytearray(b"0123456789" + bytes(max(0, start - 10)))
-            expected[start:] = CONTENT[:SMALL]
-            expected[after : after + 5] = b"after"
-            assert_same(content_of(target), bytes(expected))
+async def test_what_a_writer_has_not_written_yet_is_written_before(
+    offset: int | None, kind: str, ends: Ends
+) -> None:
+    source = ends.source(kind, CONTENT[:SMALL])
+    target = ends.file(b"", "wb")
+    target.write(b"0123456789")
+    assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == SMALL
+    start = 10 if offset is None else offset
+    after = 10 + SMALL if offset is None else 10
+    assert target.tell() == after
+    target.write(b"after")
+    target.close()
+    expected = bytearray(b"0123456789" + bytes(max(0, start - 10)))
+    expected[start:] = CONTENT[:SMALL]
+    expected[after : after + 5] = b"after"
+    assert_same(content_of(target), bytes(expected))
 
 
 async def test_cancelled_while_that_is_written_it_tells_that_nothing_was_moved(ends: Ends) -> None:
@@ -166,37 +164,37 @@ async def test_cancelled_while_that_is_written_it_tells_that_nothing_was_moved(e
         assert error.transferred == error.lost == 0  # type: ignore[attr-defined]
 
 
+@each("offset", [None, 0, 50])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_a_random_file_has_read_ahead_is_not_read_again_when_it_was_written(
-    kind: str, ends: Ends
+    offset: int | None, kind: str, ends: Ends
 ) -> None:
-    for offset in (None, 0, 50):
-        with case(offset=offset):
-            source = ends.source(kind, CONTENT[:5000])
-            target = ends.file(OLD, "r+b")
-            assert target.read(10) == OLD[:10]
-            assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == 5000
-            start = 10 if offset is None else offset
-            expected = OLD[:start] + CONTENT[:5000] + OLD[start + 5000 :]
-            after = 5010 if offset is None else 10
-            assert target.tell() == after
-            assert target.read(100) == expected[after : after + 100]
-            target.seek(0)
-            assert_same(target.read(), expected)
+    source = ends.source(kind, CONTENT[:5000])
+    target = ends.file(OLD, "r+b")
+    assert target.read(10) == OLD[:10]
+    assert await aiozc.splice_pipe(source.end, target, dst_offset=offset) == 5000
+    start = 10 if offset is None else offset
+    expected = OLD[:start] + CONTENT[:5000] + OLD[start + 5000 :]
+    after = 5010 if offset is None else 10
+    assert target.tell() == after
+    assert target.read(100) == expected[after : after + 100]
+    target.seek(0)
+    assert_same(target.read(), expected)
 
 
-async def test_what_is_in_a_random_files_buffer_is_moved_from_it(ends: Ends) -> None:
+@each("offset", [None, 3])
+async def test_what_is_in_a_random_files_buffer_is_moved_from_it(
+    offset: int | None, ends: Ends
+) -> None:
     """It was written and is not in the file yet."""
-    for offset in (None, 3):
-        with case(offset=offset):
-            source = ends.file(OLD, "r+b")
-            source.write(b"new bytes")
-            if offset is None:
-                source.seek(3)
-            target = ends.target("unix")
-            assert await aiozc.splice_pipe(source, target.end, 100, src_offset=offset) == 100
-            assert source.tell() == (103 if offset is None else 9)
-            await target.check(b" bytes", OLD[9:103])
+    source = ends.file(OLD, "r+b")
+    source.write(b"new bytes")
+    if offset is None:
+        source.seek(3)
+    target = ends.target("unix")
+    assert await aiozc.splice_pipe(source, target.end, 100, src_offset=offset) == 100
+    assert source.tell() == (103 if offset is None else 9)
+    await target.check(b" bytes", OLD[9:103])
 
 
 async def test_both_ends_may_be_parts_of_one_file(ends: Ends) -> None:
@@ -333,25 +331,23 @@ async def test_the_socket_of_a_transport_that_is_held_gives_and_takes(
 # What cannot be read or written
 
 
+@each("mode, number", [("rb", errno.EBADF), ("ab", errno.EINVAL)])
+@each("name", HANDLES)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_file_that_cannot_be_written_at_a_place_is_refused_and_nothing_is_lost(
-    kind: str, ends: Ends
+    mode: str, number: int, name: str, kind: str, ends: Ends
 ) -> None:
-    for (mode, number), name in itertools.product(
-        (("rb", errno.EBADF), ("ab", errno.EINVAL)), HANDLES
-    ):
-        with case(mode=mode, number=number, name=name):
-            source = ends.source(kind, CONTENT[:5000])
-            target = Handle(name, ends, OLD, mode)
-            with pytest.raises(OSError, match=os.strerror(number)) as caught:
-                await aiozc.splice_pipe(source.end, target.given)
-            error: Any = caught.value
-            assert error.errno == number
-            assert (error.transferred, error.lost) == (0, 0)
-            if isinstance(source, FileSource):
-                assert source.moved == 0
-            assert_same(await source.rest(), CONTENT[:5000])
-            assert_same(content_of(target.file), OLD)
+    source = ends.source(kind, CONTENT[:5000])
+    target = Handle(name, ends, OLD, mode)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        await aiozc.splice_pipe(source.end, target.given)
+    error: Any = caught.value
+    assert error.errno == number
+    assert (error.transferred, error.lost) == (0, 0)
+    if isinstance(source, FileSource):
+        assert source.moved == 0
+    assert_same(await source.rest(), CONTENT[:5000])
+    assert_same(content_of(target.file), OLD)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -493,19 +489,20 @@ def nonblocking(kind: int) -> socket.socket:
     return sock
 
 
+@each("wrong", WRONG)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_cannot_be_spliced_is_refused(kind: str, ends: Ends, tmp_path: Path) -> None:
-    for wrong in WRONG:
-        with case(wrong=wrong):
-            source, target = ends.source(kind, CONTENT[:5000]), ends.target(kind)
-            with ExitStack() as stack:
-                end = WRONG[wrong](stack, tmp_path / "wrong")
-                with pytest.raises(ValueError):  # noqa: PT011 - the words are the library's
-                    await aiozc.splice_pipe(end, target.end)
-                with pytest.raises(ValueError):  # noqa: PT011
-                    await aiozc.splice_pipe(source.end, end)
-            assert_same(await source.rest(), CONTENT[:5000])
-            await target.check()
+async def test_what_cannot_be_spliced_is_refused(
+    wrong: Callable[[ExitStack, Path], Any], kind: str, ends: Ends, tmp_path: Path
+) -> None:
+    source, target = ends.source(kind, CONTENT[:5000]), ends.target(kind)
+    with ExitStack() as stack:
+        end = wrong(stack, tmp_path / "wrong")
+        with pytest.raises(ValueError):  # noqa: PT011 - the words are the library's
+            await aiozc.splice_pipe(end, target.end)
+        with pytest.raises(ValueError):  # noqa: PT011
+            await aiozc.splice_pipe(source.end, end)
+    assert_same(await source.rest(), CONTENT[:5000])
+    await target.check()
 
 
 async def test_a_tls_socket_is_refused(ends: Ends) -> None:
