@@ -7,7 +7,9 @@ import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +19,6 @@ from bench.contenders import CONTENDERS, like
 from bench.errors import BadInputError, BenchError, describe
 from bench.measure import Settings, Work, measure
 from bench.samples import Figures, Record, describe_machine, tell_machine
-from bench.scratch import scratch_directory
 from bench.tables import NOTE, overview, work_tables
 
 _AMOUNTS = ("with", "quick", "full")
@@ -31,8 +32,10 @@ def run(name: str, options: argparse.Namespace, arguments: Sequence[str], notes:
     record.commands.append(re.sub(r" --(json|dir)[ =]\S+", "", said))
     out = console_for_tables(100) if name == DEFAULT else console_for_tables()
     with ExitStack() as stack:
-        scratch = stack.enter_context(scratch_directory(options.dir))
-        settings = Settings(scratch, stack, missing=record.missing, failed=record.failed)
+        scratch = TemporaryDirectory(prefix="aiozc-bench-", dir=options.dir)
+        settings = Settings(
+            Path(stack.enter_context(scratch)), stack, missing=record.missing, failed=record.failed
+        )
         works = works_of(name, options, settings)
         out.print(tell_machine(record.machine), markup=False, highlight=False)
         for work in works:

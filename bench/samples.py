@@ -97,21 +97,16 @@ def read(paths: Sequence[Path]) -> Record:
 
 def _read_one(path: Path) -> Record:
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise BadInputError(f"{path} is not lines of JSON") from None
-    try:
-        header, *rest = lines
+        header, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         if header["schema"] != SCHEMA:
             raise ValueError(header["schema"])
         parts = {part.name: header[part.name] for part in fields(Record)[:-1]}
         return Record(**parts, samples=[Sample(*line) for line in rest])
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror}") from None
     except (TypeError, ValueError, KeyError):
-        raise BadInputError(
-            f"{path} is not what a command of python -m bench writes with --json"
-        ) from None
+        written = "that a command of python -m bench writes with --json"
+        raise BadInputError(f"{path} is not lines of JSON {written}") from None
 
 
 def describe_machine() -> dict[str, Any]:

@@ -5,9 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,13 +13,6 @@ from bench.units import MIB
 
 _BLOCK: Final = 4 * MIB
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
-
-
-@contextmanager
-def scratch_directory(where: Path | None) -> Iterator[Path]:
-    """Make a directory that is gone, with all in it, after the block."""
-    with tempfile.TemporaryDirectory(prefix="aiozc-bench-", dir=where) as name:
-        yield Path(name)
 
 
 def make_file(path: Path, size: int) -> Path:
@@ -51,9 +41,8 @@ def make_sparse_file(path: Path, size: int) -> Path:
 
 def warm(path: Path) -> Path:
     """Read a file once, so that it is in the page cache."""
-    buffer = bytearray(MIB)
     with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
+        while file.read(MIB):
             pass
     return path
 

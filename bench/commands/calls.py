@@ -49,13 +49,9 @@ def _turn(
     found.unlink(missing_ok=True)
     job = json.dumps({"name": name, "address": address, "file": str(file)})
     script = ["bench.commands.calls", "-o", str(found), "--quiet", *amount.split()]
-    done = subprocess.run(
-        [sys.executable, "-m", *script, "--inherit-environ", f"PYTHONPATH,{_JOB}"],
-        env={**importing_bench(), _JOB: job},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", *script, "--inherit-environ", f"PYTHONPATH,{_JOB}"]
+    env = {**importing_bench(), _JOB: job}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"pyperf failed: {done.stderr.strip().rpartition(chr(10))[2]}")
     return {"time": pyperf.BenchmarkSuite.load(str(found)).get_benchmark(name).mean() * 1e6}

@@ -164,6 +164,7 @@ class HAProxy(Running):
 # Relays
 
 Proxy = Helper | HAProxy
+Ends = tuple[Helper, SinkProcess]
 _CHECKED: Final = 1_400_002
 _GREETING: Final = 4 * KIB
 
@@ -176,9 +177,8 @@ def start_proxy(name: str, target: tuple[str, int], scratch: Path) -> Proxy:
 
 
 def pass_through(
-    source: Helper,
+    ends: Ends,
     proxy: Proxy,
-    sink: SinkProcess,
     connections: int,
     size: int,
     *,
@@ -189,6 +189,7 @@ def pass_through(
 
     Raises BenchError if a byte is missing at the receiver.
     """
+    source, sink = ends
     with told_by(proxy):
         source.ask("connect", address=proxy.ready, connections=connections, mark=mark)
         sink.wait_counts(lambda counts: len(counts) == connections, lambda: proxy.check(0))
@@ -208,7 +209,7 @@ def _end(source: Helper, size: int, before: int = 0) -> float:
     return time.monotonic() - began
 
 
-def _between(work: Work, size: int) -> tuple[Helper, SinkProcess]:
+def _between(work: Work, size: int) -> Ends:
     """Start a source and a receiver."""
     file = make_sparse_file(work.scratch / "source", size)
     source = work.enter(source_of(warm(file)))
@@ -228,18 +229,17 @@ def streams(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterat
     """Give the cases of streams through proxies."""
     size = megabytes * 10**6
     source, sink = _between(work, size)
-    names, running = work.present(), dict[str, Proxy]()
-    for name in names:
-        running[name] = start_proxy(name, sink.ready, work.scratch)
-        work.enter(running[name])
+    names = work.present()
+    proxies = [start_proxy(name, sink.ready, work.scratch) for name in names]
+    running: dict[str, Any] = dict(zip(names, map(work.enter, proxies), strict=True))
     checking = work.enter(source_of(make_file(work.scratch / "relayed", _CHECKED)))
 
     @cache
     def check(name: str) -> None:
-        pass_through(checking, running[name], sink, 2, _CHECKED, mark=True)
+        pass_through((checking, sink), running[name], 2, _CHECKED, mark=True)
 
     def turn(several: int, name: str) -> Values:
-        take = partial(pass_through, source, running[name], sink, several, size)
+        take = partial(pass_through, (source, sink), running[name], several, size)
         return _twice(work, size, take, late=isinstance(running[name], Helper))
 
     for several in connections:
@@ -247,34 +247,27 @@ def streams(work: Work, *, megabytes: int, connections: Sequence[int]) -> Iterat
         yield work.case(title, *parts, check=check, check_peers=sink.check)
 
 
-def stay_idle(
-    source: Helper, proxy: Proxy, sink: SinkProcess, relays: int, seconds: float, settling: float
-) -> dict[str, float]:
-    """Open connections through a proxy, send a little over each, and look at it meanwhile."""
-    address, watch = proxy.ready, Watch(proxy.pid)
-    with told_by(proxy):
-        source.ask("connect", address=address, connections=relays)
-        source.ask("send", size=_GREETING)
-        greeted = [_GREETING] * relays
-        sink.wait_counts(lambda counts: list(counts) == greeted, lambda: proxy.check(0))
-        time.sleep(settling)
-        cpu = watch.look(seconds)
-        _end(source, 0, before=_GREETING)
-    return {"process CPU": cpu, "threads": watch.threads, "memory growth": watch.growth / MIB}
-
-
-def idle(work: Work, *, relays: int, **how: Any) -> Iterator[Case]:
-    """Give the case of relays over which nothing goes."""
+def idle(work: Work, *, relays: int, seconds: float, settling: float) -> Iterator[Case]:
+    """Give the case of relays over which, after a little, nothing goes."""
     need, hard = 3 * relays + 100, allow_many_descriptors()
     if hard < need:
         raise BenchError(f"{relays} relays need {need} descriptors, and the hard limit is {hard}")
     source, sink = _between(work, relays * _GREETING)
+    greeted = [_GREETING] * relays
 
-    def turn(name: str) -> dict[str, float]:
-        with start_proxy(name, sink.ready, work.scratch) as proxy:
-            return stay_idle(source, proxy, sink, relays, **how)
+    def turn(name: str) -> Values:
+        with start_proxy(name, sink.ready, work.scratch) as proxy, told_by(proxy):
+            address, watch = proxy.ready, Watch(proxy.pid)
+            source.ask("connect", address=address, connections=relays)
+            source.ask("send", size=_GREETING)
+            sink.wait_counts(lambda counts: list(counts) == greeted, lambda: proxy.check(0))
+            time.sleep(settling)
+            cpu = watch.look(seconds)
+            _end(source, 0, before=_GREETING)
+        growth = watch.growth / MIB
+        return {"process CPU": cpu, "threads": watch.threads, "memory growth": growth}
 
-    title = f"{relays}, for {how['seconds']:g} s"
+    title = f"{relays}, for {seconds:g} s"
     yield work.case(title, work.present(), turn, check_peers=sink.check)
 
 

@@ -79,16 +79,9 @@ class Site:
         running.check()
         limits = ["-t", "1", "-c", str(connections), "--timeout", "60s", "-d", f"{self.seconds}s"]
         extra = [part for each in headers.items() for part in ("-H", ": ".join(each))]
-        command = [program("wrk") or "wrk", *limits, "-s", str(_SCRIPT), *extra]
-        before = running.cpu()
-        wrk = subprocess.run(
-            [*command, self.url(name, size)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=self.seconds + 60,
-            text=True,
-            check=False,
-        )
+        command = ["wrk", *limits, "-s", str(_SCRIPT), *extra, self.url(name, size)]
+        before, limit = running.cpu(), self.seconds + 60
+        wrk = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         spent = running.cpu() - before
         try:
             found = json.loads(wrk.stderr)

@@ -19,7 +19,6 @@ from bench.commands.receive import (
     Proxy,
     pass_through,
     start_proxy,
-    stay_idle,
     take_upload,
 )
 from bench.contenders import CONTENDERS
@@ -28,7 +27,7 @@ from bench.errors import BenchError
 from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
-from tests.bench.conftest import start_python, work_of
+from tests.bench.conftest import Recorded, start_python, work_of
 from tests.kit.faults.liars import liar
 
 SIZE = 300_000
@@ -140,26 +139,27 @@ def test_proxies_forward_every_byte_and_tell_what_they_took(tmp_path: Path) -> N
         for name in names:
             on_loop = "HAProxy" not in name
             with start_proxy(name, sink.ready, tmp_path) as proxy:
-                pass_through(source, proxy, sink, 2, SIZE, mark=True)
-                turn = pass_through(source, proxy, sink, 3, SIZE, timer=on_loop)
+                pass_through((source, sink), proxy, 2, SIZE, mark=True)
+                turn = pass_through((source, sink), proxy, 3, SIZE, timer=on_loop)
             assert turn["elapsed"] > 0
             assert 0 < turn["loop CPU"] <= turn["process CPU"]
             assert ("lateness max" in turn) is on_loop
 
 
-def test_idle_relays_are_looked_at_in_the_process_that_forwards(tmp_path: Path) -> None:
-    with between_two(tmp_path, "aiozc readiness") as (source, proxy, sink):
-        idle = stay_idle(source, proxy, sink, relays=5, seconds=0.05, settling=0)
+def test_idle_relays_are_looked_at_in_the_process_that_forwards(recorded: Recorded) -> None:
+    record, _ = recorded("relay", "--only", "idle")
+    idle = {(each.contender, each.metric): each.value for each in record.samples}
 
-    assert idle["threads"] >= 1
-    assert idle["process CPU"] >= 0
+    assert idle["streams", "threads"] == 1
+    assert idle["aiozc readiness", "threads"] >= 1
+    assert idle["aiozc readiness", "process CPU"] >= 0
 
 
 def test_a_proxy_that_dies_is_what_the_error_names(tmp_path: Path) -> None:
     with between_two(tmp_path, "streams") as (source, proxy, sink):
         os.kill(proxy.pid, signal.SIGKILL) if proxy.ready else None
         with pytest.raises(BenchError, match="streams process ended too early"):
-            pass_through(source, proxy, sink, 1, SIZE)
+            pass_through((source, sink), proxy, 1, SIZE)
 
 
 # Uploads
