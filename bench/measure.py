@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from bench.contenders import CONTENDERS
 from bench.errors import BenchError
-from bench.samples import Sample
+from bench.samples import Record, Sample
 
 Entered = TypeVar("Entered")
 Values = Mapping[str, float]
@@ -46,12 +46,10 @@ class Settings:
     """A directory for files, which someone else removes."""
     stack: ExitStack
     """Ends processes that works share, when all is done."""
+    record: Record
+    """What the run has found, and who takes no turns, or no more."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What works leave for those after them."""
-    missing: dict[str, str] = field(default_factory=dict)
-    """Who cannot run here, and why."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Who takes no turns any more, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +82,7 @@ class Work:
 
     def present(self) -> list[str]:
         """Give the contenders that can run here; the others are noted."""
-        missing = self.settings.missing
+        missing = self.settings.record.missing
         for name in self.contenders:
             if reason := CONTENDERS[self.kind][name].missing():
                 missing[name] = reason

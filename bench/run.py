@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.console import COMMANDS, DEFAULT, console_for_tables, make_progress, say
-from bench.contenders import CONTENDERS, like
+from bench.contenders import CONTENDERS, like, program
 from bench.errors import BadInputError, BenchError, describe
 from bench.measure import Settings, Work, measure
 from bench.samples import Figures, Record, describe_machine, tell_machine
@@ -33,9 +33,7 @@ def run(name: str, options: argparse.Namespace, arguments: Sequence[str], notes:
     out = console_for_tables(100) if name == DEFAULT else console_for_tables()
     with ExitStack() as stack:
         scratch = TemporaryDirectory(prefix="aiozc-bench-", dir=options.dir)
-        settings = Settings(
-            Path(stack.enter_context(scratch)), stack, missing=record.missing, failed=record.failed
-        )
+        settings = Settings(Path(stack.enter_context(scratch)), stack, record)
         works = works_of(name, options, settings)
         out.print(tell_machine(record.machine), markup=False, highlight=False)
         for work in works:
@@ -60,6 +58,9 @@ def works_of(name: str, options: argparse.Namespace, settings: Settings) -> list
     command = COMMANDS[name]
     each = {"settings": settings} | command.get("each", {})
     works = [_work(work, each, row, options) for work, row in command["works"].items()]
+    for name in command.get("needs", ()):
+        if program(name) is None:
+            raise BenchError(f"{name} is not installed (Debian package {name})")
     if "choose" in command:
         works = resolve_name(command["choose"])(options, works)
     names = [work.name for work in works]

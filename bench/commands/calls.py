@@ -22,7 +22,7 @@ import pyperf  # type: ignore[import-untyped]
 from bench.contenders import CONTENDERS, loop_factory
 from bench.ends import SinkProcess, check_answer, connect
 from bench.errors import BenchError
-from bench.measure import Case, Work
+from bench.measure import Case, Values, Work
 from bench.processes import importing_bench
 from bench.scratch import make_file, warm
 from bench.senders.fleet import fleet_of
@@ -33,28 +33,25 @@ _JOB: Final = "AIOZC_BENCH_CALL"
 
 
 def calls(work: Work, *, sizes: Sequence[str], amount: str) -> Iterator[Case]:
-    """Give the cases, of which pyperf does so much."""
+    """Give the cases, of which pyperf does so much; their figure is the mean of its values."""
     fleet, sink = fleet_of(work), work.enter(SinkProcess(discard=True))
     names, found = fleet.present(work), work.scratch / "pyperf.json"
-    for size in map(parse_size, sizes):
-        file = warm(make_file(work.scratch / f"call-{size}", size))
-        turn = partial(_turn, found, amount, sink.ready, file)
-        yield work.case(show_size(size), names, turn, **fleet.checks(sink.ready, sink.check))
-
-
-def _turn(
-    found: Path, amount: str, address: tuple[str, int], file: Path, name: str
-) -> dict[str, float]:
-    """Let pyperf measure one; give the mean of its values."""
-    found.unlink(missing_ok=True)
-    job = json.dumps({"name": name, "address": address, "file": str(file)})
     script = ["bench.commands.calls", "-o", str(found), "--quiet", *amount.split()]
     command = [sys.executable, "-m", *script, "--inherit-environ", f"PYTHONPATH,{_JOB}"]
-    env = {**importing_bench(), _JOB: job}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchError(f"pyperf failed: {done.stderr.strip().rpartition(chr(10))[2]}")
-    return {"time": pyperf.BenchmarkSuite.load(str(found)).get_benchmark(name).mean() * 1e6}
+
+    def turn(file: Path, name: str) -> Values:
+        found.unlink(missing_ok=True)
+        job = json.dumps({"name": name, "address": sink.ready, "file": str(file)})
+        env = {**importing_bench(), _JOB: job}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"pyperf failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+        return {"time": pyperf.BenchmarkSuite.load(str(found)).get_benchmark(name).mean() * 1e6}
+
+    for size in map(parse_size, sizes):
+        file = warm(make_file(work.scratch / f"call-{size}", size))
+        checks = fleet.checks(sink.ready, sink.check)
+        yield work.case(show_size(size), names, partial(turn, file), **checks)
 
 
 # What follows runs in pyperf's processes.

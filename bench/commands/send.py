@@ -69,7 +69,7 @@ def transfers(work: Work, **how: Any) -> Iterator[Case]:
     sweep, fleet = Sweep(**how), fleet_of(work)
     _check_room(work.scratch, sweep)
     peers = {peer: _receiver(work, sweep, peer) for peer in sweep.peers}
-    names = fleet.present(work)
+    names, senders = fleet.present(work), CONTENDERS["sender"]
     for told, count in sweep.transfers:
         size = parse_size(told)
         with _files(work.scratch, sweep, size, sweep.files(count)) as paths:
@@ -90,15 +90,11 @@ def transfers(work: Work, **how: Any) -> Iterator[Case]:
                 }
                 sizes = {"size": show_size(size), "buffer": show_size(plan["buffer"])}
                 # One that has no buffer takes part only at the first size of it.
-                who = names if buffer == sweep.buffers[0] else _buffered(names, work.baseline)
+                all_ = buffer == sweep.buffers[0]
+                who = [n for n in names if all_ or n == work.baseline or senders[n].buffered]
                 turn = partial(_turn, fleet, work, sweep, plan)
                 checks = fleet.checks(address, check_peers, sweep.file)
                 yield work.case(sweep.case.format(**plan | sizes, peer=peer), who, turn, **checks)
-
-
-def _buffered(names: Sequence[str], baseline: str) -> list[str]:
-    senders = CONTENDERS["sender"]
-    return [name for name in names if senders[name].buffered or name == baseline]
 
 
 def _receiver(work: Work, sweep: Sweep, peer: str) -> tuple[Address, Callable[[], object]]:

@@ -29,18 +29,18 @@ class Fleet:
 
     def present(self, work: Work) -> list[str]:
         """Start those of a work that have not been; give those that can run."""
-        settings, names = self._settings, work.present()
+        record, names = self._settings.record, work.present()
         new = [name for name in names if name not in self._workers]
         for name in new:
             worker = start("sender", name, "bench.senders.worker:Worker")
-            self._workers[name] = settings.stack.enter_context(worker)
+            self._workers[name] = self._settings.stack.enter_context(worker)
         for name in new:
             try:
                 if self._workers[name].ready is not None:
-                    settings.missing[name] = self._workers[name].ready
+                    record.missing[name] = self._workers[name].ready
             except BenchError as error:
-                settings.failed[name] = str(error)
-        wrong = settings.missing.keys() | settings.failed.keys()
+                record.failed[name] = str(error)
+        wrong = record.missing.keys() | record.failed.keys()
         return [name for name in names if name not in wrong]
 
     def checks(

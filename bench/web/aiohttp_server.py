@@ -7,6 +7,7 @@ Both on uvloop would be no comparison: without aiozc, aiohttp copies there, sinc
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import uvloop
 from aiohttp import web
@@ -24,14 +25,8 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 def _main(kind: str, directory: str, port: str) -> None:
     application = web.Application()
     application.router.add_static("/", directory)
-    web.run_app(
-        application,
-        host="127.0.0.1",
-        port=int(port),
-        access_log=None,
-        print=None,
-        loop=LOOPS[kind](),
-    )
+    how: dict[str, Any] = {"host": "127.0.0.1", "access_log": None, "print": None}
+    web.run_app(application, port=int(port), loop=LOOPS[kind](), **how)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """``http``, ``web`` and ``flood``: servers take turns under wrk, and under uploads."""
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -13,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from bench.contenders import CONTENDERS, Running, has_module, program
+from bench.contenders import CONTENDERS, Running, has_module
 from bench.ends import HOST, SinkProcess
 from bench.errors import BenchError
 from bench.measure import Case, Work
@@ -26,14 +25,6 @@ _WHOLE: Final = {"{size}": ""}
 _CLIENTS: Final = 4
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 """Prints wrk's figures as JSON."""
-
-
-def choose(_: argparse.Namespace, works: Sequence[Work]) -> Sequence[Work]:
-    """Give the works as they are; raise BenchError where there is nothing to drive servers by."""
-    for name in ("wrk", "curl"):
-        if program(name) is None:
-            raise BenchError(f"{name} is not installed (Debian package {name})")
-    return works
 
 
 class Site:
@@ -126,7 +117,9 @@ def uploads(work: Work, *, sizes: Sequence[str]) -> Iterator[Case]:
     """Give the cases of uploads."""
     site, titles = Site(work), ["PUT", "form"]
     if not has_module("python_multipart"):
-        work.settings.missing[f"uploads by a {titles.pop()}"] = "python_multipart is not installed"
+        work.settings.record.missing[f"uploads by a {titles.pop()}"] = (
+            "python_multipart is not installed"
+        )
 
     def take(path: Path, title: str, clients: int, times: int, name: str) -> dict[str, float]:
         running = site.running[name]

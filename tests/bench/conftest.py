@@ -45,7 +45,7 @@ def start_python(*arguments: str, **how: Any) -> subprocess.Popen[str]:
 def work_of(tmp_path: Path, *contenders: str, kind: str = "sender") -> Work:
     """Make a work of some contenders."""
     parts: dict[str, Any] = {"title": "", "cases": lambda: iter(()), "units": {}, "how": {}}
-    parts |= {"settings": Settings(tmp_path, ExitStack()), "baseline": contenders[0]}
+    parts |= {"settings": Settings(tmp_path, ExitStack(), Record({})), "baseline": contenders[0]}
     return Work(name="a", kind=kind, contenders=contenders, **parts)
 
 

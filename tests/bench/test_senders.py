@@ -109,10 +109,10 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
     monkeypatch.setitem(SENDERS, "refuse", liar("refuse"))
     work = work_of(tmp_path, *SENDERS)
     with SinkProcess() as sink, work.settings.stack:
-        settings, fleet = work.settings, fleet_of(work)
+        record, fleet = work.settings.record, fleet_of(work)
         names = fleet.present(work)
-        assert settings.failed == {}
-        assert "no such call here" in settings.missing["refuse"]
+        assert record.failed == {}
+        assert "no such call here" in record.missing["refuse"]
         assert {"read+write", "sock_sendfile", "aiozc readiness"} <= set(names)
         for name in names:
             sender = SENDERS[name]
