@@ -46,14 +46,9 @@ class Sample(NamedTuple):
     unit: str
     value: float
 
-    @property
-    def work(self) -> str:
-        """The command and the work that it is of: "sendfile/small"."""
-        return work_of(self.command, self.case)
-
 
 def work_of(command: str, case: str) -> str:
-    """Name the work that a case is of, as a record's ``works`` do."""
+    """Name the work that a case is of, as a record's ``works`` do: "sendfile/small"."""
     return f"{command}/{case.partition(':')[0]}"
 
 
@@ -211,9 +206,9 @@ def ratio(metric: str, base: float, value: float) -> float:
     return worse / good
 
 
-def size_in(case: str, what: str = "") -> int:
-    """Read the size that a case tells of, or the one behind a word."""
-    found = re.search(what + r"(?<![\d.])(\d+ (?:[KMG]i)?B)\b", case)
+def size_in(case: str) -> int:
+    """Read the size that a case tells of."""
+    found = re.search(r"(?<![\d.])(\d+ (?:[KMG]i)?B)\b", case)
     return parse_size(found[1]) if found else 0
 
 

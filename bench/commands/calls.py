@@ -19,13 +19,13 @@ from typing import Any, Final
 
 import pyperf  # type: ignore[import-untyped]
 
+from bench.commands.send import fleet_of
 from bench.contenders import CONTENDERS, loop_factory
 from bench.ends import SinkProcess, check_answer, connect
 from bench.errors import BenchError
 from bench.measure import Case, Values, Work
 from bench.processes import importing_bench
 from bench.scratch import make_file, warm
-from bench.senders.fleet import fleet_of
 from bench.senders.lanes import Lane
 from bench.units import parse_size, show_size
 

@@ -17,15 +17,10 @@ import aiozc
 from bench.senders.lanes import COUNTS, Lane, SendFile
 
 
-async def sock_sendfile(lane: Lane) -> SendFile:
-    """`loop.sock_sendfile`."""
-    call, sock = asyncio.get_running_loop().sock_sendfile, lane.sock
-    return lambda file, size: call(sock, file, 0, size)
-
-
-async def loop_sendfile(lane: Lane) -> SendFile:
-    """`aiozc.loop_sendfile`."""
-    call, sock = aiozc.loop_sendfile, lane.sock
+async def one_call(lane: Lane, *, ours: bool) -> SendFile:
+    """`aiozc.loop_sendfile`, or `loop.sock_sendfile`."""
+    call = aiozc.loop_sendfile if ours else asyncio.get_running_loop().sock_sendfile
+    sock = lane.sock
     return lambda file, size: call(sock, file, 0, size)
 
 

@@ -15,7 +15,6 @@ import pytest
 from bench.errors import BadInputError, BenchError
 from bench.measure import Case, measure
 from bench.meter import LatenessTimer, Meter, percentile
-from bench.results import changes
 from bench.samples import (
     Figures,
     Record,
@@ -27,7 +26,7 @@ from bench.samples import (
     show_ratio,
     size_in,
 )
-from bench.tables import judge, target_of
+from bench.tables import changes, judge, target_of
 from bench.units import parse_size, show_size
 
 CASE = ("sendfile", "small: 4 KiB, 1 conn.")

@@ -7,9 +7,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from bench.errors import BadInputError
 from bench.plot import PICTURES
-from bench.results import HERE, results
 from bench.samples import Figures, Record, Sample, read
-from bench.tables import markdown, with_tables
+from bench.tables import HERE, markdown, results, with_tables
 from tests.bench.conftest import Bench
 
 MACHINE = dict.fromkeys(("architecture", "cpu", "uvloop", "aiozc", "liburing", "backend"), "some")

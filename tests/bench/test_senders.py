@@ -17,6 +17,7 @@ import pytest
 from aiozc._engines import at_once
 from aiozc._kernel.copying import copier
 from bench.commands.crowds import serve
+from bench.commands.send import fleet_of
 from bench.contenders import CONTENDERS
 from bench.ends import SinkProcess
 from bench.errors import BenchError
@@ -24,7 +25,6 @@ from bench.measure import Case, measure
 from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import hash_of, make_file
-from bench.senders.fleet import fleet_of
 from bench.senders.lanes import Lane, counted
 from bench.senders.worker import Worker
 from tests.bench.conftest import work_of
@@ -218,7 +218,7 @@ def test_a_server_of_small_requests_that_loses_doubles_or_turns_bytes_is_caught(
 ) -> None:
     (tmp_path / "file").write_bytes(b"abcd")
     asked = {"connections": 1, "rate": 1000, "seconds": 0.002, "size": 4}
-    with Helper("the client", "bench.senders.crowd:Requests") as requests:
+    with Helper("the client", "bench.commands.crowds:Requests") as requests:
         requests.begin("run", **asked, sha256=hash_of(tmp_path / "file"))
         with socket.create_connection(requests.ready) as sock:
             assert sock.recv(1) + sock.recv(1) == b"??"

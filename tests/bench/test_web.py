@@ -10,6 +10,7 @@ import pytest
 from bench.contenders import CONTENDERS, Contender, Running
 from bench.ends import SinkProcess
 from bench.errors import BenchError
+from bench.samples import work_of
 from bench.scratch import make_file
 from bench.web.commands import upload
 from tests.bench.conftest import Bench, Recorded
@@ -112,7 +113,7 @@ def test_a_run_of_http_checks_drives_and_lists_servers(
 def test_a_run_of_web_asks_for_files_and_ranges_and_uploads(recorded: Recorded) -> None:
     record, _ = recorded("web", "--servers", "uvicorn", "--size", "64K")
 
-    works = {sample.work for sample in record.samples}
+    works = {work_of(*sample[:2]) for sample in record.samples}
     assert works == {"web/static", "web/ranges", "web/uploads"}
     assert len({sample.case for sample in record.samples}) >= 4
 
