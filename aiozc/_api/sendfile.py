@@ -24,11 +24,10 @@ from aiozc._api.arguments import (
 from aiozc._api.transports import TransportSocket, check_unowned
 from aiozc._drivers import drive
 from aiozc._drivers import fallback as fallback_way
-from aiozc._engines.at_once import AtOnce
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import count_fallback, current_engine, latest_engine
 from aiozc._errors import error_from, lacks_descriptors, tell
-from aiozc._resources.records import Original, check_idle, outlet, set_position
+from aiozc._resources.records import HasFileno, Original, check_idle, outlet, set_position
 from aiozc._runtime.hosts import Loop, arrive, plain_loop, uninterrupted
 from aiozc._transfers.route import SHARE
 from aiozc._transfers.sendfile import Sendfile
@@ -79,7 +78,7 @@ async def loop_sendfile(
             the socket.
     """
     loop: Loop = plain_loop() or await arrive()
-    at_once: int | None = None
+    inline: int | None = None
     status: os.stat_result | None = None
     try:
         engine = latest_engine(loop)
@@ -99,18 +98,20 @@ async def loop_sendfile(
                     and (owners.new or ref(sock) not in owners.cleared)
                 ):
                     owners.remember(sock)
-                if not engine.at_once.may_spend(loop, length):
-                    await _wait_for_turn(engine.at_once, loop, length, sock, file, offset)
-                at_once = engine.at_once.send(sock.fileno(), file.fileno(), offset, length)
-                if at_once == length:
+                at_once = engine.at_once
+                if at_once.may_spend(loop, length):
+                    inline = at_once.send(sock.fileno(), file.fileno(), offset, length)
+                else:
+                    source, target = Original(file, offset), outlet(sock)
+                    inline = await at_once.send_in_turn(loop, source, target, offset, length)
+                if inline == length:
                     file.seek(offset + length)
                     engine.count(transfers=1, sent=length)
                     return length
-                engine.at_once.give_back(length - max(at_once, 0))
     except BaseException as error:
-        tell(error, max(at_once or 0, 0), 0)
+        tell(error, max(inline or 0, 0), 0)
         raise
-    return await _send_file(loop, sock, file, offset, count, fallback, at_once, status)
+    return await _send_file(loop, sock, file, offset, count, fallback, inline, status)
 
 
 def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
@@ -123,8 +124,10 @@ def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
             type(sock) is TransportSocket
             or (type(sock) is socket.socket and sock.gettimeout() == 0 and type_of(sock) == STREAM)
         )
-        and type(file) is io.BufferedReader
-        and type(file.raw) is io.FileIO
+        and (
+            (type(file) is io.BufferedReader and type(file.raw) is io.FileIO)
+            or type(file) is io.FileIO
+        )
     )
 
 
@@ -135,15 +138,14 @@ async def _send_file(
     offset: int,
     count: int | None,
     fallback: bool,
-    at_once: int | None,
+    inline: int | None,
     status: os.stat_result | None,
 ) -> int:
     """Send anything to anything.
 
-    `at_once` is the result of a SendCached done before, `status` the file's where it is known.
+    `inline` is the result of a SendCached done before, `status` the file's where it is known.
     """
-    position = max(at_once or 0, 0)
-    transfer: Sendfile | None = None
+    position = max(inline or 0, 0)
     try:
         sock = socket_of(sock)
         timeout = timeout_on(loop, sock)
@@ -153,33 +155,66 @@ async def _send_file(
         try:
             check_moved_by_kernel(sock, timeout)
             size = size_of_regular(file, status)
-            engine = _engine_if_any()
         except asyncio.SendfileNotAvailableError:
             if not fallback:
                 raise
-        else:
-            length = max(0, size - offset if count is None else min(count, size - offset))
-            if at_once is None:
-                check_idle(sock)
-                small = engine is not None and 0 < length <= SHARE
-                if engine is not None and small and engine.at_once.may_spend(loop, length):
-                    at_once = engine.at_once.send(sock.fileno(), file.fileno(), offset, length)
-            crowded = _always if engine is None else engine.is_crowded
-            transfer = Sendfile(offset, length, at_once, crowded)
-            await _send_by_kernel(engine, transfer, sock, file, count)
-            if not transfer.error:
-                return transfer.position
-            position = transfer.position
-            if transfer.error not in CANNOT or (position and not fallback):
-                raise error_from(transfer.error, f"after {position} bytes were sent")
-            if not fallback:
-                raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
+            size = None
+            check_readable(file, offset)
+    except BaseException as error:
+        tell(error, position, 0)
+        raise
+    if size is None:
+        count_fallback(loop, sock if timeout is None else None)
+        return await fallback_way.send_file(sock, file, offset, count, position)
+    return await send_regular(loop, sock, file, offset, count, size, fallback, inline)
+
+
+async def send_regular(
+    loop: Loop,
+    sock: HasFileno,
+    file: Any,
+    offset: int,
+    count: int | None,
+    size: int,
+    fallback: bool = True,
+    inline: int | None = None,
+) -> int:
+    """Send a regular file of that size by descriptors, as `loop_sendfile` does what it has checked.
+
+    `inline` is the result of a SendCached done before.
+    """
+    length = max(0, size - offset if count is None else min(count, size - offset))
+    transfer: Sendfile | None = None
+    try:
+        engine = _engine_if_any()
+        if inline is None:
+            check_idle(sock)
+            if engine is not None and 0 < length <= SHARE:
+                at_once = engine.at_once
+                if at_once.may_spend(loop, length):
+                    inline = at_once.send(sock.fileno(), file.fileno(), offset, length)
+                else:
+                    source, target = Original(file, offset), outlet(sock)
+                    inline = await at_once.send_in_turn(loop, source, target, offset, length)
+                if inline == length:
+                    set_position(file, offset + length)
+                    engine.count(transfers=1, sent=length)
+                    return length
+        crowded = _always if engine is None else engine.is_crowded
+        transfer = Sendfile(offset, length, inline, crowded)
+        await _send_by_kernel(engine, transfer, sock, file, count)
+        if not transfer.error:
+            return transfer.position
+        if transfer.error not in CANNOT or (transfer.position and not fallback):
+            raise error_from(transfer.error, f"after {transfer.position} bytes were sent")
+        if not fallback:
+            raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
         check_readable(file, offset)
     except BaseException as error:
-        tell(error, position if transfer is None else transfer.position, 0)
+        tell(error, max(inline or 0, 0) if transfer is None else transfer.position, 0)
         raise
-    count_fallback(loop, sock if timeout is None else None)
-    return await fallback_way.send_file(sock, file, offset, count, position)
+    count_fallback(loop)
+    return await fallback_way.send_file(sock, file, offset, count, transfer.position)
 
 
 def _always() -> bool:
@@ -197,7 +232,7 @@ def _engine_if_any() -> Engine | None:
 
 
 async def _send_by_kernel(
-    engine: Engine | None, transfer: Sendfile, sock: Any, file: Any, count: int | None
+    engine: Engine | None, transfer: Sendfile, sock: HasFileno, file: Any, count: int | None
 ) -> None:
     if engine is not None:
         engine.count(transfers=1)
@@ -210,32 +245,6 @@ async def _send_by_kernel(
     finally:
         if engine is not None:
             engine.count(sent=transfer.position)
-
-
-async def _wait_for_turn(
-    at_once: AtOnce,
-    loop: Loop,
-    length: int,
-    sock: socket.socket | TransportSocket,
-    file: io.BufferedReader,
-    offset: int,
-) -> None:
-    """Wait until the loop's turn may send; raise OSError (EBADF) where one was closed.
-
-    The objects themselves tell that they were closed, so that no duplicates are needed: the
-    inodes are for those whose number was given to something else behind their back.
-    """
-    target, source = outlet(sock), Original(file)
-    try:
-        source.remember()
-        await at_once.wait_turn(loop, length)
-        target.check_open()
-        source.check_open()
-    except BaseException:
-        set_position(file, offset)
-        raise
-    finally:
-        target.close()
 
 
 def size_of_regular(file: Any, status: os.stat_result | None = None) -> int:

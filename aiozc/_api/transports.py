@@ -77,6 +77,10 @@ def check_unowned(loop: Loop, stream: HasFileno) -> None:
         owners_of(loop).check(stream)
 
 
+Send = Callable[[TransportSocket], Coroutine[Any, Any, int]]
+"""Sends a file into a socket, and returns how many bytes that were."""
+
+
 class Reading(enum.Enum):
     """What a transport reads while it is held."""
 
@@ -95,20 +99,21 @@ class Hold:
     and the protocol hears of it. A transfer that goes on behind the block is ended.
     """
 
+    _loop: asyncio.AbstractEventLoop | None = None
+    _later: asyncio.Handle | None = None
+    _reads = False
+    _identity = (0, 0)
+
     def __init__(self, transport: Any, gate: Gate, reading: Reading) -> None:
+        self.sock = TransportSocket(transport, gate)
         self._transport = transport
         self._gate = gate
         self._reading = reading
-        self._sock = TransportSocket(transport, gate)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._later: asyncio.Handle | None = None
-        self._reads = False
-        self._identity = (0, 0)
 
     def begin(self) -> None:
         """Refuse what is written from here on, and read nothing."""
         if self._loop is not None:
-            raise RuntimeError("this hold was begun already")
+            return
         self._gate.check_open()
         self._loop = asyncio.get_running_loop()
         self._pause, self._resume = self._transport.pause_reading, self._transport.resume_reading
@@ -127,10 +132,12 @@ class Hold:
 
     def end(self) -> None:
         """Let everything be as it was."""
+        if self._loop is None:
+            return
         if self._later is not None:
             self._later.cancel()
         self._gate.open()
-        if self._reads and self._loop is not None and not self._loop.is_closed():
+        if self._reads and not self._loop.is_closed():
             self._resume()
 
     def _pause_reading(self) -> None:
@@ -143,18 +150,20 @@ class Hold:
 
     async def __aenter__(self) -> TransportSocket:
         with nothing_moved(0):
-            if self._loop is None and self._transport.is_closing():
+            if self._loop is not None:
+                raise RuntimeError("this hold was begun already")
+            if self._transport.is_closing():
                 raise connection_lost(None)
             self.begin()
             try:
                 if self._later is not None:
                     await asyncio.sleep(0)
                 await self._gate.wait_empty()
-                self._identity = identity(self._sock.fileno())
+                self._identity = identity(self.sock.fileno())
             except BaseException:
                 self.end()
                 raise
-        return self._sock
+        return self.sock
 
     async def __aexit__(
         self,
@@ -167,7 +176,7 @@ class Hold:
             if not isinstance(error, GeneratorExit):  # then nothing can be waited for
                 await self._end_transfers()
         finally:
-            self._sock.end()
+            self.sock.end()
             self.end()
         if lost is not None and lost is not error:
             raise lost from lost.__cause__
@@ -175,8 +184,8 @@ class Hold:
     async def _end_transfers(self) -> None:
         """Return when no transfer uses the socket any more."""
         cancelled: asyncio.CancelledError | None = None
-        while is_used(self._sock, self._identity):
-            self._sock.end()
+        while is_used(self.sock, self._identity):
+            self.sock.end()
             try:
                 await asyncio.sleep(_LOOK)
             except asyncio.CancelledError as error:
@@ -195,7 +204,7 @@ class Hold:
         if not tells_of_lost_connection(error, closing=closing):
             return None
         # A file on a network, or in another process, fails with the same numbers.
-        if not closing and self._sock.is_connected():
+        if not closing and self.sock.is_connected():
             return None
         lost = connection_lost(error)
         for name in ("transferred", "lost", "send"):
@@ -210,7 +219,7 @@ class Hold:
 async def send_through(
     transport: Any,
     gate: Gate,
-    send: Callable[[TransportSocket], Coroutine[Any, Any, int]],
+    send: Send,
     reading: Reading = Reading.PAUSED,
 ) -> int:
     """Send a file by `send`, into the socket of a transport that is held; return the bytes sent.
@@ -218,33 +227,36 @@ async def send_through(
     What goes at once, in the turn of the loop in which it was asked for, needs no hold: nothing
     else runs meanwhile. So the transfer is begun first, and the transport held when it waits.
     """
-    with nothing_moved(0):
+    hold = Hold(transport, gate, reading)
+    try:
         gate.check_open()
         gate.check_not_ended()
-    if transport.get_write_buffer_size():
-        async with Hold(transport, gate, reading) as sock:
-            return await send(sock)
-    sending = send(TransportSocket(transport, gate))
+        if transport.get_write_buffer_size():
+            hold.begin()
+            await gate.wait_empty()
+    except BaseException as error:
+        hold.end()
+        tell(error, 0, 0)
+        raise
+    sending = send(hold.sock)
     try:
         waited = sending.send(None)
-        hold = Hold(transport, gate, reading)
         hold.begin()
-        try:
-            return await rest(sending, waited)
-        finally:
-            hold.end()
+        return await _rest(sending, waited)
     except StopIteration as ended:
         sent: int = ended.value
         return sent
     except OSError as error:
-        lost = Hold(transport, gate, reading).lost_by(error)
+        lost = hold.lost_by(error)
         if lost is None:
             raise
         raise lost from lost.__cause__
+    finally:
+        hold.end()
 
 
 @types.coroutine
-def rest(sending: Coroutine[Any, Any, int], waited: Any) -> Generator[Any, Any, int]:
+def _rest(sending: Coroutine[Any, Any, int], waited: Any) -> Generator[Any, Any, int]:
     """Go on with a coroutine that was begun and waits for `waited`, as `yield from` would."""
     try:
         while True:

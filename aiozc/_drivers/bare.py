@@ -54,7 +54,6 @@ async def send_some(
         if not at_once.may_spend(loop, step.length):
             await at_once.wait_turn(loop, step.length)
         result = await _send(at_once, step, source, target)
-        at_once.give_back(step.length - max(0, result))
         transfer.advance((step,), (result,))
 
 
@@ -70,9 +69,11 @@ async def _send(at_once: AtOnce, step: SendCached, source: Original, target: Ori
     if got <= 0:
         return got
     try:
-        return send_nowait(sock, memory[:got])
+        sent = send_nowait(sock, memory[:got])
     except OSError as error:
         return -(error.errno or errno.EIO)
+    at_once.charge(running_loop(), sent)
+    return sent
 
 
 def _read(file: int, memory: memoryview, offset: int) -> int:

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait, send_nowait
-from aiozc._resources.records import Record
+from aiozc._resources.records import Original, Record
 from aiozc._runtime.hosts import Loop, wake
 from aiozc._transfers.steps import Chain, End, Give, Splice, Step, TakeByte
 
@@ -218,10 +218,35 @@ class AtOnce:
         return written
 
     def send(self, sock: int, file: int, offset: int, length: int) -> int:
-        """Send what is cached; see SendCached for what is returned."""
-        if length > COPIED:
-            return self._splice(sock, file, offset, length)
-        return self._copy(sock, file, offset, length)
+        """Send cached bytes that were granted; see SendCached for what is returned.
+
+        What is not sent is there for others.
+        """
+        send = self._splice if length > COPIED else self._copy
+        sent = send(sock, file, offset, length)
+        if sent != length:
+            self.give_back(length - max(sent, 0))
+        return sent
+
+    async def send_in_turn(
+        self, loop: Loop, source: Original, target: Original, offset: int, length: int
+    ) -> int:
+        """Send cached bytes in the first turn that has them for us, as `send` does.
+
+        Raises OSError (EBADF) where one of the two was closed meanwhile. The objects themselves
+        tell that, so that no duplicates are needed; their inodes are for those whose number was
+        given to something else behind their back.
+        """
+        try:
+            source.remember()
+            await self.wait_turn(loop, length)
+            file, sock = source.number(), target.number()
+        except BaseException:
+            source.follow(0)
+            raise
+        finally:
+            target.close()
+        return self.send(sock, file, offset, length)
 
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
         """Return whether a range of a file can be read without its disk; None: nobody says."""

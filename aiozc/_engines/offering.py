@@ -109,9 +109,8 @@ class _Offering:
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
-        record, at_once = self._run.record, self._engine.at_once
-        result = at_once.send(record.target.copy, record.source.copy, self._offset, size)
-        at_once.give_back(size - max(result, 0))
+        record, send = self._run.record, self._engine.at_once.send
+        result = send(record.target.copy, record.source.copy, self._offset, size)
         self._engine.counters.submissions += 1
         self._engine.counters.completions += 1
         if result > 0:

@@ -39,8 +39,8 @@ from uvicorn.protocols.http import h11_impl
 from aiozc import loop_sendfile, probe
 from aiozc._api.arguments import check_binary, check_offset, check_readable, plain_file, shown
 from aiozc._api.gates import Gate, can_be_held, refusing
-from aiozc._api.sendfile import size_of_regular
-from aiozc._api.transports import Reading, send_through
+from aiozc._api.sendfile import send_regular, size_of_regular
+from aiozc._api.transports import Reading, Send, send_through
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.registry import count_fallback
 from aiozc._runtime.hosts import in_thread, in_thread_that_may_be_left, wait_ready
@@ -181,10 +181,15 @@ class Response:
             await self.flush()
             await cycle.send({"type": "http.response.body", "body": data})
             return
-        raw: Any = io.FileIO(fd)
-        raw.name = message["path"]  # errors show it
-        with io.BufferedReader(raw) as file:
-            await self._send_content(file, 0, count)
+        file: Any
+        with io.FileIO(fd) as file:
+            file.name = message["path"]  # errors show it
+            loop = self._protocol.running_loop
+
+            def send(sock: Any) -> Coroutine[Any, Any, int]:
+                return send_regular(loop, sock, file, 0, count, count)
+
+            await self._send_content(send, file, 0, count)
         await self._end(False)
 
     async def _send_object(self, message: Message) -> None:
@@ -203,7 +208,11 @@ class Response:
             except asyncio.SendfileNotAvailableError:
                 await self._read_content(file, offset, count)
             else:
-                await self._send_content(file, offset, count)
+
+                def send(sock: Any) -> Coroutine[Any, Any, int]:
+                    return loop_sendfile(sock, file, offset, count)
+
+                await self._send_content(send, file, offset, count)
         self._mixed = True
         await self._end(message.get("more_body", False))
 
@@ -231,8 +240,8 @@ class Response:
                 return int(value)
         return None
 
-    async def _send_content(self, file: Any, offset: int, count: int) -> None:
-        """Send bytes of a regular file that has so many."""
+    async def _send_content(self, send: Send, file: Any, offset: int, count: int) -> None:
+        """Send bytes of a regular file that has so many, by `send` if the kernel may."""
         await self.flush()
         protocol, cycle = self._protocol, self._cycle
         if not protocol.is_plain:
@@ -246,10 +255,6 @@ class Response:
         transport = cycle.transport
         if before:
             transport.write(before)
-
-        def send(sock: Any) -> Coroutine[Any, Any, int]:
-            return loop_sendfile(sock, file, offset, count)
-
         try:
             sent = await send_through(transport, protocol.gate, send, Reading.DEFERRED)
         except BaseException as error:

@@ -717,7 +717,7 @@ async def test_a_file_that_fails_as_connections_do_is_logged(
     async def fail(*_: object) -> int:
         raise TimeoutError(errno.ETIMEDOUT, "the file's server is away")
 
-    monkeypatch.setattr("aiozc.integrations.uvicorn.loop_sendfile", fail)
+    monkeypatch.setattr("aiozc.integrations.uvicorn.send_regular", fail)
     served = await serve(answering(start(LARGE), pathsend(large)))
     async with await served.connect() as client:
         client.ask()
