@@ -35,11 +35,8 @@ def parse(name: str, arguments: Sequence[str], *, measures: bool = False) -> arg
     if measures:
         told += ["The contenders take turns, each in a process of its own."]
     if default:
-        told += [
-            "",
-            "commands:",
-            *(f"  {key:10}{each['purpose']}" for key, each in COMMANDS.items()),
-        ]
+        several = [f"  {key:10}{each['purpose']}" for key, each in COMMANDS.items()]
+        told += ["", "commands:", *several]
     parser = Parser(
         prog="python -m bench" if default else f"python -m bench {name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

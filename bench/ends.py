@@ -58,14 +58,11 @@ class SinkProcess(Helper):
     def __init__(self, **how: Any) -> None:
         super().__init__("the receiver", "bench.ends:Sink", **how)
 
-    def counts(self) -> list[int]:
-        """Give the count of each open connection, as it is now."""
-        return list(self.ask("counts"))
-
-    def counts_of(self, clients: int) -> list[int]:
-        """Give the counts of so many; raise BenchError if some of their connections are gone."""
-        if len(counts := self.counts()) != clients:
-            raise BenchError(f"{clients - len(counts)} clients were given up")
+    def counts(self, clients: int | None = None) -> list[int]:
+        """Give the count of each open connection; raise BenchError if they are not so many."""
+        counts = list(self.ask("counts"))
+        if clients not in (None, len(counts)):
+            raise BenchError(f"{(clients or 0) - len(counts)} clients were given up")
         return counts
 
     def wait_counts(
@@ -297,28 +294,26 @@ class Source:
         """Open connections; they stand until `end`."""
         self._socks = [connect(address, mark=mark) for _ in range(connections)]
 
-    def send(self, size: int) -> None:
-        """Send so many bytes over each connection, to all at once."""
-        self._send(size, ends=False)
-
     def end(self, size: int, before: int = 0, answered: bool = True) -> None:
         """Send so many bytes, end each connection, and check what its receiver answers."""
-        for place, answer in enumerate(self._send(size, ends=True)):
+        for place, answer in enumerate(self.send(size, ends=True)):
             if answered:
                 told = json.loads(answer or "null")
                 marked = told is not None and told["sha256"] is not None
                 sha256 = hash_of(self._path, place * size, size) if marked else None
                 check_answer(told, before + size, sha256)
 
-    def _send(self, size: int, *, ends: bool) -> list[bytes]:
-        def send_one(place: int, sock: socket.socket) -> bytes:
+    def send(self, size: int, *, ends: bool = False) -> list[str]:
+        """Send so many bytes over each connection, to all at once; give what they answer."""
+
+        def send_one(place: int, sock: socket.socket) -> str:
             with self._path.open("rb") as file:
                 if size and sock.sendfile(file, place * size, size) != size:
                     raise BenchError(f"the file that is sent ends before byte {(place + 1) * size}")
             if not ends:
-                return b""
+                return ""
             sock.shutdown(socket.SHUT_WR)
-            with sock, sock.makefile("rb") as stream:
+            with sock, sock.makefile() as stream:
                 return stream.read()
 
         # A thread each, which is one system call for most of a GB: it costs next to no CPU time.

@@ -100,10 +100,9 @@ class Work:
 def measure(
     command: str,
     case: Case,
-    contenders: Sequence[str],
     rounds: int,
-    *,
     failed: dict[str, str],
+    *,
     budget: float = math.inf,
     done: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
@@ -117,7 +116,7 @@ def measure(
     began = clock()
     for number in range(rounds):
         round_began = clock()
-        for contender in contenders:
+        for contender in case.contenders:
             if contender not in failed:
                 try:
                     if not number:

@@ -66,7 +66,7 @@ class Meter:
         self.began = time.monotonic()
 
     def stop(self) -> dict[str, float]:
-        """Give what was used since: seconds, MiB, counts, and how late the timer was."""
+        """Give what was used since: seconds, % of a core, MiB, counts, and how late timers were."""
         elapsed = time.monotonic() - self.began
         thread, process = time.thread_time(), time.process_time()
         late = ranks("lateness", self._timer.stop()) if self._timer is not None else {}
@@ -78,6 +78,7 @@ class Meter:
             "elapsed": elapsed,
             "loop CPU": thread - self._thread,
             "process CPU": process - self._process,
+            "CPU": (process - self._process) / elapsed * 100,
             "memory": peak / 1024,
             **{name: getattr(usage, of) - getattr(self._usage, of) for name, of in _USED.items()},
             **late,

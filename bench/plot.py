@@ -21,8 +21,7 @@ from rich.console import Console
 
 from bench.console import say
 from bench.errors import BadInputError
-from bench.samples import Figures, read, show_number, size_in
-from bench.tables import SHOWN
+from bench.samples import SHOWN, Figures, read, show_number, size_in
 from bench.units import show_size
 
 _OURS: Final = "aiozc"
@@ -34,12 +33,6 @@ _FONT, _FONTS = "'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif"
 """The font that is measured, and those that a browser may take."""
 _FLOOR: Final = 0.01
 """Milliseconds, or percent; what is less is drawn here, where the scale is logarithmic."""
-_STYLES: Final = {_OURS: "-", "aiozc readiness": ":", "aiozc uvloop": "--"}
-_PANELS: Final = {
-    "time": "time",
-    "loop CPU": "CPU of the loop",
-    "process CPU": "CPU of the process",
-}
 
 
 def main(options: Namespace, notes: Console) -> int:
@@ -55,11 +48,11 @@ def main(options: Namespace, notes: Console) -> int:
 def draw(figures: Figures, into: Path, kind: str = "svg") -> dict[str, Path]:
     """Draw every picture that there are figures for; give the paths of the light ones."""
     drawn: dict[str, Path] = {}
-    for name in PICTURES:
+    for name in SHOWN["pictures"]:
         for suffix, look in (("", _LOOK["light"]), ("-dark", _LOOK["dark"])):
             with plt.rc_context(_LOOK["all"] | look):
-                spec = SHOWN["pictures"].get(name)
-                picture = _sizes(figures) if spec is None else _rows(spec, figures)
+                spec = SHOWN["pictures"][name]
+                picture = (_sizes if "panels" in spec else _rows)(spec, figures)
                 if picture is None:
                     continue
                 machine = figures.record.machine
@@ -73,9 +66,6 @@ def draw(figures: Figures, into: Path, kind: str = "svg") -> dict[str, Path]:
                     path.write_text(path.read_text().replace(_FONT, _FONTS))
                 drawn.setdefault(name, path)
     return drawn
-
-
-PICTURES: Final = ("sizes", *SHOWN["pictures"])
 
 
 def _figure(title: str, label: str, height: float, panels: int) -> tuple[Picture, list[Axes]]:
@@ -170,33 +160,30 @@ def _finding(spec: Mapping[str, Any], found: pd.DataFrame, cases: Sequence[str])
 # Lines over the size of the file.
 
 
-def _sizes(figures: Figures) -> Picture | None:
+def _sizes(spec: Mapping[str, Any], figures: Figures) -> Picture | None:
     """Draw how many times better than the standard library aiozc is, over the size."""
     small = figures.select("sendfile", "small: *[46] KiB, 1 conn.")
     points = pd.concat([small, figures.select("middle", "discards: *, 1 conn.")])
-    points = points[points["contender"].isin(_STYLES) & points["ratio"].lt(math.inf)]
+    points = points[points["contender"].isin(spec["styles"]) & points["ratio"].lt(math.inf)]
     points = points.assign(size=points["case"].map(size_in)).sort_values("size")
     points = points.drop_duplicates(["metric", "contender", "size"])
     ours = points[(points["metric"] == "time") & (points["contender"] == _OURS)]
     if ours.empty:
         return None
     first, worst = ours.iloc[0], ours.loc[ours["ratio"].idxmin()]
-    title = (
-        f"Of the time of sock_sendfile aiozc takes {show_number(1 / first['ratio'])}x for a cached "
-        f"file of {show_size(first['size'])}, and {show_number(1 / worst['ratio'])}x at the worst, "
-        f"for {show_size(worst['size'])}"
-    )
-    label = "times better than sock_sendfile, above the line; cached, 1 connection, peer discards"
-    picture, axes = _figure(title, label, 3.6, len(_PANELS))
+    told = {"best": show_number(1 / first["ratio"]), "small": show_size(first["size"])}
+    told |= {"worst": show_number(1 / worst["ratio"]), "large": show_size(worst["size"])}
+    title, panels, styles = spec["title"].format(**told), spec["panels"], spec["styles"]
+    picture, axes = _figure(title, spec["label"], 3.6, len(panels))
     picture.subplots_adjust(left=0.07, right=0.86, wspace=0.22)
-    for each, (metric, name) in zip(axes, _PANELS.items(), strict=True):
+    for each, (metric, name) in zip(axes, panels.items(), strict=True):
         each.set_title(name)
         each.set_xscale("log", base=2)
         each.set_yscale("log", base=2)
         each.axhline(1, color=_RC[_INK], linewidth=0.8)
         lines = points[points["metric"] == metric]
         for who, line in lines.groupby("contender"):
-            each.plot(line["size"], line["ratio"], _STYLES[who])
+            each.plot(line["size"], line["ratio"], styles[who])
         sizes = list(lines["size"].unique())
         shown = sizes[:: max(3, len(sizes) // 3)]
         each.set_xticks(shown, [show_size(size) for size in shown])

@@ -18,8 +18,8 @@ from bench.console import COMMANDS, DEFAULT, console_for_tables, make_progress, 
 from bench.contenders import CONTENDERS, like, program
 from bench.errors import BadInputError, BenchError, describe
 from bench.measure import Settings, Work, measure
-from bench.samples import Figures, Record, describe_machine, tell_machine
-from bench.tables import NOTE, overview, work_tables
+from bench.samples import SHOWN, Figures, Record, describe_machine, tell_machine
+from bench.tables import overview, work_tables
 
 _AMOUNTS = ("with", "quick", "full")
 """Keys of a row that hold what its function takes."""
@@ -96,10 +96,10 @@ def _who(
         if name and name not in CONTENDERS[kind]:
             known = ", ".join(CONTENDERS[kind])
             raise BadInputError(f"there is no {kind} {name!r}; there are {known}")
-    if asked != [""]:
-        names = [
-            name for name in (CONTENDERS[kind] if kind == "server" else names) if name in asked
-        ]
+    if asked != [""] and kind == "server":
+        names = [name for name in CONTENDERS[kind] if name in asked]
+    elif asked != [""]:
+        names = [name for name in names if name in asked]
     if first and names and first not in names:
         names.insert(0, first)
     return names, first or (names[0] if names and baseline not in names else baseline)
@@ -120,10 +120,10 @@ def _measure(
         done = partial(progress.update, task, advance=1, refresh=True)
         try:
             for case in work.cases(work, **work.how):
-                who = case.contenders
-                progress.reset(task, description=case.name, total=rounds * len(who))
+                total = rounds * len(case.contenders)
+                progress.reset(task, description=case.name, total=total)
                 record.samples += measure(
-                    name, case, who, rounds, failed=failed, budget=budget, done=done
+                    name, case, rounds, failed=failed, budget=budget, done=done
                 )
         except BadInputError:
             raise
@@ -133,12 +133,11 @@ def _measure(
 
 def _tell(name: str, record: Record, settings: Settings, out: Console, notes: Console) -> None:
     """Say what has to be said beside the tables."""
-    told = [NOTE]
+    told = [SHOWN["note"]]
     told += [f"{who}: {what}." for who, what in COMMANDS[name].get("remarks", {}).items()]
     told += [f"{who}: not measured: {reason}" for who, reason in record.missing.items()]
     if (fleet := settings.shared.get("fleet")) is not None and fleet.unchecked:
         told.append(f"The receiver told no hash for {', '.join(fleet.unchecked)}.")
-    for line in told:
-        out.print(line, markup=False, highlight=False)
+    out.print("\n".join(told), markup=False, highlight=False)
     for who, reason in record.failed.items():
         say(notes, reason if reason.startswith(who) else f"{who}: {reason}")

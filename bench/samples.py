@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ import aiozc
 from bench.errors import BadInputError
 from bench.units import parse_size
 
+SHOWN: Final = tomllib.loads(Path(__file__).with_name("tables.toml").read_text())
 SCHEMA: Final = "aiozc-bench/1"
 _DIGITS: Final = 4
 
@@ -81,9 +83,8 @@ def _short(value: float) -> float:
 
 def read(paths: Sequence[Path]) -> Record:
     """Read the records in files, as one; raise BadInputError where one is something else."""
-    records = [_read_one(path) for path in paths]
-    whole = records[0]
-    for record in records[1:]:
+    whole, *others = map(_read_one, paths)
+    for record in others:
         for part in fields(Record)[1:]:
             mine, theirs = getattr(whole, part.name), getattr(record, part.name)
             setattr(whole, part.name, mine + theirs if isinstance(mine, list) else mine | theirs)
@@ -136,16 +137,6 @@ def _version(package: str) -> str | None:
 
 # Figures: medians, spreads and ratios, for every table, picture and comparison.
 
-_MORE: Final = {
-    *("throughput", "requests", "bytes per call", "client with least", "client with most"),
-    *("streams", "flood"),
-}
-"""The metrics of which more is better."""
-_NEITHER: Final = {
-    *("short reads", "short writes", "mean short read", "mean short write"),
-    *("sends", "completions", "copies"),
-}
-"""Counts, of which neither is."""
 KEY: Final = ["command", "case", "contender", "metric"]
 
 
@@ -198,9 +189,9 @@ def _summarize(record: Record) -> Any:
 
 def ratio(metric: str, base: float, value: float) -> float:
     """Say how many times better than the base a value is."""
-    if metric in _NEITHER or math.isnan(base):
+    if metric in SHOWN["metrics"]["neither"] or math.isnan(base):
         return math.nan
-    worse, good = (value, base) if metric in _MORE else (base, value)
+    worse, good = (value, base) if metric in SHOWN["metrics"]["more"] else (base, value)
     if good == 0:
         return 1.0 if worse == 0 else math.inf
     return worse / good

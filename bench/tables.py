@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tomllib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -22,6 +21,7 @@ from bench.measure import Work
 from bench.processes import importing_bench
 from bench.samples import (
     KEY,
+    SHOWN,
     Figures,
     ratio,
     read,
@@ -32,11 +32,6 @@ from bench.samples import (
 )
 
 HERE: Final = Path(__file__).parent
-SHOWN: Final[dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
-NOTE: Final = (
-    "Each number is a median over the rounds; a ratio is the median of the rounds' ratios to the "
-    "baseline: how many times better (less time, more throughput). GB is 10^9 bytes."
-)
 _WIDE: Final = 170
 _WORDS: Final = {"", "command", "case", "contender", "metric", "it is", "it is "}
 """The headings of columns that hold no numbers."""
@@ -234,7 +229,8 @@ def results(figures: Figures, drawn: Sequence[str]) -> str:
         tables = [markdown(figures, name) for name in part["tables"]]
         if any(tables):
             parts.append(f"## {title}")
-            parts += [_picture(name) for name in part.get("pictures", ()) if name in drawn]
+            pictures = [name for name in part.get("pictures", ()) if name in drawn]
+            parts += [SHOWN["picture"].format(name=name) for name in pictures]
             parts += filter(None, tables)
     if wrong := {**record.missing, **record.failed}:
         parts.append("## Not measured")
@@ -242,11 +238,6 @@ def results(figures: Figures, drawn: Sequence[str]) -> str:
     machine = record.machine | {"date": record.machine["date"][:10]}
     commands = "\n".join(record.commands)
     return str(SHOWN["text"]).format(**machine, parts="\n\n".join(parts), commands=commands)
-
-
-def _picture(name: str) -> str:
-    dark = f'<source media="(prefers-color-scheme: dark)" srcset="results/{name}-dark.svg">'
-    return f'<picture>{dark}<img alt="{name}" src="results/{name}.svg"></picture>'
 
 
 def record(options: Namespace, notes: Console) -> int:
@@ -287,8 +278,7 @@ def compare(options: Namespace, _: Console) -> int:
     for key in ("kernel", "python", "cpus", "cpu", "uvloop", "liburing", "backend"):
         a, b = (machine.get(key) for machine in machines)
         told += [] if a == b else [f"The runs differ in {key}: {a}, {b}."]
-    for line in told:
-        out.print(line, markup=False, highlight=False)
+    out.print("\n".join(told), markup=False, highlight=False)
     return 0
 
 

@@ -60,8 +60,7 @@ def serve(
             crowd.ask("begin", timer=True, period=_PERIOD)
             watch.look(duration)
             spent = crowd.ask("end")
-            counts.append(sink.counts_of(whom["clients"]))
-            spent["CPU"] = _percent(spent)
+            counts.append(sink.counts(whom["clients"]))
             found |= {f"{part} {metric}": value for metric, value in spent.items()}
         crowd.ask("stop")
     came = zip(*counts, strict=True)
@@ -110,14 +109,10 @@ def mixes(work: Work, **how: Any) -> Iterator[Case]:
             spent = crowd.ask("end")
             sent = sum(fast.counts())
             crowd.ask("stop")
-        return {**waits, "process CPU": _percent(spent), "streams": sent / spent["elapsed"] / 1e9}
+        return {**waits, "process CPU": spent["CPU"], "streams": sent / spent["elapsed"] / 1e9}
 
     checks = fleet.checks(sink.ready, sink.check)
     yield work.case(f"for {plan.seconds:g} s", fleet.present(work), turn, **checks)
-
-
-def _percent(spent: dict[str, Any]) -> float:
-    return float(spent["process CPU"] / spent["elapsed"] * 100)
 
 
 # What processes of their own do: a sender that has many to send to, and who asks for small answers.

@@ -170,7 +170,7 @@ def flood(work: Work, *, slow: int, seconds: float, large: str) -> Iterator[Case
             flooding = pool.submit(site.drive, _FLOOD, 16, {}, name)
             small = site.drive(_SMALL, 1, {}, name)
             flooded = flooding.result()
-            readers.counts_of(slow)
+            readers.counts(slow)
         return {
             "wait p50": small["latency p50"],
             "wait p99": small["latency p99"],

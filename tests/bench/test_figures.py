@@ -59,7 +59,7 @@ def case_of(values: Mapping[str, list[float]], **more: object) -> Case:
 def test_contenders_take_turns_round_by_round() -> None:
     case = case_of({"A": [1, 4], "B": [2, 5], "C": [3, 6]})
 
-    samples = list(measure("send", case, case.contenders, 2, failed={}))
+    samples = list(measure("send", case, 2, failed={}))
 
     assert tuple(samples[0]) == ("send", "a: case", "A", 0, "time", "us", 1)
     assert [(sample.contender, sample.round, sample.value) for sample in samples] == [
@@ -77,7 +77,7 @@ def test_a_round_begins_only_while_it_fits_the_budget(budget: float, rounds: int
         now += 1.5
 
     limits = {"budget": budget, "done": done, "clock": lambda: now}
-    samples = list(measure("send", case, "AB", 7, failed={}, **limits))  # type: ignore[arg-type]
+    samples = list(measure("send", case, 7, failed={}, **limits))  # type: ignore[arg-type]
 
     assert len(samples) == 2 * rounds
 
@@ -94,12 +94,12 @@ def test_one_that_fails_is_named_but_if_its_peer_has_that_is_raised(peer: str) -
             raise BenchError("the receiver is dead")
 
     failed: dict[str, str] = {}
-    case = case_of({}, turn=turn, check_peers=check_peers)
+    case = case_of({}, contenders="AB", turn=turn, check_peers=check_peers)
     if peer == "dead":
         with pytest.raises(BenchError, match="the receiver is dead"):
-            list(measure("send", case, "AB", 3, failed=failed))
+            list(measure("send", case, 3, failed=failed))
     else:
-        samples = list(measure("send", case, "AB", 3, failed=failed))
+        samples = list(measure("send", case, 3, failed=failed))
         assert failed == {"B": "it sent 3 bytes in place of 4"}
         assert [sample.contender for sample in samples] == ["A"] * 3
 

@@ -6,8 +6,7 @@ import pytest
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from bench.errors import BadInputError
-from bench.plot import PICTURES
-from bench.samples import Figures, Record, Sample, read
+from bench.samples import SHOWN, Figures, Record, Sample, read
 from bench.tables import HERE, markdown, results, with_tables
 from tests.bench.conftest import Bench
 
@@ -97,10 +96,10 @@ def test_results_pictures_and_the_readme_are_written_from_records(
     assert told.startswith("before\n<!-- bench:sendfile -->\n|  | sock_sendfile | aiozc |")
     assert told.endswith("|\n<!-- /bench -->\nafter\n")
     drawn = {path.stem: path.read_text() for path in (tmp_path / "results").iterdir()}
-    assert drawn.keys() == {*PICTURES, *(f"{name}-dark" for name in PICTURES)}
+    assert drawn.keys() == {*SHOWN["pictures"], *(f"{name}-dark" for name in SHOWN["pictures"])}
     assert all(len(picture) < 100_000 for picture in drawn.values())
     assert "takes 0.50x" in drawn["sizes"]
-    assert all(f'src="results/{name}.svg"' in page for name in PICTURES)
+    assert all(f'src="results/{name}.svg"' in page for name in SHOWN["pictures"])
 
 
 def test_what_pictures_cannot_be_made_of_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_a_table_that_is_not_known_is_refused() -> None:
 def test_the_readme_and_results_are_those_of_the_recorded_samples() -> None:
     figures = Figures(read(RECORDED))
     readme, page = HERE.parent / "README.md", HERE / "RESULTS.md"
-    drawn = [name for name in PICTURES if (HERE / "results" / f"{name}.svg").exists()]
+    drawn = [name for name in SHOWN["pictures"] if (HERE / "results" / f"{name}.svg").exists()]
 
     assert with_tables(readme.read_text(), figures) == readme.read_text()
     assert results(figures, drawn) == page.read_text()

@@ -162,7 +162,7 @@ def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_
 
         failed: dict[str, str] = {}
         case = Case("a: case", {"elapsed": "s"}, ["sendfile", name], turn, check_peers=sink.check)
-        turns = measure("send", case, case.contenders, 2, failed=failed)
+        turns = measure("send", case, 2, failed=failed)
         if name == "send_for_ever":
             with pytest.raises(BenchError, match=told):
                 list(turns)

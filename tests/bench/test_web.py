@@ -126,11 +126,11 @@ def test_a_flood_shows_what_a_small_request_waits_beside_it(recorded: Recorded) 
     with socket.create_server(("127.0.0.1", 0)) as listener, SinkProcess(pace=10**6) as slow:
         slow.ask("ask_for", port=listener.getsockname()[1], path="/file", count=3)
         served = [listener.accept()[0] for _ in range(3)]
-        slow.counts_of(3)
+        slow.counts(3)
         for one in served[1:]:
             one.shutdown(socket.SHUT_WR)
             one.close()
         slow.wait_counts(lambda counts: len(counts) == 1)
         with pytest.raises(BenchError, match="2 clients were given up"):
-            slow.counts_of(3)
+            slow.counts(3)
         served[0].close()
