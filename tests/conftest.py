@@ -171,14 +171,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(autouse=True)
-def chains_pay_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def chains_pay_early() -> Iterator[None]:
     """Have files of more than 256 KiB go by chains, so that both ways are tested by small ones.
 
     Tests of where bytes go have a fixture of the same name, and so the figures that were measured.
     """
-    monkeypatch.setattr(route, "CHAINS_PAY", 256 * KIB)
-    for module in (route, offering, sendfile):
-        monkeypatch.setattr(module, "SHARE", 256 * KIB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(route, "CHAINS_PAY", 256 * KIB)
+        for module in (route, offering, sendfile):
+            patch.setattr(module, "SHARE", 256 * KIB)
+        yield
 
 
 @pytest.fixture(autouse=True)

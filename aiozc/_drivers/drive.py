@@ -13,7 +13,7 @@ from aiozc._errors import lacks_descriptors
 from aiozc._resources.records import Original, Record
 from aiozc._runtime.hosts import running_loop, shielded, sleep
 from aiozc._transfers.sendfile import Sendfile
-from aiozc._transfers.steps import Give, Splice, Step, Transfer
+from aiozc._transfers.steps import Give, Offer, Splice, Step, Transfer
 
 
 class _ScarceError(Exception):
@@ -218,7 +218,13 @@ async def _run(engine: Engine, record: Record, transfer: Transfer) -> None:
             engine.at_once.give_back(_unused(at_once, chain[0], results[0]))
             transfer.advance(chain, results)
         else:
-            results, cancellation = await engine.run(record, chain)
+            try:
+                results, cancellation = await engine.run(record, chain)
+            except BaseException:
+                # Thrown away; what an Offer has sent is known all the same.
+                if isinstance(chain[0], Offer) and record.told is not None:
+                    transfer.advance(chain, record.told)
+                raise
             transfer.advance(chain, results)
             if cancellation is not None:
                 raise cancellation

@@ -152,6 +152,11 @@ class AtOnce:
             self.give_back(place.length + CALL)
         place.go_on = None
 
+    def forget(self) -> None:
+        """In a forked child: who waits is the parent's."""
+        self._small.clear()
+        self._large.clear()
+
     def _renew_later(self, loop: Loop) -> None:
         if not self._renewing:
             self._renewing = True

@@ -263,6 +263,7 @@ class Engine:
         except BaseException:
             # The coroutine will not come back: the chain ends without it.
             self._stop(run)
+            record.told = run.results if run.ended else None
             raise
         return Outcome(run.results, cancellation)
 
@@ -472,6 +473,7 @@ class Engine:
         """In a forked child: give up the copies of what is the parent's."""
         self.closing = True
         self.polls.close()
+        self.at_once.forget()
         self._passing.forget()
         self._offering.forget()
         self._waits.forget()

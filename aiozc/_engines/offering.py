@@ -7,7 +7,9 @@ objects are looked at as for messages, see `passing.py`: our duplicates are sent
 byte goes astray meanwhile.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from aiozc._engines.at_once import Place
 from aiozc._engines.backend import Port, Run
@@ -99,13 +101,25 @@ class _Offering:
     def _woken(self) -> None:
         """There is room again."""
         if self._place is None:
-            self._choose_offer()
-            self._go_on()
+            with self._told_of_errors():
+                self._choose_offer()
+                self._go_on()
 
     def _granted(self) -> None:
         self._place = None
-        if self._send(min(self._offer, self._left)):
-            self._go_on()
+        with self._told_of_errors():
+            if self._send(min(self._offer, self._left)):
+                self._go_on()
+
+    @contextlib.contextmanager
+    def _told_of_errors(self) -> Iterator[None]:
+        """Have the record tell of an error where nobody else is there to be told."""
+        try:
+            yield
+        except Exception as error:
+            self._run.record.fault = error
+            if self._run.number in self._under_way:
+                self.end(-errno.ECANCELED)
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""

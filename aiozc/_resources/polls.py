@@ -127,13 +127,22 @@ class Polls:
             self._epoll.unregister(watch.fd)
 
     def call_ready(self) -> None:
-        """Tell of what is new. None of those told is in the midst of anything."""
+        """Tell of what is new. None of those told is in the midst of anything.
+
+        What one of them raises is raised when all have been told: an edge comes once.
+        """
+        raised: BaseException | None = None
         for fd, events in self._epoll.poll(0, MOST):
             for watch in tuple(self._watches.get(fd, ())):
                 # An error or a hang-up is for both to see.
                 if events & ~(select.EPOLLOUT if watch.event == select.POLLIN else _READ):
                     watch.more = watch.more or bool(events & _MORE)
-                    watch.tell()
+                    try:
+                        watch.tell()
+                    except BaseException as error:
+                        raised = raised or error
+        if raised is not None:
+            raise raised
 
     def close(self) -> None:
         """Close it, or a forked child's copy of it."""

@@ -112,7 +112,7 @@ class Original:
         """Raise OSError (EBADF) where the caller's object is no longer the same open file."""
         try:
             same = self._is_same(self._holder.fileno())
-        except (OSError, ValueError):
+        except Exception:  # the caller's object may raise anything
             same = False
         if not same:
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
@@ -127,7 +127,7 @@ class Original:
         """Return whether the caller's object says that it is closed, or elsewhere: a quick look."""
         try:
             return self._holder.fileno() != self._number
-        except (OSError, ValueError):
+        except Exception:
             return True
 
     def ask(self) -> tuple[Ask, object]:
@@ -385,12 +385,13 @@ class Record:
     come back for it; `fault` is what a look at it found, for the coroutine to raise; `loan`
     is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends;
     `held` is what was received and not sent, where that is in memory; `may_let_go`: its transfer
-    can wait for its peer without the duplicates.
+    can wait for its peer without the duplicates; `told`: the results of a chain whose coroutine was
+    thrown away, where it has ended.
     """
 
     __slots__ = (
         *("_pipes", "abandoned", "busy", "fault", "held", "loan", "may_let_go", "pipe", "source"),
-        *("target", "watches"),
+        *("target", "told", "watches"),
     )
 
     def __init__(
@@ -400,6 +401,7 @@ class Record:
         self.busy = False
         self.abandoned = False
         self.may_let_go = False
+        self.told: list[int] | None = None
         self.fault: Exception | None = None
         self.pipe: Pipe | None = None
         self.loan = loan

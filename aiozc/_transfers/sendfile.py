@@ -215,7 +215,7 @@ class Sendfile:
         """
         state, before = self.state, self.position
         self._none_sent = 0
-        if isinstance(chain[0], Offer):
+        if isinstance(chain[0], Offer) and results:
             self._offered(*results)
         for step, result in zip(chain, results, strict=False):
             if isinstance(step, PollOut):

@@ -92,9 +92,12 @@ async def await_it(awaitable: Awaitable[Any]) -> None:
 async def test_a_transfer_thrown_away_as_its_chain_ends_leaves_no_byte_to_the_next(
     connect: Connect, make_file: MakeFile
 ) -> None:
-    first, _ = connect(socket.AF_UNIX, limit=0, sndbuf=64 * KIB)
+    first, far = connect(socket.AF_UNIX, limit=0, sndbuf=64 * KIB)
     thrown_away = aiozc.loop_sendfile(first, make_file(b"A" * MIB))
-    await asyncio.create_task(await_it(ClosedAtItsFirstWakeUp(thrown_away)))
+    throwing = asyncio.create_task(await_it(ClosedAtItsFirstWakeUp(thrown_away)))
+    await turns(5)
+    far.allow(None)
+    await throwing
     content = pattern(2 * MIB)
     sock, receiver = connect(socket.AF_UNIX)
     assert await aiozc.loop_sendfile(sock, make_file(content)) == len(content)
@@ -134,7 +137,7 @@ async def test_an_aclose_that_is_cancelled_leaves_a_reactor_that_works(
     sock, receiver = connect(limit=0, sndbuf=64 * KIB, rcvbuf=64 * KIB)
     sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(pattern(4 * MIB))))
     reactor = aiozc.get_reactor()
-    await until(lambda: reactor.statistics().polls > 0)
+    await until(lambda: reactor.statistics().chains > 0)
     with monkeypatch.context() as patch:
         patch.setattr(reactor._engine, "_stop", lambda _: None)
         closing = asyncio.create_task(reactor.aclose())

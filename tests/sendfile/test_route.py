@@ -9,6 +9,7 @@ import socket
 import pytest
 
 import aiozc
+from aiozc._engines import at_once
 from aiozc._transfers.route import CHAINS, CHAINS_PAY
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
@@ -131,6 +132,74 @@ async def test_a_file_cut_while_its_peer_is_waited_for_ends_the_transfer_with_wh
     sent = await sending
     sock.close()
     assert len(await receiver.wait_end()) == sent < len(CONTENT)
+
+
+async def test_an_error_of_our_own_at_a_wake_up_is_the_transfers(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory, for one: nobody but the coroutine could be told."""
+    sock, receiver = connect(limit=1, sndbuf=64 * KIB, rcvbuf=64 * KIB)
+    sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(CONTENT[: 2 * MIB])))
+    await receiver.wait_arrived(1)
+    await turns(5)
+
+    def fail(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(at_once.AtOnce, "send", fail)
+    receiver.allow(None)
+    assert isinstance(await outcome_of(sending), MemoryError)
+
+
+class Fickle:
+    """A socket's number, until it is told to raise."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.raises = False
+        self._sock = sock
+
+    def fileno(self) -> int:
+        if self.raises:
+            raise RuntimeError("fickle")
+        return self._sock.fileno()
+
+
+async def test_a_socket_object_that_raises_ends_its_own_transfer_and_no_other(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    content = CONTENT[: 2 * MIB]
+    ends = [connect(limit=1, sndbuf=64 * KIB, rcvbuf=64 * KIB) for _ in range(8)]
+    holders = [Fickle(sock) for sock, _ in ends]
+    sending = [
+        asyncio.create_task(aiozc.loop_sendfile(holder, make_file(content, again=True)))
+        for holder in holders
+    ]
+    for _, receiver in ends:
+        await receiver.wait_arrived(1)
+    await turns(5)
+    holders[0].raises = True
+    for _, receiver in ends:
+        receiver.allow(None)
+    outcomes = [await outcome_of(task) for task in sending]
+    assert isinstance(outcomes[0], OSError)
+    assert outcomes[1:] == [len(content)] * 7
+
+
+async def test_a_transfer_that_is_thrown_away_leaves_the_position_at_what_was_sent(
+    connect: Connect, make_file: MakeFile
+) -> None:
+    sock, receiver = connect(socket.AF_UNIX, limit=1, sndbuf=64 * KIB)
+    file = make_file(CONTENT[: 2 * MIB])
+    sending = aiozc.loop_sendfile(sock, file)
+    sending.send(None)
+    await receiver.wait_arrived(1)
+    receiver.allow(MIB)
+    await receiver.wait_arrived(MIB)
+    sending.close()
+    position = file.tell()
+    sock.close()
+    receiver.allow(None)
+    assert len(await receiver.wait_end()) == position > MIB
 
 
 async def test_cancelled_while_its_peer_is_waited_for_nothing_more_is_sent(

@@ -288,3 +288,11 @@ def test_polls_that_come_true_for_nothing_are_followed_by_longer_and_longer_paus
         transfer.advance(chain, results)
     assert pauses == [0, 1, 2, 3]
     assert transfer.done
+
+
+def test_an_offer_of_which_nothing_is_told_is_an_offer_still() -> None:
+    """As in a forked child, whose parent it is that sends."""
+    transfer = Sendfile(0, 1000)
+    chain = transfer.next_chain(0, 6)
+    transfer.advance(chain, [])
+    assert (transfer.position, transfer.next_chain(0, 6)) == (0, chain)
