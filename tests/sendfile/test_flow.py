@@ -349,7 +349,10 @@ async def test_the_first_in_the_queue_gets_its_turn_whatever_it_wants_of_it() ->
 async def test_of_many_transfers_with_equal_peers_none_has_less_than_half_of_the_mean(
     each_backend: str, make_file: MakeFile
 ) -> None:
-    """More than a turn of the loop can serve: all read as much as they find in each round."""
+    """More than a turn of the loop can serve: all read as much as they find in each round.
+
+    A socket takes 200 KiB when it has room: the mean is of several such.
+    """
     content = pattern(2 * MIB)
     file = make_file(content, again=True)
     arrived = [0] * 300
@@ -366,11 +369,11 @@ async def test_of_many_transfers_with_equal_peers_none_has_less_than_half_of_the
                         chunk = far.recv(64 * KIB)
                         assert content.startswith(chunk, arrived[number])
                         arrived[number] += len(chunk)
-                if sum(arrived) > len(arrived) * 300 * KIB:
+                if sum(arrived) > len(arrived) * 900 * KIB:
                     break
             for task in sending:
                 task.cancel()
             await asyncio.wait(sending)
     mean = sum(arrived) / len(arrived)
-    assert mean > 300 * KIB
+    assert mean > 900 * KIB
     assert min(arrived) > mean / 2
