@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -17,6 +17,7 @@ from bench.measure import Settings, Work
 from bench.processes import importing_bench
 from bench.samples import Record, read
 
+CASES: Final = tomllib.loads(Path(__file__).with_name("cases.toml").read_text())
 Bench = Callable[..., tuple[int, str, str]]
 """Runs a command in this process; gives its exit status, and what it wrote to both outputs."""
 Recorded = Callable[..., tuple[Record, str]]
@@ -30,16 +31,9 @@ def hear_sigint() -> None:
 
 def start_python(*arguments: str, **how: Any) -> subprocess.Popen[str]:
     """Start a Python that finds this benchmark, whose outputs are read."""
-    how = {"env": importing_bench(), **how}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=hear_sigint,
-        text=True,
-        **how,
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    how = {"env": importing_bench(), "preexec_fn": hear_sigint, "text": True, **pipes, **how}
+    return subprocess.Popen([sys.executable, *arguments], **how)
 
 
 def work_of(tmp_path: Path, *contenders: str, kind: str = "sender") -> Work:

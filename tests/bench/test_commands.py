@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -15,32 +16,17 @@ from bench.console import COMMANDS
 from bench.ends import SinkProcess
 from bench.processes import importing_bench
 from bench.samples import work_of
-from tests.bench.conftest import Bench, Recorded, start_python
-
-WHO = ("sock_sendfile", "aiozc readiness")
+from tests.bench.conftest import CASES, Bench, Recorded, start_python
 
 
-@pytest.mark.parametrize(
-    ("arguments", "works", "contenders", "metric"),
-    [
-        ("sendfile --targets", 4, {*WHO, "os.sendfile alone"}, "lateness max"),
-        ("middle", 2, {*WHO}, "process CPU"),
-        ("pace --only small", 1, {*WHO[1:]}, "steady CPU"),
-        ("relay", 3, {"streams", "aiozc readiness", "no proxy"}, "throughput"),
-        ("recvfile", 2, {"recv_into, write", "aiozc readiness"}, "lateness p99"),
-        ("send --only linked --senders read+write", 1, {"read+write"}, "calls"),
-        ("calls", 1, {"sock_sendfile"}, "time"),
-        ("zc --only once", 1, {"memory", "MSG_ZEROCOPY"}, "throughput"),
-    ],
-)
-def test_a_command_measures_shows_and_records(
-    arguments: str, works: int, contenders: set[str], metric: str, recorded: Recorded
-) -> None:
+@pytest.mark.parametrize("case", CASES["commands"], ids=lambda case: case["arguments"])
+def test_a_command_measures_shows_and_records(case: dict[str, Any], recorded: Recorded) -> None:
+    arguments, works, metric = case["arguments"], case["works"], case["metric"]
     record, out = recorded(*arguments.split())
 
     assert len(record.works) == len({work_of(*sample[:2]) for sample in record.samples}) == works
     ringed = {"aiozc", "zc", "zc uvloop"}  # where a ring can be had
-    assert {sample.contender for sample in record.samples} - ringed == contenders
+    assert {sample.contender for sample in record.samples} - ringed == set(case["contenders"])
     assert any(sample.metric == metric and sample.value > 0 for sample in record.samples)
     assert metric in " ".join(out.split())
     assert record.machine["cpus"] >= 1
@@ -100,35 +86,9 @@ def test_bad_input_is_one_sentence_and_status_2(bench: Bench, tmp_path: Path) ->
     (tmp_path / "empty").touch()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = f"127.0.0.1:{listener.getsockname()[1]}"
-    cases = {
-        "no-such-command": "there is no command",
-        "--quick send": "unrecognized arguments",
-        "--only no-such-work": "there is no work 'no-such-work', but small",
-        "relay --only small": "there is no work 'small', but stream",
-        "recvfile --awake 1": "unrecognized arguments",
-        "--rounds 0": "'0' is no whole number",
-        "--awake -1": "--awake",
-        "--dir /no/such/directory": "is not a directory",
-        "--json /no/such/directory/file": "is not a directory",
-        f"--json {tmp_path}": "is a directory",
-        f"send no-such-host.invalid:9 {__file__}": "there is no host",
-        f"send {closed} {__file__}": "takes no connections: Connection refused",
-        f"send 127.0.0.1:x {__file__}": "is no HOST:PORT",
-        f"send {tmp_path / 'nothing'}": "No such file or directory",
-        f"send {tmp_path / 'empty'}": "is empty",
-        f"send {tmp_path}": "Is a directory",
-        "send --size 4X": "'4X' is no size",
-        "send --times none": "'none' is no whole number",
-        f"send {__file__} --size 1G": "bytes, not 1073741824",
-        "send --senders carrier-pigeon": "there is no sender 'carrier-pigeon'",
-        "send --size 4K --only sizes": "--only is for",
-        "flood --servers pigeon": "there is no server 'pigeon'",
-        "sink --port 70000": "there is no port 70000",
-        "sink --host 192.0.2.1": "cannot listen on 192.0.2.1:9999",
-        f"plot {tmp_path / 'nothing'}": "cannot be read",
-        f"compare {__file__} {__file__}": "is not lines of JSON",
-    }
-    for arguments, told in cases.items():
+    parts = {"tmp": tmp_path, "here": __file__, "closed": closed}
+    for asked, told in CASES["refusals"].items():
+        arguments = asked.format(**parts)
         status, _, err = bench(*arguments.split())
         assert (arguments, status) == (arguments, 2)
         assert (err[:7], err.count("\n")) == ("bench: ", 1)

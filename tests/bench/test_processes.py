@@ -14,20 +14,14 @@ from typing import Any
 
 import pytest
 
-from bench.commands.receive import (
-    SERVER,
-    Proxy,
-    pass_through,
-    start_proxy,
-    take_upload,
-)
+from bench.commands.receive import SERVER, Proxy, pass_through, start_proxy, take_upload
 from bench.contenders import CONTENDERS
 from bench.ends import MARK, SinkProcess, source_of
 from bench.errors import BenchError
 from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
-from tests.bench.conftest import Recorded, start_python, work_of
+from tests.bench.conftest import CASES, Recorded, start_python, work_of
 from tests.kit.faults.liars import liar
 
 SIZE = 300_000
@@ -177,19 +171,15 @@ def test_an_upload_is_the_file_that_was_sent_and_is_measured(tmp_path: Path) -> 
             assert ("lateness max" in turn) is timer
 
 
-LIES = {"lose_a_byte_of": "wrote 299999 bytes", "double_a_byte_of": "wrote 300001 bytes"}
-LIES |= {"say_less_of": "says it received 299999"}
-
-
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize(("name", "told"), CASES["uploads"].items())
 def test_an_upload_that_is_not_whole_is_caught(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = make_file(tmp_path / "file", SIZE)
     monkeypatch.setitem(CONTENDERS["uploader"], name, liar(name))
     with (
         source_of(file) as source,
         start("uploader", name, SERVER) as uploader,
-        pytest.raises(BenchError, match=LIES[name]),
+        pytest.raises(BenchError, match=told),
     ):
         take_upload(uploader, source, tmp_path / "received", SIZE)

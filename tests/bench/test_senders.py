@@ -5,12 +5,12 @@ import os
 import posix
 import signal
 import socket
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,7 +27,7 @@ from bench.processes import Helper
 from bench.scratch import hash_of, make_file
 from bench.senders.lanes import Lane, counted
 from bench.senders.worker import Worker
-from tests.bench.conftest import work_of
+from tests.bench.conftest import CASES, work_of
 from tests.kit.faults.liars import liar
 
 SENDERS = CONTENDERS["sender"]
@@ -72,23 +72,17 @@ def test_calls_and_what_was_short_are_counted_with_what_it_moved(tmp_path: Path)
 def test_each_call_that_an_awaited_sender_makes_is_counted_once(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-
-    def watched(name: str, original: Callable[..., int]) -> Callable[..., int]:
-        def call(*arguments: Any, **more: Any) -> int:
-            made.extend(name.split())
-            return original(*arguments, **more)
-
-        return call
+    copies, made = Mock(), []
 
     def watched_copier(size: int) -> Any:
-        read, copy = copier(size)
-        return read, watched("preadv2 send", copy)
+        read, copies.side_effect = copier(size)
+        return read, copies
 
     monkeypatch.setenv("AIOZC_BACKEND", "readiness")
     for mover in ("sendfile", "splice", "preadv", "pwritev", "pread", "pwrite", "readv", "writev"):
         for module in (os, posix):
-            monkeypatch.setattr(module, mover, watched(mover, getattr(module, mover)))
+            made.append(Mock(side_effect=getattr(module, mover)))
+            monkeypatch.setattr(module, mover, made[-1])
     monkeypatch.setattr(at_once, "copier", watched_copier)
     file = str(make_file(tmp_path / "file", size))
     plan = {"paths": [file], "size": size, "warm_file": file, "times": 5, "count": True}
@@ -96,8 +90,9 @@ def test_each_call_that_an_awaited_sender_makes_is_counted_once(
         worker = Worker(channel, asdict(SENDERS[name]))
         found = asyncio.run(worker.send(address=sink.ready, **plan))
 
-    assert found["calls"] == len(made) > 0
-    assert found["bytes per call"] == 5 * size / len(made)
+    calls = 2 * copies.call_count + sum(mover.call_count for mover in made)  # preadv2 and send
+    assert found["calls"] == calls > 0
+    assert found["bytes per call"] == 5 * size / calls
 
 
 def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
@@ -129,17 +124,7 @@ def test_every_sender_here_sends_every_byte_and_tells_what_it_took(
         assert fleet.unchecked == []
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("lose_a_byte", "the receiver got 9998 bytes in place of 10000"),
-        ("double_a_byte", "the receiver got 10002 bytes in place of 10000"),
-        ("turn_a_byte", "the receiver's bytes are not those of the file, by their hash"),
-        ("say_less", "it says it sent 4999 bytes in place of 5000"),
-        ("sleep_for_ever", "sleep_for_ever process ended too early, with status -9"),
-        ("send_for_ever", "the receiver process ended too early, with status -9"),
-    ],
-)
+@pytest.mark.parametrize(("name", "told"), CASES["liars"].items())
 def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_reports(
     name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,17 +189,9 @@ def test_a_receiver_of_slow_clients_that_dies_is_what_the_error_names(
         serve("sock_sendfile", file, 400_000, 5, 5, clients=2)
 
 
-@pytest.mark.parametrize(
-    ("answer", "told"),
-    [
-        (b"abcdabce", "an answer is not what was asked for"),
-        (b"abceabce", "an answer is not what was asked for, by its hash"),
-        (b"abcdabcdabcd", "an answer is not what was asked for"),
-        (b"abcd", "the server has closed a connection"),
-    ],
-)
+@pytest.mark.parametrize(("answer", "told"), CASES["answers"].items())
 def test_a_server_of_small_requests_that_loses_doubles_or_turns_bytes_is_caught(
-    answer: bytes, told: str, tmp_path: Path
+    answer: str, told: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"abcd")
     asked = {"connections": 1, "rate": 1000, "seconds": 0.002, "size": 4}
@@ -222,7 +199,7 @@ def test_a_server_of_small_requests_that_loses_doubles_or_turns_bytes_is_caught(
         requests.begin("run", **asked, sha256=hash_of(tmp_path / "file"))
         with socket.create_connection(requests.ready) as sock:
             assert sock.recv(1) + sock.recv(1) == b"??"
-            sock.sendall(answer)
+            sock.sendall(answer.encode())
             sock.shutdown(socket.SHUT_WR)
             with pytest.raises(BenchError, match=f"the client failed: {told}"):
                 requests.hear()

@@ -15,26 +15,8 @@ from bench.scratch import make_file
 from bench.web.commands import upload
 from tests.bench.conftest import Bench, Recorded
 
-WRK = """#!/bin/sh
-for url; do :; done
-case "$*" in *"-H"*) range="-r 4096-8191" ;; esac
-curl -s -f $range -o /dev/null "$url" || exit 1
-echo '{"microseconds": 2000000, "requests": 10, "bytes": 40960, "p50": 1500, "p99": 2500,' \\
-    '"errors": 0}' >&2
-"""
-LIAR = """
-import http.server, subprocess, sys
-subprocess.Popen(['sleep', '1000'])
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(bytes(4096))
-    def do_PUT(self):
-        self.send_response(500)
-        self.end_headers()
-http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
-"""
+HERE = Path(__file__).parent
+LIAR = (HERE.parent / "kit" / "faults" / "lying_server.py").read_text()
 
 
 def server_of(path: Path, program: str) -> Contender:
@@ -43,14 +25,10 @@ def server_of(path: Path, program: str) -> Contender:
 
 
 @pytest.fixture(autouse=True)
-def wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a wrk that asks once, by a real client, and makes figures up."""
-    path = tmp_path / "bin" / "wrk"
-    path.parent.mkdir()
-    path.write_text(WRK)
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
-    return path
+    (tmp_path / "wrk").symlink_to(HERE / "wrk.sh")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
 
 
 def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
@@ -96,7 +74,7 @@ def test_a_server_that_sends_other_bytes_is_named_and_not_measured(
 
 
 def test_a_run_of_http_checks_drives_and_lists_servers(
-    bench: Bench, recorded: Recorded, wrk: Path
+    bench: Bench, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what = ("http", "--servers", "aiohttp+aiozc", "--size", "4K")
     record, out = recorded(*what)
@@ -105,7 +83,7 @@ def test_a_run_of_http_checks_drives_and_lists_servers(
     assert "nginx is no Python program" in out
     assert (values["requests"], values["latency p99"]) == (5, 2.5)
     assert values["CPU"] > 0
-    wrk.write_text(WRK.replace('"errors": 0', '"errors": 3'))
+    monkeypatch.setenv("WRK_ERRORS", "3")
     status, _, err = bench(*what, "--rounds", "1")
     assert (status, err) == (1, "bench: aiohttp+aiozc: wrk saw 3 errors\n")
 
