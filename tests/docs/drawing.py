@@ -1,6 +1,5 @@
 """What docs/architecture.md has from the code: `python -m tests.docs.drawing` writes it anew."""
 
-import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -9,8 +8,10 @@ from aiozc._transfers import sendfile, splice, zerocopy
 from tests.docs.test_layers import MODULES, imported, room_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
-ROOMS = ("_kernel", "_transfers", "_runtime", "_resources", "_engines", "_drivers", "_api")
-ROOMS += ("_install", "lowlevel", "integrations")
+ROOMS = (
+    *("_kernel", "_transfers", "_runtime", "_resources", "_engines", "_drivers", "_api"),
+    *("_install", "lowlevel", "integrations"),
+)
 
 
 def rooms() -> str:
@@ -52,10 +53,9 @@ def drawn() -> str:
     machines = {"sendfile": sendfile, "splice": splice, "zerocopy": zerocopy}
     texts = {name: transitions(machine.NEXT) for name, machine in machines.items()}
     for name, text in {"rooms": rooms(), **texts}.items():
-        block = f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
-        page = re.sub(
-            rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, b=block: b, page, flags=re.DOTALL
-        )
+        before, _, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, behind = rest.partition(f"<!-- /{name} -->")
+        page = f"{before}<!-- {name} -->\n{text}\n{end}{behind}"
     return page
 
 
