@@ -2,9 +2,8 @@
 
 A slow peer's wake-up is one question (is it cached?) and one sendfile(2) for as much as the socket
 takes: no chain, no pipe, no coroutine that is resumed. What stands in the way (pages that are not
-cached, the file's end, an error) ends the step Offer, and the machine sees to it. The callers'
-objects are looked at as for messages, see `passing.py`: our duplicates are sent from and to, so no
-byte goes astray meanwhile.
+cached, the file's end, an error) ends the step Offer, and the machine sees to it. At each wake-up
+the kernel is asked whether the callers' numbers are of the same open files still (1 us for both).
 """
 
 import contextlib
@@ -19,9 +18,6 @@ from aiozc._resources.polls import Watch, is_ready
 from aiozc._runtime.hosts import Loop, running_loop
 from aiozc._transfers.route import KEEPS_UP, OFFER, SHARE
 from aiozc._transfers.steps import Offer, PollOut
-
-LOOKS = 4
-"""Wake-ups of which one begins with the thorough look."""
 
 
 class Offering:
@@ -51,7 +47,7 @@ class _Offering:
     """One file that goes to one socket."""
 
     __slots__ = (
-        *("_begins_full", "_engine", "_in_a_row", "_in_vain", "_left", "_looks", "_loop", "_offer"),
+        *("_begins_full", "_engine", "_in_a_row", "_in_vain", "_left", "_loop", "_offer"),
         *("_offset", "_place", "_run", "_sent", "_under_way", "_watch"),
     )
 
@@ -69,7 +65,6 @@ class _Offering:
         self._sent = 0
         self._in_a_row = 0
         self._in_vain = 0
-        self._looks = 0
         self._place: Place | None = None
         self._watch: Watch | None = None
 
@@ -84,9 +79,7 @@ class _Offering:
         """There may be room: offer when the loop's turn has a share for it."""
         if self._place is not None:
             return
-        record = self._run.record
-        self._looks += 1
-        if (record.has_moved() or self._looks % LOOKS == 0) and not record.is_open():
+        if not self._run.record.is_open():
             self.end(-errno.ECANCELED)
             return
         at_once = self._engine.at_once
@@ -108,7 +101,9 @@ class _Offering:
     def _granted(self) -> None:
         self._place = None
         with self._told_of_errors():
-            if self._send(min(self._offer, self._left)):
+            if not self._run.record.is_open():
+                self.end(-errno.ECANCELED)
+            elif self._send(min(self._offer, self._left)):
                 self._go_on()
 
     @contextlib.contextmanager

@@ -79,6 +79,7 @@ async def check_told(closed: list[Waiting]) -> None:
 async def test_of_thousands_one_whose_socket_or_file_is_closed_hears_of_it_in_a_few_ticks(
     each_backend: str, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All are gone through twice at the most: one may have been asked just before it is closed."""
     async with waiting(each_backend, 1200, make_file, monkeypatch) as (transfers, ticks):
         closed = [transfers[0], transfers[600], transfers[-1]]
         closed[0].sock.close()
@@ -86,7 +87,7 @@ async def test_of_thousands_one_whose_socket_or_file_is_closed_hears_of_it_in_a_
         number = closed[2].sock.detach()
         await check_told(closed)
         os.close(number)
-        assert ticks.count <= 1200 // AT_LEAST + 2
+        assert ticks.count <= 2 * (1200 // AT_LEAST + 1)
         assert sum(transfer.task.done() for transfer in transfers) == len(closed)
 
 
