@@ -289,7 +289,7 @@ class Engine:
         self.runs[run.number] = run
         record.busy = True
         try:
-            self._begin(run)
+            self._runner_of(run).start(run)
         except OSError:
             # Of a chain that was taken in part the record stays as it is until the end, and
             # behind any other exception a chain may be under way.
@@ -301,25 +301,16 @@ class Engine:
         self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         return run
 
-    def _begin(self, run: Run) -> None:
+    def _runner_of(self, run: Run) -> Passing | Offering | Waits | Backend:
+        """Return what runs a chain."""
         if isinstance(run.chain[0], Pass):
-            self._passing.start(run)
-        elif isinstance(run.chain[0], Offer):
-            self._offering.start(run)
-        elif only_waits(run.chain):
-            self._waits.start(run)
-        else:
-            (run.backend or self._backend).start(run)
+            return self._passing
+        if isinstance(run.chain[0], Offer):
+            return self._offering
+        return self._waits if only_waits(run.chain) else run.backend or self._backend
 
     def _interrupt(self, run: Run) -> None:
-        if isinstance(run.chain[0], Pass):
-            self._passing.interrupt(run)
-        elif isinstance(run.chain[0], Offer):
-            self._offering.interrupt(run)
-        elif only_waits(run.chain):
-            self._waits.interrupt(run)
-        else:
-            (run.backend or self._backend).interrupt(run)
+        self._runner_of(run).interrupt(run)
 
     def drain(self) -> None:
         """Take in what the backend has to tell."""

@@ -70,26 +70,11 @@ class _Offering:
 
     def begin(self) -> None:
         """Offer, or wait for room first."""
-        if self._begins_full and not self._has_room():
-            self._wait()
-        else:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """There may be room: offer when the loop's turn has a share for it."""
-        if self._place is not None:
-            return
-        if not self._run.record.is_open():
-            self.end(-errno.ECANCELED)
-            return
-        at_once = self._engine.at_once
-        while self._run.number in self._under_way:
-            size = min(self._offer, self._left)
-            if not at_once.may_spend(self._loop, size):
-                self._place = at_once.queue(self._loop, size, self._granted)
-                return
-            if not self._send(size):
-                return
+        with self._told_of_errors():
+            if self._begins_full and not self._has_room():
+                self._wait()
+            else:
+                self._go_on()
 
     def _woken(self) -> None:
         """There is room again."""
@@ -99,12 +84,24 @@ class _Offering:
                 self._go_on()
 
     def _granted(self) -> None:
+        """The loop's turn has a share for it."""
         self._place = None
         with self._told_of_errors():
-            if not self._run.record.is_open():
-                self.end(-errno.ECANCELED)
-            elif self._send(min(self._offer, self._left)):
-                self._go_on()
+            self._go_on(granted=True)
+
+    def _go_on(self, *, granted: bool = False) -> None:
+        """There may be room: offer while the loop's turn has a share for it."""
+        if not self._run.record.is_open():
+            self.end(-errno.ECANCELED)
+            return
+        at_once, going = self._engine.at_once, True
+        while going:
+            size = min(self._offer, self._left)
+            if not granted and not at_once.may_spend(self._loop, size):
+                self._place = at_once.queue(self._loop, size, self._granted)
+                return
+            granted = False
+            going = self._send(size)
 
     @contextlib.contextmanager
     def _told_of_errors(self) -> Iterator[None]:
@@ -127,12 +124,7 @@ class _Offering:
         if result != -errno.EAGAIN:
             self.end(result)
             return False
-        try:
-            record.check_nonblocking()
-        except OSError as error:
-            record.fault = error
-            self.end(-errno.ECANCELED)
-            return False
+        record.check_nonblocking()
         self._in_vain += 1
         if self._in_vain > 1:
             self.end(-errno.EAGAIN)
