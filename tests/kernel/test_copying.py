@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from aiozc._kernel.copying import copier
@@ -27,21 +28,32 @@ def test_a_cached_range_arrives_from_any_offset(tmp_path: Path) -> None:
 
 
 def test_what_is_not_cached_is_not_read(tmp_path: Path) -> None:
-    """Asking starts the reading of what is near: so each is asked for another place."""
+    """Asking starts the reading of what is near: so each is asked for another place.
+
+    And a fast disk may have answered before the kernel looks: so each is asked again and again.
+    """
     read, copy = copier(SIZE)
     far_place = 16 << 20
-    near, far = socket.socketpair()
-    with near, far, (tmp_path / "file").open("w+b", buffering=0) as file:
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
         fd = file.fileno()
         for offset in (0, far_place):
             os.pwrite(fd, os.urandom(SIZE), offset)
-        write_out(file)
-        assert read(fd, 0, 1) == -errno.ENODATA
-        assert copy(near.fileno(), fd, far_place, SIZE) == -errno.ENODATA
+
+        def sent() -> int:
+            near, far = socket.socketpair()
+            with near, far:
+                return copy(near.fileno(), fd, far_place, SIZE)
+
+        def is_refused(ask: Callable[[], int]) -> bool:
+            write_out(file)
+            return ask() == -errno.ENODATA
+
+        assert any(is_refused(lambda: read(fd, 0, 1)) for _ in range(20))
+        assert any(is_refused(sent) for _ in range(20))
         os.pread(fd, SIZE, 0)
         os.pread(fd, SIZE, far_place)
         assert read(fd, SIZE - 1, 1) == 1
-        assert copy(near.fileno(), fd, far_place, SIZE) == SIZE
+        assert sent() == SIZE
 
 
 def test_a_full_socket_takes_what_it_has_room_for_and_then_nothing(tmp_path: Path) -> None:
