@@ -276,6 +276,10 @@ class Parts(Original):
         for file in self._files():
             file.original.check_open()
 
+    def is_open(self) -> bool:
+        """Return whether the files in use are the same open files still."""
+        return all(file.original.is_open() for file in self._files())
+
     def ask(self) -> tuple[Ask, object]:
         """Return what tells quickly whether one of the files in use was closed."""
         part = self._open.get(0)

@@ -6,14 +6,13 @@ cached, the file's end, an error) ends the step Offer, and the machine sees to i
 the kernel is asked whether the callers' numbers are of the same open files still (1 us for both).
 """
 
-import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from aiozc._engines.at_once import Place
 from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import awaited, watch_for
-from aiozc._kernel.sockets import room_in
+from aiozc._kernel.sockets import room_teller
 from aiozc._resources.polls import Watch, is_ready
 from aiozc._runtime.hosts import Loop, running_loop
 from aiozc._transfers.route import KEEPS_UP, OFFER, SHARE
@@ -25,11 +24,12 @@ class Offering:
 
     def __init__(self, engine: Port) -> None:
         self._engine = engine
+        self._room_in = room_teller()
         self._under_way: dict[int, _Offering] = {}
 
     def start(self, run: Run) -> None:
         """Offer what there is to send; go on whenever there is room."""
-        offering = _Offering(self._engine, run, self._under_way)
+        offering = _Offering(self._engine, run, self._under_way, self._room_in)
         self._under_way[run.number] = offering
         offering.begin()
 
@@ -48,15 +48,22 @@ class _Offering:
 
     __slots__ = (
         *("_begins_full", "_engine", "_in_a_row", "_in_vain", "_left", "_loop", "_offer"),
-        *("_offset", "_place", "_run", "_sent", "_under_way", "_watch"),
+        *("_offset", "_place", "_room_in", "_run", "_sent", "_under_way", "_watch"),
     )
 
-    def __init__(self, engine: Port, run: Run, under_way: "dict[int, _Offering]") -> None:
+    def __init__(
+        self,
+        engine: Port,
+        run: Run,
+        under_way: "dict[int, _Offering]",
+        room_in: Callable[[int], int],
+    ) -> None:
         wanted = run.chain[0]
         assert isinstance(wanted, Offer)
         self._engine = engine
         self._run = run
         self._under_way = under_way
+        self._room_in = room_in
         self._loop: Loop = running_loop()
         self._begins_full = wanted.full
         self._offset = wanted.offset
@@ -70,44 +77,36 @@ class _Offering:
 
     def begin(self) -> None:
         """Offer, or wait for room first."""
-        with self._told_of_errors():
-            if self._begins_full and not self._has_room():
-                self._wait()
-            else:
-                self._go_on()
+        if self._begins_full and not is_ready(*awaited(self._run.record, PollOut())):
+            self._wait()
+        else:
+            self._go_on()
 
     def _woken(self) -> None:
         """There is room again."""
         if self._place is None:
-            with self._told_of_errors():
-                self._choose_offer()
-                self._go_on()
+            self._choose_offer()
+            self._go_on()
 
     def _granted(self) -> None:
         """The loop's turn has a share for it."""
         self._place = None
-        with self._told_of_errors():
-            self._go_on(granted=True)
+        self._go_on(granted=True)
 
     def _go_on(self, *, granted: bool = False) -> None:
-        """There may be room: offer while the loop's turn has a share for it."""
-        if not self._run.record.is_open():
-            self.end(-errno.ECANCELED)
-            return
-        at_once, going = self._engine.at_once, True
-        while going:
-            size = min(self._offer, self._left)
-            if not granted and not at_once.may_spend(self._loop, size):
-                self._place = at_once.queue(self._loop, size, self._granted)
-                return
-            granted = False
-            going = self._send(size)
+        """There may be room: offer while the loop's turn has a share for it.
 
-    @contextlib.contextmanager
-    def _told_of_errors(self) -> Iterator[None]:
-        """Have the record tell of an error where nobody else is there to be told."""
+        The record tells of an error: nobody else is there to be told.
+        """
+        at_once, going = self._engine.at_once, True
         try:
-            yield
+            while going:
+                size = min(self._offer, self._left)
+                if not granted and not at_once.may_spend(self._loop, size):
+                    self._place = at_once.queue(self._loop, size, self._granted)
+                    return
+                granted = False
+                going = self._send(size)
         except Exception as error:
             self._run.record.fault = error
             if self._run.number in self._under_way:
@@ -115,8 +114,12 @@ class _Offering:
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
-        record, send = self._run.record, self._engine.at_once.send
-        result = send(record.target.copy, record.source.copy, self._offset, size)
+        record, at_once = self._run.record, self._engine.at_once
+        if not record.is_open():
+            at_once.give_back(size)
+            self.end(-errno.ECANCELED)
+            return False
+        result = at_once.send(record.target.copy, record.source.copy, self._offset, size)
         self._engine.counters.submissions += 1
         self._engine.counters.completions += 1
         if result > 0:
@@ -142,10 +145,10 @@ class _Offering:
         if not self._left or self._in_a_row >= KEEPS_UP:
             self.end()
             return False
-        # Short of what was offered where the socket is full, but for the file's end, or its fault.
-        if (taken == size and self._offer == SHARE) or self._has_room():
+        if taken == size:
             self._choose_offer()
             return True
+        # The socket is full, and an edge tells of room; at a file's end the watchdog does.
         self._engine.counters.short_writes += 1
         self._engine.counters.short_write_bytes += taken
         self._wait()
@@ -153,11 +156,8 @@ class _Offering:
 
     def _choose_offer(self) -> None:
         """Offer what there is room for, to who had none before."""
-        room = 0 if self._watch is None else room_in(self._run.record.target.copy)
+        room = 0 if self._watch is None else self._room_in(self._run.record.target.copy)
         self._offer = min(room + OFFER, SHARE) if room else SHARE
-
-    def _has_room(self) -> bool:
-        return is_ready(*awaited(self._run.record, PollOut()))
 
     def _wait(self) -> None:
         watch = self._watch

@@ -6,6 +6,7 @@ or as many as 0.4 ms are enough for (4,000 transfers), and the others in the nex
 more to find out (a number that was closed behind its object's back, a UNIX socket that was shut for
 writing while it was full, a reset of a relay's side that stands still) is looked for in
 CHECKS_PER_TICK chains in a tick, and more within 0.2 ms: of 10,000 in each once in 20 to 60 s.
+So is room that no edge has told of: a send is short at a file's end as well, in a socket with room.
 
 The same tick interrupts chains that have kept a pipe through two ticks: no slow peer keeps one.
 (What waits in a chain of one step keeps no more than what is in its pipe.)
@@ -99,6 +100,8 @@ class Watchdog:
             writes = any(isinstance(step, PollOut | Offer) for step in run.chain)
             if run.record.find_fault(writes=writes):
                 self._stop(run)
+            elif isinstance(run.chain[0], Offer):
+                run.record.tell_of_room()
 
     def _look_at_pipe(self, run: Run) -> None:
         if run.ended or run.stopping:

@@ -273,6 +273,8 @@ class Statx(ctypes.Structure):
 
 CACHESTAT_NUMBER = 451
 """The system call's number, the same on every architecture (Linux 6.5)."""
+CACHESTAT_SIZE = 40
+"""Bytes of a struct cachestat; a struct cachestat_range is smaller."""
 
 
 OPENAT2_NUMBER = 437
@@ -297,21 +299,3 @@ class IoVec(ctypes.Structure):
     """`struct iovec`."""
 
     _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
-
-
-class CachestatRange(ctypes.Structure):
-    """`struct cachestat_range`: bytes from `off`, `len` of them."""
-
-    _fields_ = [("off", ctypes.c_uint64), ("len", ctypes.c_uint64)]
-
-
-class Cachestat(ctypes.Structure):
-    """`struct cachestat`: numbers of pages."""
-
-    _fields_ = [
-        ("cached", ctypes.c_uint64),
-        ("dirty", ctypes.c_uint64),
-        ("writeback", ctypes.c_uint64),
-        ("evicted", ctypes.c_uint64),
-        ("recently_evicted", ctypes.c_uint64),
-    ]

@@ -63,8 +63,8 @@ def entering_nothing() -> int:
 
 def has_cachestat() -> bool:
     """Return whether cachestat(2) gets as far as looking at its descriptor (Linux 6.5)."""
-    nothing = ctypes.byref(abi.CachestatRange()), ctypes.byref(abi.Cachestat())
-    return _call(abi.CACHESTAT_NUMBER, -1, *nothing, 0) == -errno.EBADF
+    memory = ctypes.create_string_buffer(abi.CACHESTAT_SIZE)
+    return _call(abi.CACHESTAT_NUMBER, -1, memory, memory, 0) == -errno.EBADF
 
 
 def _call(number: int, *arguments: Any) -> int:

@@ -22,27 +22,28 @@ def is_wanted() -> bool:
     return os.environ.get(VARIABLE) != "0"
 
 
+_PAGE = mmap.PAGESIZE
+
+
 class Probe:
     """cachestat(2) with its structures, to be used by one thread at a time."""
 
     def __init__(self) -> None:
         libc = ctypes.PyDLL(None, use_errno=True)
         self._syscall: Any = libc.syscall
-        self._syscall.restype = ctypes.c_long
-        self._range = abi.CachestatRange()
-        self._stat = abi.Cachestat()
-        self._range_address = ctypes.byref(self._range)
-        self._stat_address = ctypes.byref(self._stat)
+        self._range = (ctypes.c_uint64 * 2)()  # a struct cachestat_range: offset and length
+        self._stat = (ctypes.c_uint64 * 5)()  # a struct cachestat: the first are pages cached
+        self._at_range = ctypes.byref(self._range)
+        self._at_stat = ctypes.byref(self._stat)
         self._known = is_wanted() and may_call(New.CACHESTAT)
 
     def is_cached(self, fd: int, offset: int, length: int) -> bool | None:
         """Return whether all pages of the range are cached, or None where unknown."""
         if not self._known:
             return None
-        self._range.off = offset
-        self._range.len = length
-        if self._syscall(abi.CACHESTAT_NUMBER, fd, self._range_address, self._stat_address, 0):
+        self._range[0] = offset
+        self._range[1] = length
+        if self._syscall(abi.CACHESTAT_NUMBER, fd, self._at_range, self._at_stat, 0):
             self._known = ctypes.get_errno() != errno.ENOSYS
             return None
-        first, last = offset // mmap.PAGESIZE, (offset + length - 1) // mmap.PAGESIZE
-        return bool(self._stat.cached > last - first)
+        return self._stat[0] > (offset + length - 1) // _PAGE - offset // _PAGE

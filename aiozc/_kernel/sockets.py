@@ -18,7 +18,7 @@ _DONTWAIT = int(socket.MSG_DONTWAIT)
 _UNSPECIFIED = 16  # bytes of a struct sockaddr whose family is 0, AF_UNSPEC
 _SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h
 _WMEM_ALLOC, _SNDBUF, _WMEM_QUEUED = 2, 3, 5  # enum of SK_MEMINFO_ in sock_diag.h
-_MemoryInfo = ctypes.c_uint32 * 9
+_MEMINFO_VARS = 9
 _libc = ctypes.CDLL(None, use_errno=True)
 _send: Any = _libc.send
 _send.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -72,18 +72,6 @@ def is_tcp(fd: int) -> bool:
         return False
 
 
-def room_in(fd: int) -> int:
-    """Return how many bytes fit into a socket's send buffer now, about so; 0 where nobody says.
-
-    What the kernel needs beside the bytes counts as well (SO_MEMINFO, socket(7)).
-    """
-    length = ctypes.c_uint32(ctypes.sizeof(_MemoryInfo))
-    info = _MemoryInfo()
-    if _getsockopt(fd, socket.SOL_SOCKET, _SO_MEMINFO, ctypes.byref(info), ctypes.byref(length)):
-        return 0
-    return max(0, info[_SNDBUF] - max(info[_WMEM_ALLOC], info[_WMEM_QUEUED]))
-
-
 def _option(fd: int, name: int) -> int:
     value, length = ctypes.c_int(), ctypes.c_uint32(ctypes.sizeof(ctypes.c_int))
     if _getsockopt(fd, socket.SOL_SOCKET, name, ctypes.byref(value), ctypes.byref(length)):
@@ -132,6 +120,25 @@ def reset(fd: int) -> None:
     nobody = ctypes.create_string_buffer(_UNSPECIFIED)
     if _connect(fd, nobody, _UNSPECIFIED):
         _libc.shutdown(fd, socket.SHUT_RDWR)
+
+
+def room_teller() -> Callable[[int], int]:
+    """Return a function, for one thread at a time, that tells the room in a socket's send buffer.
+
+    In bytes, about so, 0 where nobody says: what the kernel needs beside the bytes counts as well
+    (SO_MEMINFO, socket(7)). It keeps the interpreter's lock, see `copying.py`.
+    """
+    getsockopt: Any = ctypes.PyDLL(None).getsockopt
+    info = (ctypes.c_uint32 * _MEMINFO_VARS)()
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    at_info, at_length, level = ctypes.byref(info), ctypes.byref(length), int(socket.SOL_SOCKET)
+
+    def room_in(fd: int) -> int:
+        if getsockopt(fd, level, _SO_MEMINFO, at_info, at_length):
+            return 0
+        return max(0, info[_SNDBUF] - max(info[_WMEM_ALLOC], info[_WMEM_QUEUED]))
+
+    return room_in
 
 
 class Messenger:

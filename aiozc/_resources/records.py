@@ -29,7 +29,7 @@ from aiozc._kernel.status import known as known
 from aiozc._resources.loans import Loan
 from aiozc._resources.looks import Ask
 from aiozc._resources.pipes import Pipe, PipePool
-from aiozc._resources.polls import Watch
+from aiozc._resources.polls import Watch, is_ready
 from aiozc._transfers.steps import End
 
 
@@ -110,11 +110,7 @@ class Original:
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where the caller's object is no longer the same open file."""
-        try:
-            same = self._is_same(self._holder.fileno())
-        except Exception:  # the caller's object may raise anything
-            same = False
-        if not same:
+        if not self.is_open():
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
 
     def _is_same(self, number: int) -> bool:
@@ -137,10 +133,9 @@ class Original:
     def is_open(self) -> bool:
         """Return whether the caller's object is still the same open file."""
         try:
-            self.check_open()
-        except OSError:
+            return self._is_same(self._holder.fileno())
+        except Exception:  # the caller's object may raise anything
             return False
-        return True
 
     def check(self) -> None:
         """Raise the OSError that writing would end with, where that can be known."""
@@ -448,6 +443,12 @@ class Record:
         """Have nobody called when there is news of the source."""
         if (watch := self.watches.get(End.SOURCE)) is not None:
             watch.call = None
+
+    def tell_of_room(self) -> None:
+        """Tell who waits for room in the target that there is some, should no edge have told."""
+        watch = self.watches.get(End.TARGET)
+        if watch is not None and watch.call is not None and is_ready(watch.fd, watch.event):
+            watch.tell()
 
     def shrink_pipe(self) -> None:
         """Have a pipe that is no larger than what is in it."""

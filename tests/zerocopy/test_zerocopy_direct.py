@@ -47,7 +47,7 @@ def cached_pages(file: BinaryIO) -> int:
     """Return how many of a file's pages are in the cache."""
     probe = Probe()
     probe.is_cached(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    return int(probe._stat.cached)
+    return probe._stat[0]
 
 
 def free_buffers() -> int:
