@@ -16,7 +16,7 @@ from typing import Any
 
 from aiozc._errors import error_from
 from aiozc._resources.records import is_listening, known, socket_type
-from aiozc._runtime.hosts import Loop
+from aiozc._runtime.waiting import Loop
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
 # member of it, 0.5 us for each transfer.

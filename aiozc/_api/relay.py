@@ -13,7 +13,7 @@ from aiozc._engines.engine import Engine
 from aiozc._engines.registry import wait_for_engine
 from aiozc._errors import error_from, nothing_moved, tell
 from aiozc._resources.records import Role, Stream, identity, inlet
-from aiozc._runtime.hosts import arrive, run_all, uninterrupted
+from aiozc._runtime.runtime import checked_loop, current, uninterrupted
 from aiozc._transfers.splice import Splicing
 
 Piece: TypeAlias = AbstractContextManager[socket.socket]
@@ -54,7 +54,7 @@ async def relay_behind(
     a: Any, b: Any, to_b: Iterable[Piece], to_a: Iterable[Piece]
 ) -> tuple[int, int]:
     """Relay, each way behind what can be read from sockets that are opened one after the other."""
-    loop = await arrive((0, 0))
+    loop = await checked_loop((0, 0))
     a, b = socket_of(a), socket_of(b)
     with nothing_moved((0, 0)):
         engine = await wait_for_engine()
@@ -68,7 +68,7 @@ async def relay_behind(
         first.hold()
         second.hold()
         await drive.own(first, second)
-        await run_all(
+        await current().run_all(
             (
                 _one_way(engine, there, to_b, first, second),
                 _one_way(engine, back, to_a, second, first),

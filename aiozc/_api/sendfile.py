@@ -28,7 +28,8 @@ from aiozc._engines.engine import Engine
 from aiozc._engines.registry import count_fallback, current_engine, latest_engine
 from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._resources.records import HasFileno, Original, check_idle, outlet, set_position
-from aiozc._runtime.hosts import Loop, arrive, plain_loop, uninterrupted
+from aiozc._runtime.runtime import checked_loop, plain_loop, uninterrupted
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.route import SHARE
 from aiozc._transfers.sendfile import Sendfile
 
@@ -77,7 +78,7 @@ async def loop_sendfile(
         asyncio.CancelledError, or trio.Cancelled: once nothing more of the transfer can reach
             the socket.
     """
-    loop: Loop = plain_loop() or await arrive()
+    loop: Loop = plain_loop() or await checked_loop()
     inline: int | None = None
     status: os.stat_result | None = None
     try:

@@ -44,7 +44,9 @@ from aiozc._resources.records import (
     known,
     waits_in_writes,
 )
-from aiozc._runtime.hosts import Loop, arrive, in_thread, in_thread_that_may_be_left, uninterrupted
+from aiozc._runtime.runtime import checked_loop, uninterrupted
+from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.splice import Splicing
 
@@ -86,7 +88,7 @@ async def splice_pipe(
             with O_APPEND); EBADF where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
-    loop = await arrive()
+    loop = await checked_loop()
     check_count(count)
     with nothing_moved(0):
         engine = await wait_for_engine()
@@ -158,7 +160,7 @@ async def loop_recvfile(
             where the caller closed one of them meanwhile.
         asyncio.CancelledError: once nothing of the transfer is under way any more.
     """
-    loop = await arrive()
+    loop = await checked_loop()
     with nothing_moved(0):
         sock = socket_of(sock)
         timeout = timeout_on(loop, sock)

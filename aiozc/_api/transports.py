@@ -21,7 +21,8 @@ from aiozc._engines.registry import count_fallback
 from aiozc._errors import connection_lost, nothing_moved, tell, tells_of_lost_connection
 from aiozc._resources.owners import owners_of
 from aiozc._resources.records import HasFileno, check_sendable, identity, is_used
-from aiozc._runtime.hosts import Loop, in_thread, in_thread_that_may_be_left
+from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
+from aiozc._runtime.waiting import Loop
 
 _LOOK = 0.005
 """Seconds between two looks whether a transfer that was left behind has ended."""

@@ -33,7 +33,8 @@ from aiozc._resources.buffers import SIZE as BUFFER_SIZE
 from aiozc._resources.buffers import Buffers
 from aiozc._resources.loans import Loan
 from aiozc._resources.records import Stream, outlet, set_position
-from aiozc._runtime.hosts import Loop, arrive, running_loop, uninterrupted
+from aiozc._runtime.runtime import checked_loop, running_loop, uninterrupted
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.zerocopy import CHUNK, REFUSED, ZeroCopy
 
 T = TypeVar("T")
@@ -157,7 +158,7 @@ async def sendfile_zc(
         asyncio.CancelledError: once nothing more of the transfer can reach the socket; also
             with `transferred` and `send`.
     """
-    loop = await arrive()
+    loop = await checked_loop()
     sock = socket_of(sock)
     timeout = timeout_on(loop, sock)
     check_stream(sock)

@@ -24,7 +24,9 @@ from aiozc._engines.backend import TICK_S
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._resources.records import Original, check_sendable
-from aiozc._runtime.hosts import Future, Loop, in_thread, running_loop, sleep, wake
+from aiozc._runtime.runtime import running_loop, sleep
+from aiozc._runtime.threads import in_thread
+from aiozc._runtime.waiting import Future, Loop, wake
 from aiozc._transfers.sendfile import Sendfile, State
 from aiozc._transfers.steps import Pause, PollOut, SendCached
 

@@ -11,7 +11,7 @@ from aiozc._engines.engine import Engine
 from aiozc._engines.registry import current_engine
 from aiozc._errors import lacks_descriptors
 from aiozc._resources.records import Original, Record
-from aiozc._runtime.hosts import running_loop, shielded, sleep
+from aiozc._runtime.runtime import current, running_loop, sleep
 from aiozc._transfers.sendfile import Sendfile
 from aiozc._transfers.steps import Give, Offer, Splice, Step, Transfer
 
@@ -153,7 +153,7 @@ async def _run_or_save(engine: Engine, record: Record, transfer: Transfer) -> No
     except GeneratorExit:
         raise
     except BaseException as error:
-        with shielded(error):
+        with current().shield(error):
             await _save(engine, record, transfer)
         raise
 

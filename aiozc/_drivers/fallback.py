@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiozc._drivers import bare
 from aiozc._drivers.drive import own
@@ -29,20 +29,10 @@ from aiozc._errors import error_from, lacks_descriptors, tell
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._resources.owners import owners_of
 from aiozc._resources.records import HasFileno, Original, Stream, inlet, outlet
-from aiozc._runtime.hosts import (
-    in_thread,
-    in_thread_that_may_be_left,
-    running_loop,
-    shielded,
-    sleep,
-    take_thread,
-    wait_ready,
-)
+from aiozc._runtime import threads
+from aiozc._runtime.runtime import current, running_loop, sleep
+from aiozc._runtime.threads import Seat, in_thread, in_thread_that_may_be_left
 from aiozc._transfers.machine import Backoff
-
-if TYPE_CHECKING:
-    from aiozc._runtime.threads import Thread
-    from aiozc._runtime.trio_loop import TrioThread
 
 READ = 256 * 1024
 """Bytes of one read."""
@@ -112,19 +102,19 @@ async def receive_file(
             while count is None or progress.position < count:
                 rest = READ if count is None else count - progress.position
                 # First a thread: what has left the socket does not wait for one.
-                thread = await take_thread()
+                seat = await threads.FILES.take()
                 try:
                     got, waits = _receive(source, sock, memory[:rest])
                     progress.in_hand = len(got)
                     if got and target is not None:
                         target.check_open()
-                        await thread.run(_write_at, target.copy, got, offset, progress)
+                        await seat.run(_write_at, target.copy, got, offset, progress)
                     elif got:
-                        await _write_all(thread, file, got, progress)
+                        await _write_all(seat, file, got, progress)
                 finally:
-                    thread.give_back()
+                    seat.give_back()
                 if waits is not None:
-                    await wait_ready(source.copy, TICK_S, writing=waits)
+                    await current().wait_ready(source.copy, TICK_S, writing=waits)
                 elif not got:
                     break
     return progress.position
@@ -162,7 +152,10 @@ class _Following:
     ) -> None:
         # A coroutine that is thrown away cannot wait any more.
         if self._seekable and not isinstance(error, GeneratorExit):
-            with shielded(error), contextlib.suppress(*(() if error is None else (OSError,))):
+            with (
+                current().shield(error),
+                contextlib.suppress(*(() if error is None else (OSError,))),
+            ):
                 await seek(self._file, self._offset + self._progress.position)
 
 
@@ -197,14 +190,12 @@ def _write_at(fd: int, data: memoryview, offset: int, progress: _Progress) -> No
         data = data[written:]
 
 
-async def _write_all(
-    thread: "Thread | TrioThread", file: Any, data: memoryview, progress: _Progress
-) -> None:
+async def _write_all(seat: Seat, file: Any, data: memoryview, progress: _Progress) -> None:
     """Write everything, or as much as there is room for now and then."""
     backoff = Backoff()
     while progress.in_hand:
         before = progress.in_hand
-        room = await thread.run(_write_some, file, data[len(data) - before :], progress)
+        room = await seat.run(_write_some, file, data[len(data) - before :], progress)
         if progress.in_hand < before:
             backoff.moved()
         elif room and backoff.fail(errno.EIO):
@@ -333,4 +324,4 @@ async def _wait(end: Stream, *, writing: bool) -> None:
     if end.copy < 0:
         await bare.wait_ready(end, writing=writing)
     else:
-        await wait_ready(end.copy, TICK_S, writing=writing)
+        await current().wait_ready(end.copy, TICK_S, writing=writing)

@@ -14,7 +14,8 @@ from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._resources.loans import Loan
 from aiozc._resources.records import HasFileno, Record, Stream
-from aiozc._runtime.hosts import in_thread, running_loop, sleep
+from aiozc._runtime.runtime import running_loop, sleep
+from aiozc._runtime.threads import in_thread
 from aiozc._transfers.steps import (
     UNLUCKY,
     AwaitRoom,

@@ -34,7 +34,7 @@ from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._resources.records import Original, Record
-from aiozc._runtime.hosts import Loop, wake
+from aiozc._runtime.waiting import Loop, wake
 from aiozc._transfers.steps import Chain, End, Give, Splice, Step, TakeByte
 
 COPIED = 16 * 1024

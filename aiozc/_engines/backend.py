@@ -12,7 +12,7 @@ from aiozc._engines.at_once import AtOnce
 from aiozc._resources.loans import Loans
 from aiozc._resources.polls import Polls
 from aiozc._resources.records import Record
-from aiozc._runtime.hosts import Future, Loop
+from aiozc._runtime.waiting import Loop, Waited
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
 TICK_S = 0.1
@@ -39,31 +39,29 @@ class Counters:
     fallbacks: int = 0
 
 
-class Run:
+class Run(Waited):
     """One chain in flight: its results so far, and who waits for its end."""
 
     __slots__ = (
-        *("age", "asked", "backend", "chain", "ended", "evicted"),
-        *("number", "record", "results", "stopping", "waiter"),
+        *("age", "asked", "backend", "chain", "evicted", "number", "record", "results", "stopping"),
     )
 
     def __init__(
         self, number: int, record: Record, chain: Chain, backend: "Backend | None" = None
     ) -> None:
+        super().__init__()
         self.backend = backend
         self.number = number
         self.record = record
         self.chain = chain
         # What every step gives that is complete: on a ring nothing else tells so (K3).
         self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
-        self.ended = False
         self.stopping = False
         self.asked = 0
         """How often it was asked to end."""
         self.evicted = False
         """Whether it was taken out of a queue."""
         self.age = 0
-        self.waiter: Future | None = None
 
     def complete(self, index: int, result: int) -> None:
         """Take in the result of the last step, or of one that was short or has failed."""
@@ -79,11 +77,6 @@ class Run:
         """Be over without an outcome: nothing is known to have moved."""
         self.results.clear()
         self.ended = True
-
-    def wake(self) -> None:
-        """Let the coroutine go on that waits for the chain's end."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
 
 
 class LendingRun(Run):

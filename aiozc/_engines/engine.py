@@ -15,13 +15,12 @@ repeated until the chain has ended.
 End of life. The loop's reader handle is the only owner of a `_Watch`. When the loop is
 closed it drops its handles, the watch is collected, and the engine ends: no hook in the
 loop is needed, whoever runs it. (A run of trio has a system task in place of the handle, see
-`trio_loop.py`.) In a forked child every engine gives up the child's copies
+`on_trio.py`.) In a forked child every engine gives up the child's copies
 of its descriptors and mappings, and the child makes one of its own. (From CPython 3.12 on os.fork()
 warns where a process has threads, and counts those of the kernel that work for a ring: the child
 has none of them, and nothing of a ring that they could hold.)
 """
 
-import asyncio
 import contextlib
 import errno
 import functools
@@ -48,7 +47,8 @@ from aiozc._resources.owners import owners_of
 from aiozc._resources.pipes import PipePool
 from aiozc._resources.polls import Polls
 from aiozc._resources.records import Original, Record
-from aiozc._runtime.hosts import Loop, running_loop, sleep
+from aiozc._runtime.runtime import current, sleep
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.route import CHAINS
 from aiozc._transfers.steps import Chain, End, Offer, Pass, PollIn, PollOut, Splice
 
@@ -250,34 +250,15 @@ class Engine:
             raise error_from(errno.ECANCELED, "the reactor was closed")
         if not chain:
             raise ValueError("a chain has one step at the least")
-        loop = running_loop()
         run = self._start(record, chain)
         try:
-            if isinstance(loop, asyncio.AbstractEventLoop):
-                cancellation = await self._wait(loop, run)
-            elif run.ended:
-                cancellation = None
-            else:
-                run.waiter = waiter = loop.create_future()
-                cancellation = await waiter.outlast(lambda: self._stop(run))
+            cancellation = await current().outlast(run, lambda: self._stop(run))
         except BaseException:
             # The coroutine will not come back: the chain ends without it.
             self._stop(run)
             record.told = run.results if run.ended else None
             raise
         return Outcome(run.results, cancellation)
-
-    async def _wait(self, loop: asyncio.AbstractEventLoop, run: Run) -> BaseException | None:
-        """Wait for a chain's end; return the cancellation that came meanwhile."""
-        cancellation: BaseException | None = None
-        while not run.ended:
-            run.waiter = loop.create_future()
-            try:
-                await run.waiter
-            except asyncio.CancelledError as error:
-                cancellation = error
-                self._stop(run)
-        return cancellation
 
     def _start(self, record: Record, chain: Chain) -> Run:
         self._last_number += 1

@@ -14,7 +14,8 @@ from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import awaited, watch_for
 from aiozc._kernel.sockets import room_teller
 from aiozc._resources.polls import Watch, is_ready
-from aiozc._runtime.hosts import Loop, running_loop
+from aiozc._runtime.runtime import running_loop
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.route import KEEPS_UP, OFFER, SHARE
 from aiozc._transfers.steps import Offer, PollOut
 

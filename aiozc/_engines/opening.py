@@ -7,7 +7,7 @@ import stat
 
 from aiozc._errors import error_from
 from aiozc._kernel.paths import CachedOpener
-from aiozc._runtime.hosts import in_thread
+from aiozc._runtime.threads import in_thread
 
 # O_NONBLOCK: a FIFO without a writer is opened at once, to be found out for what it is.
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

@@ -21,7 +21,8 @@ from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import watch_for
 from aiozc._kernel.sockets import Messenger, is_tcp
 from aiozc._resources.polls import Watch
-from aiozc._runtime.hosts import Loop, running_loop
+from aiozc._runtime.runtime import running_loop
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.splice import EAGER
 from aiozc._transfers.steps import Pass, PollIn, Receive
 

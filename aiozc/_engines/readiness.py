@@ -5,50 +5,37 @@ The same chains, with the same results, as on a ring:
 - A step between sockets and pipes of ours never waits, so it runs in the loop's own thread,
   within what one turn of the loop may spend; so does the read of a file whose pages are known
   to be cached.
-- What may wait, for a disk, or for who holds the lock of a caller's pipe, runs in a worker
-  thread, and so do the steps behind it until one has to wait for a peer. So the loop's thread
-  meets a disk only where pages are evicted between the question and the read. The threads are
-  the backend's own: those of the loop may be busy with anything, and are shut down before it.
+- What may wait, for a disk, or for who holds the lock of a caller's pipe, runs in a thread of our
+  own (`_runtime/threads.py`), and so do the steps behind it until one has to wait for a peer. So
+  the loop's thread meets a disk only where pages are evicted between the question and the read.
   A step in a thread cannot be interrupted: who cancels waits for the disk, or the lock. One that
   has no thread yet is taken back.
 - Waiting is done by the engine's epoll instance (`polls.py`), which the loop watches as one
   descriptor.
 
-A chain's course has one owner at a time: the loop's thread, or a worker's. A record that a
-worker uses is busy until that has ended, as it is while a ring names it.
+A chain's course has one owner at a time: the loop's thread, or the one that has its `job`. A record
+that a thread uses is busy until that has ended, as it is while a ring names it.
 """
 
 import errno
 import functools
-import logging
-import math
 import os
 import select
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 
 from aiozc._engines.at_once import STREAMED, splice
 from aiozc._engines.backend import TICK_S, Port, Run, may_be_short
 from aiozc._engines.waits import awaited, find_unready
-from aiozc._resources.polls import Polls, Watch, is_ready
+from aiozc._resources.polls import Watch, is_ready
 from aiozc._resources.records import Record
-from aiozc._runtime.hosts import Loop, Timer
+from aiozc._runtime import threads
+from aiozc._runtime.threads import Job
+from aiozc._runtime.waiting import Loop, Timer
 from aiozc._transfers.steps import End, Pause, PollIn, PollOut, Splice, Step
 
-WORKERS = 8
-"""Threads of one backend that are at work."""
-MOST = WORKERS + 64
-"""The same, with those that wait for disks that do not answer."""
-STUCK = 0.2
-"""Seconds at one step, after which a thread is not counted any more."""
 LONGEST_CHAIN = 8
 """Steps: the least that transfers ask for. 64 busy relays moved 1.3x as much as with 48."""
-
-
-_logger = logging.getLogger("aiozc")
 
 
 class Course:
@@ -57,9 +44,7 @@ class Course:
     The chain itself learns what became of it in the loop's thread, when it is over.
     """
 
-    __slots__ = (
-        *("_told", "_unclaimed", "fault", "finished", "granted", "index", "leave", "over", "run"),
-    )
+    __slots__ = ("_told", "fault", "granted", "index", "job", "leave", "over", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -70,10 +55,9 @@ class Course:
         self._told: list[tuple[int, int]] = []
         self.leave: Callable[[], object] | None = None
         """Ends the wait for a peer or for the loop's turn, where there is one."""
-        self.finished: threading.Event | None = None
-        """Where a worker has it, or will have: set when that is done with it."""
-        self._unclaimed: list[None] = []
-        self.fault: Exception | None = None
+        self.job: Job | None = None
+        """What a thread does of it, or will do, until its end was taken in."""
+        self.fault: BaseException | None = None
         """Why it stopped, where that is no step's result."""
 
     @property
@@ -90,24 +74,9 @@ class Course:
             self.over = last or not may_be_short(step)
         self.index += 1
 
-    def offer(self) -> threading.Event:
-        """Let whoever comes first have it: a worker, or the loop's thread, which takes it back."""
-        self._unclaimed = [None]
-        self.finished = threading.Event()
-        return self.finished
-
-    def claim(self) -> bool:
-        """Return whether it is the caller's now."""
-        try:
-            self._unclaimed.pop()
-        except IndexError:
-            return False
-        return True
-
-    def stop(self, fault: Exception) -> None:
+    def stop(self, fault: BaseException) -> None:
         """Do no more steps, for a reason of our own."""
         self.fault = fault
-        self.finished = None
         self.run.stopping = True
 
     def end(self) -> None:
@@ -126,7 +95,6 @@ class Readiness:
     def __init__(self, engine: Port) -> None:
         self._engine = engine
         self._polls = engine.polls
-        self._workers = _Workers(self._polls, self._take_done)
         self._courses: dict[int, Course] = {}
         self._timer: Timer | None = None
         self.longest_chain = LONGEST_CHAIN
@@ -144,15 +112,11 @@ class Readiness:
         self._go_on(course)
 
     def drain(self) -> None:
-        """Go on with the chains whose peers are ready, or that a worker is done with."""
+        """Go on with the chains whose peers are ready."""
         self._polls.call_ready()
 
-    def _take_done(self) -> None:
-        while (course := self._workers.next_done()) is not None:
-            self._end_work(course)
-
     def interrupt(self, run: Run) -> None:
-        """End what the chain waits for; a worker looks at `stopping` between two steps."""
+        """End what the chain waits for; a thread looks at `stopping` between two steps."""
         course = self._courses.get(run.number)
         if course is not None and run.stopping:
             self._take_back(course)
@@ -169,13 +133,13 @@ class Readiness:
 
     def at_tick(self) -> None:
         """Have another thread where all are stuck."""
-        self._workers.grow()
+        threads.FILES.grow()
 
     def _take_back(self, course: Course) -> None:
-        """End a course that no worker has begun with."""
-        if course.finished is not None and course.claim():
-            course.finished = None
-            self._workers.withdraw()
+        """End a course that no thread has begun with."""
+        job = course.job
+        if job is not None and job.seat is not None and job.seat.give_back():
+            course.job = None
             self._go_on(course)
 
     def _tick(self) -> None:
@@ -183,26 +147,26 @@ class Readiness:
         self._engine.tick()
 
     def end_all(self, deadline: float) -> None:
-        """End every wait; wait for the workers."""
+        """End every wait; wait for the threads."""
         for course in tuple(self._courses.values()):
             self._take_back(course)
             if course.run.ended:
                 continue
-            if course.finished is None:
+            if course.job is None:
                 self._resume(course, -errno.ECANCELED)
-            elif _wait_until(course.finished.is_set, deadline):
+            else:
+                _wait_until_ended(course.job, deadline)
                 self._end_work(course)
 
     def close(self) -> None:
-        """Close the epoll instance, and have the workers end."""
+        """Close the epoll instance; what a thread has not ended yet is heard of no more."""
         if self._timer is not None:
             self._timer.cancel()
-        self._workers.close(wait=not self._courses)
+        self._courses.clear()
 
     def forget(self) -> None:
         """Close the child's copies: its registrations are the parent's."""
         self._courses.clear()
-        self._workers.forget()
 
     # In the loop's thread.
 
@@ -311,19 +275,19 @@ class Readiness:
             raise RuntimeError("the loop is closed")
         return loop
 
-    # Worker threads.
+    # Threads.
 
     def _hand_over(self, course: Course, step: Splice) -> bool:
-        """Have a worker go on with the chain, as far as it can without waiting for a peer.
+        """Have a thread go on with the chain, as far as it can without waiting for a peer.
 
         Where there can be none, the step is done here; what might never end waits for one.
         """
-        finished = course.offer()
+        work, end = functools.partial(_work, course), functools.partial(self._end_work, course)
+        course.job = Job(self._loop(), work, end)
         try:
-            self._workers.submit(course, finished)
-        except RuntimeError as error:
-            course.finished = None
-            _tell_of_refusal(str(error))
+            threads.FILES.submit(course.job)
+        except RuntimeError:
+            course.job = None
             if _may_never_end(course.run.record):
                 return self._try_later(course)
             # As the loop's own sock_sendfile would.
@@ -336,196 +300,45 @@ class Readiness:
         return False
 
     def _end_work(self, course: Course) -> None:
-        if course.finished is not None:
-            course.finished = None
-            self._engine.counters.completions += 1
-            self._go_on_safely(course)
+        """Take in that a thread is done; it may be told twice, or when all has ended."""
+        job = course.job
+        if job is None or not job.ended or course.run.number not in self._courses:
+            return
+        course.job = None
+        self._engine.counters.completions += 1
+        if job.error is not None:
+            course.stop(job.error)
+        self._go_on_safely(course)
 
 
-def _work(course: Course, worker: "_Worker") -> None:
-    """In a worker thread: do the next step, and those behind it that need not wait."""
-    try:
-        while not course.over and not course.run.stopping:
-            step = course.step
-            if isinstance(step, Splice):
-                course.run.record.check_nonblocking()
-                worker.since = time.monotonic()
-                course.go_on(splice(course.run.record, step))
-            elif isinstance(step, Pause) or not is_ready(*awaited(course.run.record, step)):
-                return
-            else:
-                course.go_on(0)
-    except Exception as error:
-        # Its own `finished` is looked at by the loop's thread meanwhile.
-        course.fault = error
-        course.run.stopping = True
+def _work(course: Course) -> None:
+    """In a thread: do the next step, and those behind it that need not wait."""
+    job = course.job
+    assert job is not None
+    while not course.over and not course.run.stopping:
+        step = course.step
+        if isinstance(step, Splice):
+            course.run.record.check_nonblocking()
+            job.touch()
+            course.go_on(splice(course.run.record, step))
+        elif isinstance(step, Pause) or not is_ready(*awaited(course.run.record, step)):
+            return
+        else:
+            course.go_on(0)
 
 
-def _wait_until(condition: Callable[[], bool], deadline: float = math.inf) -> bool:
-    """Wait without a loop until it is so, or for a time; return whether it is.
+def _wait_until_ended(job: Job, deadline: float) -> None:
+    """Wait without a loop for a thread, until `deadline` (time.monotonic) at the most.
 
     By poll(2), as for all else: the waits of `threading` are blocking calls to who looks for such,
     and another loop may run here, in which a closed one is collected.
     """
     clock = select.poll()
-    while not (so := condition()) and time.monotonic() < deadline:
+    while not job.ended and time.monotonic() < deadline:
         clock.poll(1)
-    return so
-
-
-class _Worker:
-    """A thread, and since when it has been at one step."""
-
-    __slots__ = ("since", "thread")
-
-    def __init__(self, run: "Callable[[_Worker], None]") -> None:
-        self.since: float | None = None
-        self.thread = threading.Thread(target=run, args=(self,), name="aiozc", daemon=True)
-
-
-class _Workers:
-    """Threads for what may wait for a disk, and how the loop hears of their ends.
-
-    There are `WORKERS` beside those that have been at the same step for `STUCK` seconds, or as many
-    as these if that is more, so that a hundred reads of a disk that does not answer stop nobody
-    else for long. `MOST` is the end of that, and is logged. They are daemons: one that waits for
-    what never comes must not keep the process.
-    """
-
-    def __init__(self, polls: Polls, take_done: Callable[[], object]) -> None:
-        self._polls = polls
-        self._take_done = take_done
-        self._workers: list[_Worker] = []
-        self._given: SimpleQueue[tuple[Course, threading.Event] | None] = SimpleQueue()
-        self._under_way = 0
-        self._leaving = 0
-        self._done: deque[Course] = deque()
-        self._event = -1
-        # At once: later, when a thread is needed, there may be no descriptor for it.
-        self._open()
-
-    def submit(self, course: Course, finished: threading.Event) -> None:
-        """Have a thread do what it can of a course. Where it raises, none will."""
-        self._under_way += 1
-        try:
-            self.grow()
-        except BaseException:
-            self._under_way -= 1
-            raise
-        self._given.put((course, finished))
-
-    def _open(self) -> None:
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            self._polls.watch(event, select.POLLIN).call = self._hear
-        except BaseException:
-            os.close(event)
-            raise
-        self._event = event
-
-    def grow(self) -> None:
-        """Have as many threads more as are needed, and may be had.
-
-        Raises RuntimeError where there is none, and none can be started.
-        """
-        count = len(self._workers) - self._leaving
-        if self._under_way <= count:
-            return
-        wanted = min(self._under_way, self._most_now(count))
-        while count < wanted and self._start_worker():
-            count += 1
-
-    def _most_now(self, count: int) -> int:
-        """Return how many there may be: `WORKERS` that are not stuck, or as many as are."""
-        if count < WORKERS:
-            return WORKERS
-        stuck = self._count_stuck()
-        if count >= MOST and count - stuck < WORKERS:
-            _tell_of_most()
-        return min(stuck + max(stuck, WORKERS), MOST)
-
-    def _start_worker(self) -> bool:
-        worker = _Worker(self._run)
-        try:
-            worker.thread.start()
-        except RuntimeError:
-            # The process may have no more of them.
-            if not self._workers:
-                raise
-            return False
-        self._workers.append(worker)
-        return True
-
-    def _count_stuck(self) -> int:
-        now = time.monotonic()
-        began = [worker.since for worker in self._workers]
-        return sum(since is not None and now - since > STUCK for since in began)
-
-    def _run(self, worker: _Worker) -> None:
-        while (given := self._given.get()) is not None:
-            course, finished = given
-            if not course.claim():
-                continue
-            _work(course, worker)
-            worker.since = None
-            self._done.append(course)
-            os.eventfd_write(self._event, 1)
-            finished.set()
-
-    def _hear(self) -> None:
-        os.eventfd_read(self._event)
-        self._take_done()
-
-    def withdraw(self) -> None:
-        """Take in that a course was taken back."""
-        self._under_way -= 1
-
-    def next_done(self) -> Course | None:
-        """Return a course that a thread is done with, if there is one."""
-        if not self._done:
-            return None
-        self._under_way -= 1
-        self._shrink()
-        return self._done.popleft()
-
-    def _shrink(self) -> None:
-        """Let one go that was there for a disk that did not answer."""
-        count = len(self._workers)
-        if self._leaving:
-            self._workers = [worker for worker in self._workers if worker.thread.is_alive()]
-            self._leaving -= count - len(self._workers)
-        elif count > WORKERS and count - self._count_stuck() > WORKERS:
-            self._leaving = 1
-            self._given.put(None)
-
-    def close(self, *, wait: bool) -> None:
-        """Have the threads end; where one still waits for a disk, keep what it will write to."""
-        for _ in self._workers:
-            self._given.put(None)
-        if wait:
-            for worker in self._workers:
-                _wait_until(lambda: not worker.thread.is_alive())  # noqa: B023 - called at once
-            self.forget()
-
-    def forget(self) -> None:
-        """Close what a forked child has of it: no threads."""
-        self._workers.clear()
-        if self._event >= 0:
-            os.close(self._event)
-            self._event = -1
 
 
 def _may_never_end(record: Record) -> bool:
     """Return whether a step may wait for a peer for as long as that likes: a terminal's reader."""
     ends = [end.copy for end in (record.source, record.target) if end.interruptible]
     return any(os.isatty(fd) and os.get_blocking(fd) for fd in ends)
-
-
-@functools.cache
-def _tell_of_refusal(cause: str) -> None:
-    _logger.warning("%s: files that are not cached are read in the loop's thread", cause)
-
-
-@functools.cache
-def _tell_of_most() -> None:
-    _logger.warning("%d threads wait for disks that do not answer: no more are started", MOST)

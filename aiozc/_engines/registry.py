@@ -9,7 +9,8 @@ import weakref
 from aiozc._engines.backend import TICK_S
 from aiozc._engines.engine import Engine
 from aiozc._errors import error_from, lacks_descriptors
-from aiozc._runtime.hosts import Loop, running_loop, sleep
+from aiozc._runtime.runtime import running_loop, sleep
+from aiozc._runtime.waiting import Loop
 
 _logger = logging.getLogger("aiozc")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from aiozc._engines.backend import Run
 from aiozc._resources.looks import Looks
 from aiozc._resources.records import Record
-from aiozc._runtime.hosts import Loop
+from aiozc._runtime.waiting import Loop
 from aiozc._transfers.steps import Offer, PollIn, PollOut
 
 CHAINS_PER_TICK = 128

@@ -44,7 +44,8 @@ from aiozc._errors import error_from
 from aiozc._kernel.abi import NOTIF_COPIED
 from aiozc._kernel.memory import Export
 from aiozc._resources.buffers import Buffers
-from aiozc._runtime.hosts import Future, running_loop, wait_at_most, wake
+from aiozc._runtime.runtime import running_loop
+from aiozc._runtime.waiting import Future, wait_at_most, wake
 from aiozc._transfers.steps import SendFixed, Step
 
 

@@ -27,7 +27,7 @@ from types import MethodType
 from typing import Any
 
 from aiozc._resources.records import HasFileno, Role, check_free, known
-from aiozc._runtime.hosts import Loop
+from aiozc._runtime.waiting import Loop
 
 Key = tuple[int, ...]
 """A device and an inode; of a pipe which of its ends it is, and of a terminal its number."""

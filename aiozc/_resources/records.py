@@ -397,7 +397,7 @@ class Record:
         self.abandoned = False
         self.may_let_go = False
         self.told: list[int] | None = None
-        self.fault: Exception | None = None
+        self.fault: BaseException | None = None
         self.pipe: Pipe | None = None
         self.loan = loan
         self.held = bytearray()

@@ -1,1 +1,1 @@
-"""Who runs the coroutines: asyncio's loops and trio, behind one protocol; threads of our own."""
+"""What runs the coroutines, asyncio's loops or trio, behind one protocol; threads of our own."""

@@ -43,7 +43,8 @@ from aiozc._api.sendfile import send_regular, size_of_regular
 from aiozc._api.transports import Reading, Send, send_through
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.registry import count_fallback
-from aiozc._runtime.hosts import in_thread, in_thread_that_may_be_left, wait_ready
+from aiozc._runtime.runtime import current
+from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
 Message = Any
@@ -359,7 +360,7 @@ async def _read_some(stream: Any, size: int) -> Any:
         # It does not block, and has nothing yet. Others may wait for its number.
         fd = os.dup(stream.fileno())
         try:
-            await wait_ready(fd, _LOOK, writing=False)
+            await current().wait_ready(fd, _LOOK, writing=False)
         finally:
             os.close(fd)
 

@@ -73,6 +73,19 @@ def test_ctypes_has_one_home_and_transfers_do_nothing_themselves() -> None:
                 assert not tops & {"os", "socket", "select", "fcntl"}
 
 
+def test_which_loop_runs_is_asked_by_the_runtime_alone() -> None:
+    """Installing looks at what it is given: that is another question."""
+    for module in MODULES:
+        if room_of(module) not in {"_runtime", "_install"}:
+            with case(module=module):
+                asked = [
+                    ast.unparse(node.args[1])
+                    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+                    if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+                ]
+                assert not any("AbstractEventLoop" in kinds for kinds in asked)
+
+
 def test_the_top_module_only_lists() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     kinds = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)

@@ -12,6 +12,8 @@ import pytest
 
 import aiozc
 from aiozc._engines import readiness, workers
+from aiozc._runtime import threads
+from aiozc._runtime.threads import Pool
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, content_of
@@ -93,7 +95,7 @@ async def test_what_has_no_worker_yet_is_cancelled_at_once(
 ) -> None:
     """As there may be no more of them."""
     monkeypatch.setattr(workers, "MOST", NUMBER)
-    monkeypatch.setattr(readiness, "MOST", NUMBER)
+    monkeypatch.setattr(threads, "FILES", Pool(NUMBER, NUMBER, may_be_inline=True))
     async with aiozc.Reactor(), stuck(dead, 3 * NUMBER) as tasks:
         await until(lambda: dead.asked(Op.READ) >= NUMBER)
         source, upload = ends.source("tcp", CONTENT), ends.file(b"", "w+b")
@@ -157,11 +159,12 @@ def test_by_readiness_threads_double_where_all_are_stuck(
     """What stands behind a hundred of these is not to wait for a tick for each."""
     monkeypatch.setenv("AIOZC_BACKEND", "readiness")
     monkeypatch.setattr(readiness, "TICK_S", 3600)
+    monkeypatch.setattr(threads, "FILES", Pool(NUMBER, 9 * NUMBER))
 
     async def main() -> None:
         async with aiozc.Reactor() as reactor, stuck(dead, 3 * NUMBER):
             await until(lambda: dead.asked(Op.READ) >= NUMBER)
-            monkeypatch.setattr(readiness, "STUCK", 0)
+            monkeypatch.setattr(threads, "STUCK_S", 0)
             reactor._engine._backend.at_tick()
             await until(lambda: dead.asked(Op.READ) >= 2 * NUMBER)
 

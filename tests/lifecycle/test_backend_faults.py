@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 import aiozc
-from aiozc._engines import readiness
 from aiozc._engines.uring import Uring
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
+from aiozc._runtime import threads
+from aiozc._runtime.threads import Pool
 from tests.kit.children import Child
 from tests.kit.connections import fill, socket_pair
 from tests.kit.content import MIB, MakeFile, assert_same, pattern
@@ -32,7 +33,8 @@ async def test_where_no_thread_can_be_started_files_are_written_in_the_loops_thr
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    readiness._tell_of_refusal.cache_clear()
+    threads._tell_of_refusal.cache_clear()
+    monkeypatch.setattr(threads, "FILES", Pool(2, 3, may_be_inline=True))
     source, file = ends.source("tcp", CONTENT[:50_000]), ends.file(b"", "wb")
     async with aiozc.Reactor(backend="readiness"):
         monkeypatch.setattr(threading.Thread, "start", refuse)
@@ -40,7 +42,7 @@ async def test_where_no_thread_can_be_started_files_are_written_in_the_loops_thr
     file.close()
     assert_same(content_of(file), CONTENT[:50_000])
     assert [record.message for record in caplog.records if record.name == "aiozc"] == [
-        "can't start new thread: files that are not cached are read in the loop's thread"
+        "can't start new thread: files are read by the threads there are, or in the loop's thread"
     ]
 
 
@@ -55,6 +57,7 @@ async def test_where_no_thread_can_be_started_what_writes_into_a_terminal_waits_
         tried.append(1)
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(threads, "FILES", Pool(2, 3, may_be_inline=True))
     master, program = os.openpty()
     tty.setraw(program)
     source = ends.source("tcp", CONTENT[:500])

@@ -12,9 +12,8 @@ import trio
 
 import aiozc
 from aiozc._engines.opening import open_regular
-from aiozc._runtime import threads, trio_loop
-from aiozc._runtime.hosts import in_thread
-from aiozc._runtime.threads import Pool
+from aiozc._runtime import threads
+from aiozc._runtime.threads import Pool, in_thread
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import MakeFile, assert_same, pattern
@@ -56,9 +55,8 @@ class Stuck(io.RawIOBase):
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> Pool:
     """Let there be two threads for files, and three with those that are stuck."""
-    pool = Pool(2, may_be_inline=True)
-    monkeypatch.setattr(threads, "MOST", 3)
-    monkeypatch.setattr("aiozc._runtime.hosts.FILES", pool)
+    pool = Pool(2, 3, may_be_inline=True)
+    monkeypatch.setattr(threads, "FILES", pool)
     return pool
 
 
@@ -97,7 +95,7 @@ async def test_the_loops_own_threads_are_not_waited_for(
 async def test_what_has_no_thread_yet_is_cancelled_at_once_and_leaves_its_turn(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "STUCK", 3600)
+    monkeypatch.setattr(threads, "STUCK_S", 3600)
     files, tasks = await fill(connect, 2)
     sock, receiver = connect()
     waiting = [
@@ -123,7 +121,7 @@ async def test_an_upload_waits_for_a_thread_before_it_takes_a_byte(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What had left the socket would be nowhere when it is cancelled."""
-    monkeypatch.setattr(threads, "STUCK", 3600)
+    monkeypatch.setattr(threads, "STUCK_S", 3600)
     files, tasks = await fill(connect, 2)
     near, far = socket_pair()
     with near, far:
@@ -144,8 +142,8 @@ async def test_threads_that_are_stuck_are_made_up_for_up_to_a_bound_that_is_told
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(threads, "STUCK", 0.01)
-    monkeypatch.setattr(threads, "LOOK", 0.005)
+    monkeypatch.setattr(threads, "STUCK_S", 0.01)
+    monkeypatch.setattr(threads, "LOOK_S", 0.005)
     threads._tell_of_most.cache_clear()
     files, tasks = await fill(connect, 2)
     assert await in_thread(lambda: 5) == 5
@@ -180,7 +178,7 @@ async def test_silent_pipes_take_no_thread_from_files(connect: Connect) -> None:
 async def test_where_no_thread_can_be_started_the_loops_own_does_it(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("aiozc._runtime.hosts.FILES", Pool(2, may_be_inline=True))
+    monkeypatch.setattr(threads, "FILES", Pool(2, 3, may_be_inline=True))
     threads._tell_of_refusal.cache_clear()
 
     def refuse(_: threading.Thread) -> None:
@@ -199,7 +197,7 @@ async def test_where_no_thread_can_be_started_the_loops_own_does_it(
 async def test_where_no_more_can_be_started_one_waits_for_those_there_are(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiozc._runtime.hosts.FILES", Pool(2, may_be_inline=True))
+    monkeypatch.setattr(threads, "FILES", Pool(2, 3, may_be_inline=True))
     (file,), (task,) = await fill(connect, 1)
 
     def refuse(_: threading.Thread) -> None:
@@ -230,7 +228,7 @@ async def test_what_a_thread_raises_reaches_who_waits() -> None:
 def test_a_loop_that_is_closed_beneath_a_thread_leaves_it_to_the_next(
     loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "STUCK", 3600)
+    monkeypatch.setattr(threads, "STUCK_S", 3600)
     release = [threading.Event(), threading.Event()]
     begun = [threading.Event(), threading.Event()]
 
@@ -273,24 +271,25 @@ def test_a_forked_child_has_threads_of_its_own(loop_factory: LoopFactory) -> Non
     run_on(loop_factory, main())
 
 
+@pytest.mark.usefixtures("few")
 def test_trios_threads_that_are_stuck_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trio_loop, "THREADS", 1)
-    monkeypatch.setattr(trio_loop, "LOOK", 0.005)
-    release, begun = threading.Event(), threading.Event()
+    monkeypatch.setattr(threads, "LOOK_S", 0.005)
+    monkeypatch.setattr(threads, "STUCK_S", 3600)
+    release, begun = threading.Event(), threading.Semaphore(0)
 
     def work() -> None:
-        begun.set()
+        begun.release()
         release.wait()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(in_thread, work)
-            await trio.to_thread.run_sync(begun.wait)
-            monkeypatch.setattr(trio_loop, "STUCK", 3600)
+            for _ in range(2):
+                nursery.start_soon(in_thread, work)
+                await trio.to_thread.run_sync(begun.acquire)
             with trio.move_on_after(0.02) as scope:
                 await in_thread(lambda: 1)
             assert scope.cancelled_caught
-            monkeypatch.setattr(trio_loop, "STUCK", 0.01)
+            monkeypatch.setattr(threads, "STUCK_S", 0.01)
             assert await in_thread(lambda: 9) == 9
             release.set()
 

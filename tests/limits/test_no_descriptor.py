@@ -19,7 +19,7 @@ import trio
 
 import aiozc
 from aiozc._drivers import bare
-from aiozc._runtime.hosts import running_loop
+from aiozc._runtime.runtime import running_loop
 from tests.kit.children import Child
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, assert_same, case, pattern, write_out

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 import aiozc
-from aiozc._runtime.hosts import running_loop
+from aiozc._runtime.runtime import running_loop
 from aiozc._transfers.splice import Splicing
 from aiozc._transfers.steps import Chain
 from tests.kit.children import Child

@@ -1,4 +1,4 @@
-"""A run of trio by the few methods of asyncio's loop that the engines use.
+"""The runtime of trio: a run by the few methods of asyncio's loop that the engines use.
 
 Facts about trio that this relies on (0.30 to 0.35, read in its source and tested):
 
@@ -21,48 +21,38 @@ Facts about trio that this relies on (0.30 to 0.35, read in its source and teste
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 from trio.lowlevel import Abort, RunVar
 
-from aiozc._runtime.threads import LOOK, MOST, STUCK
-
-T = TypeVar("T")
-
-THREADS = 40
-"""Threads that one run's transfers use at a time: as many as trio allows all others together.
-
-They are not counted among those: all of a program's may wait for what a transfer is to bring, and
-a transfer that is cancelled waits for a thread all the same, to know where it is.
-"""
+from aiozc._runtime.waiting import Waited
 
 _logger = logging.getLogger("aiozc")
-_current: "RunVar[TrioLoop | None]" = RunVar("aiozc's loop", None)
+_current: "RunVar[TrioRuntime | None]" = RunVar("aiozc's runtime", None)
 _Callback = Callable[..., object]
 
 
-def current_loop(uninterrupted: Collection[Callable[..., Any]]) -> "TrioLoop":
+def current_run(uninterrupted: Collection[Callable[..., Any]]) -> "TrioRuntime":
     """Return the run's; made on first use, when no Ctrl-C is let into those functions any more."""
-    loop = _current.get()
-    if loop is None:
+    runtime = _current.get()
+    if runtime is None:
         for function in uninterrupted:
             trio.lowlevel.enable_ki_protection(function)
-        loop = TrioLoop()
-        _current.set(loop)
-    return loop
+        runtime = TrioRuntime()
+        _current.set(runtime)
+    return runtime
 
 
 class TrioFuture:
     """What one task may wait for."""
 
-    __slots__ = ("_callbacks", "_done", "_loop", "_task")
+    __slots__ = ("_done", "_loop", "_task")
 
-    def __init__(self, loop: "TrioLoop") -> None:
+    def __init__(self, loop: "TrioRuntime") -> None:
         self._loop = loop
         self._done = False
         self._task: trio.lowlevel.Task | None = None
-        self._callbacks: list[Callable[[TrioFuture], object]] = []
 
     def done(self) -> bool:
         """Return whether it has a result, or nobody waits for one any more."""
@@ -73,15 +63,8 @@ class TrioFuture:
         self._done = True
         task, self._task = self._task, None
         # In a forked child, and where the run is over, there is nobody.
-        if not self._loop.is_closed():
-            if task is not None:
-                trio.lowlevel.reschedule(task)
-            for callback in self._callbacks:
-                self._loop.call_soon(callback, self)
-
-    def add_done_callback(self, callback: "Callable[[TrioFuture], object]", /) -> None:
-        """Have it called, soon after the result is set."""
-        self._callbacks.append(callback)
+        if task is not None and not self._loop.is_closed():
+            trio.lowlevel.reschedule(task)
 
     def __await__(self) -> Generator[Any, Any, None]:
         """Wait for the result; a cancellation ends the wait."""
@@ -94,44 +77,27 @@ class TrioFuture:
             return Abort.SUCCEEDED
 
         if not self._done:
-            self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(abort)
+            await self.wait_unless(abort)
             # It may have been cancelled after the result was set.
             await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def outlast(self, stop: Callable[[], object]) -> BaseException | None:
-        """Wait for the result whatever comes; return the cancellation that came meanwhile.
-
-        Then `stop` is called, which is to hasten the result.
-        """
-        asked: list[Callable[[], object]] = []
-
-        def abort(raise_cancel: Callable[[], object]) -> Abort:
-            asked.append(raise_cancel)
-            stop()
-            return Abort.FAILED
-
-        if not self._done:
-            self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        try:
-            for raise_cancel in asked:
-                raise_cancel()
-            # It may have been cancelled after the result was set.
-            await trio.lowlevel.checkpoint_if_cancelled()
-        except BaseException as cancelled:
-            return cancelled
-        return None
+    async def wait_unless(self, abort: Callable[[Callable[[], object]], Abort]) -> None:
+        """Wait for the result, or for what `abort` makes of a cancellation."""
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
 
-class TrioLoop:
-    """What runs the transfers of one run of trio."""
+class TrioRuntime:
+    """See `Runtime`. It is a run's loop as well."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._watched: dict[int, tuple[trio.CancelScope, _Callback]] = {}
-        self._threads = trio.CapacityLimiter(THREADS)
-        self._working: dict[TrioThread, float] = {}
+
+    @property
+    def loop(self) -> "TrioRuntime":
+        """Return itself."""
+        return self
 
     def is_closed(self) -> bool:
         """Return whether the run is over, or not what runs here (in a forked child, a thread)."""
@@ -149,8 +115,13 @@ class TrioLoop:
         return TrioFuture(self)
 
     def call_soon(self, callback: _Callback, *arguments: Any) -> None:
-        """Have it called when the tasks that can run now have."""
+        """Have it called when the tasks that can run now have. Any thread may call this.
+
+        Raises RuntimeError where the run is over.
+        """
         self._token.run_sync_soon(_call, callback, *arguments)
+
+    call_soon_threadsafe = call_soon
 
     def call_later(self, delay: float, callback: _Callback, *arguments: Any) -> trio.CancelScope:
         """Have it called in so many seconds, unless what is returned is cancelled before."""
@@ -195,36 +166,38 @@ class TrioLoop:
         with trio.move_on_after(seconds):
             await wait(fd)
 
-    async def checkpoint_if_cancelled(self) -> None:
+    async def checkpoint(self) -> None:
         """Raise Cancelled in a scope that is cancelled."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    def shield(self) -> trio.CancelScope:
+    def shield(self, _: BaseException | None) -> trio.CancelScope:
         """Return a scope in which those around it are not felt."""
         return trio.CancelScope(shield=True)
 
-    async def take_thread(self) -> "TrioThread":
-        """Have a thread, the caller's to give back; the wait for one can be cancelled."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        thread = TrioThread(self._threads, self._working)
-        while True:
-            with trio.move_on_after(LOOK):
-                await self._threads.acquire_on_behalf_of(thread)
-                return thread
-            # One more for each that is stuck: a dead disk stops nobody but who asked it.
-            began = trio.current_time() - STUCK
-            stuck = sum(since < began for since in self._working.values())
-            self._threads.total_tokens = min(THREADS + stuck, MOST)
+    async def outlast(self, waited: Waited, stop: Callable[[], object]) -> BaseException | None:
+        """Wait once: a wait that was not aborted goes on."""
+        asked: list[Callable[[], object]] = []
 
-    async def in_thread_that_may_be_left(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function in a thread, which a cancellation leaves behind: one of its own."""
-        alone = trio.CapacityLimiter(1)
-        return await trio.to_thread.run_sync(
-            function, *arguments, abandon_on_cancel=True, limiter=alone
-        )
+        def abort(raise_cancel: Callable[[], object]) -> Abort:
+            asked.append(raise_cancel)
+            stop()
+            return Abort.FAILED
+
+        if waited.ended:
+            return None
+        waited.waiter = future = TrioFuture(self)
+        await future.wait_unless(abort)
+        try:
+            for raise_cancel in asked:
+                raise_cancel()
+            # It may have been cancelled after the result was set.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException as cancelled:
+            return cancelled
+        return None
 
     async def run_all(self, ways: Collection[Coroutine[Any, Any, None]]) -> None:
-        """Run all to their ends, as `hosts.run_all` says: what is raised is in no group."""
+        """Run all to their ends, as `Runtime` says: what is raised is in no group."""
         errors: list[BaseException] = []
 
         # A task that is begun here is not protected as the function is that begins it.
@@ -248,31 +221,6 @@ class TrioLoop:
             raise errors[0]
         # A nursery at its end hears of no cancellation.
         await trio.lowlevel.checkpoint_if_cancelled()
-
-
-class TrioThread:
-    """A thread in the hands of one who takes, and gives back: the right to use one, with trio."""
-
-    def __init__(self, threads: trio.CapacityLimiter, working: "dict[TrioThread, float]") -> None:
-        self._threads = threads
-        self._working = working
-
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function in a thread to its end, and then raise a cancellation if there is one."""
-        self._working[self] = trio.current_time()
-        try:
-            with trio.CancelScope(shield=True):
-                result = await trio.to_thread.run_sync(
-                    function, *arguments, limiter=trio.CapacityLimiter(1)
-                )
-        finally:
-            del self._working[self]
-        await trio.lowlevel.checkpoint_if_cancelled()
-        return result
-
-    def give_back(self) -> None:
-        """Let others have it."""
-        self._threads.release_on_behalf_of(self)
 
 
 def _start_timer(
