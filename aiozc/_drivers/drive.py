@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 
 from aiozc._drivers import bare
 from aiozc._engines.at_once import AtOnce
@@ -38,17 +37,22 @@ async def send_file(
     """
     growth = _Growth(transfer, source, count)
     at_once = AtOnce() if engine is None else engine.at_once
-    with _held(source, target):
+    source.hold()
+    target.hold()
+    try:
         while True:
             try:
                 engine = engine or current_engine()
-                with _record(engine, transfer, source, target) as record:
+                record = _open(engine, transfer, source, target)
+                try:
                     record.may_let_go = True
                     if engine.is_pressed:
                         raise _ScarceError
                     await _run(engine, record, transfer)
                     while growth.is_there():
-                        await _run(engine, record, transfer)
+                        await _run(engine, record, transfer, is_new=False)
+                finally:
+                    _close(engine, record, transfer)
                 return
             except _ScarceError:
                 pass
@@ -59,6 +63,9 @@ async def send_file(
                     engine.press()
             if await _send_bare(at_once, transfer, source, target, growth):
                 return
+    finally:
+        target.close()
+        source.close()
 
 
 async def _send_bare(
@@ -114,11 +121,16 @@ async def move(engine: Engine, transfer: Transfer, source: Original, target: Ori
     early, what had left a stream is given to the target if that can take it; `transfer.lost`
     says how much could not be given.
     """
-    with _held(source, target):
+    source.hold()
+    target.hold()
+    try:
         while True:
             try:
-                with _record(engine, transfer, source, target) as record:
+                record = _open(engine, transfer, source, target)
+                try:
                     await _run_or_save(engine, record, transfer)
+                finally:
+                    _close(engine, record, transfer)
                 return
             except OSError as error:
                 if not lacks_descriptors(error) or transfer.in_pipe:
@@ -128,6 +140,9 @@ async def move(engine: Engine, transfer: Transfer, source: Original, target: Ori
             await sleep(TICK_S)
             source.check_open()
             target.check_open()
+    finally:
+        target.close()
+        source.close()
 
 
 async def own(*ends: Original) -> None:
@@ -158,45 +173,32 @@ async def _run_or_save(engine: Engine, record: Record, transfer: Transfer) -> No
         raise
 
 
-@contextlib.contextmanager
-def _held(source: Original, target: Original) -> Iterator[None]:
-    """Keep both, with their roles, from one record to the next."""
-    source.hold()
-    target.hold()
+def _open(engine: Engine, transfer: Transfer, source: Original, target: Original) -> Record:
+    """Return a record, which owns what the transfer needs."""
     try:
-        yield
-    finally:
-        target.close()
-        source.close()
-
-
-@contextlib.contextmanager
-def _record(
-    engine: Engine, transfer: Transfer, source: Original, target: Original
-) -> Iterator[Record]:
-    """Own what the transfer needs; at the end the files' positions are where it is."""
-    try:
-        record = engine.open(source, target)
+        return engine.open(source, target)
     except BaseException:
         source.follow(transfer.position)
         target.follow(transfer.position)
         raise
+
+
+def _close(engine: Engine, record: Record, transfer: Transfer) -> None:
+    """Give a record back; the files' positions are where the transfer is."""
+    # Where it is not done, an outcome may not have been taken in: the pipe is closed.
+    if transfer.done and not transfer.in_pipe and not record.busy:
+        record.drop_pipe(empty=True)
     try:
-        yield record
+        # In a forked child they were closed, and the position is the parent's.
+        if record.source.copy >= 0:
+            record.source.follow(transfer.position)
+            record.target.follow(transfer.position)
     finally:
-        # Where it is not done, an outcome may not have been taken in: the pipe is closed.
-        if transfer.done and not transfer.in_pipe and not record.busy:
-            record.drop_pipe(empty=True)
-        try:
-            # In a forked child they were closed, and the position is the parent's.
-            if source.copy >= 0:
-                source.follow(transfer.position)
-                target.follow(transfer.position)
-        finally:
-            engine.release(record)
+        engine.release(record)
 
 
-async def _run(engine: Engine, record: Record, transfer: Transfer) -> None:
+async def _run(engine: Engine, record: Record, transfer: Transfer, *, is_new: bool = True) -> None:
+    """Run chains to the transfer's end. `is_new`: the record was made in this very moment."""
     loop = running_loop()
     while not transfer.done:
         if record.may_let_go and transfer.waits and engine.is_pressed:
@@ -207,11 +209,14 @@ async def _run(engine: Engine, record: Record, transfer: Transfer) -> None:
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
             await engine.at_once.wait_turn(loop, at_once)
+            is_new = False
         pipe_size = _pipe_for(transfer, record)
         chain = transfer.next_chain(pipe_size, engine.longest_chain)
         if record.fault is not None:
             raise record.fault
-        record.check_open()
+        if not is_new:
+            record.check_open()
+        is_new = False
         record.check_nonblocking()
         if at_once:
             results = engine.at_once.run(record, chain)

@@ -24,9 +24,10 @@ from aiozc._kernel.permitted import New, may_call
 
 _F_DUPFD_QUERY = 1024 + 3  # include/uapi/linux/fcntl.h
 _STATX_TYPE_INO_SIZE = 0x1 | 0x100 | 0x200  # include/uapi/linux/stat.h
-_SIZE = 256
+_Statx = ctypes.c_char * 256
 # struct statx: stx_mode, stx_ino, stx_size, and stx_dev_major and _minor.
 _fields = struct.Struct("=28xH2xQQ88xII").unpack_from
+_FLAGS = abi.AT_EMPTY_PATH | abi.AT_STATX_DONT_SYNC
 _libc = ctypes.PyDLL(None, use_errno=True)
 _statx: Any = getattr(_libc, "statx", None)
 
@@ -65,9 +66,8 @@ def is_same_open_file(fd: int, other: int) -> bool | None:
 def known(fd: int) -> Known:
     """Return what the kernel knows of the file behind a number; OSError where there is none."""
     if _Can.statx and may_call(New.STATX):
-        found = (ctypes.c_char * _SIZE)()
-        flags = abi.AT_EMPTY_PATH | abi.AT_STATX_DONT_SYNC
-        if not _statx(fd, b"", flags, _STATX_TYPE_INO_SIZE, found):
+        found = _Statx()
+        if not _statx(fd, b"", _FLAGS, _STATX_TYPE_INO_SIZE, found):
             mode, inode, size, major, minor = _fields(found)
             return Known(mode, os.makedev(major, minor), inode, size)
         if (number := ctypes.get_errno()) == errno.EBADF:
@@ -75,6 +75,12 @@ def known(fd: int) -> Known:
         _Can.statx = False
     status = os.fstat(fd)
     return Known(status.st_mode, status.st_dev, status.st_ino, status.st_size)
+
+
+def identity_of_socket(fd: int) -> tuple[int, int]:
+    """Return what `identity` does, in half of its time: the kernel alone serves a socket."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def identity(fd: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from aiozc._kernel.sockets import (
     was_reset,
 )
 from aiozc._kernel.status import identity as identity
-from aiozc._kernel.status import is_same_open_file
+from aiozc._kernel.status import identity_of_socket, is_same_open_file
 from aiozc._kernel.status import known as known
 from aiozc._resources.loans import Loan
 from aiozc._resources.looks import Ask
@@ -70,12 +70,15 @@ class Original:
     def identity(self) -> tuple[int, int]:
         """The device and inode; asked for once, of our duplicate if there is one."""
         if self._identity is None:
-            self._identity = identity(self._number if self.copy < 0 else self.copy)
+            self._identity = self._identify(self._number if self.copy < 0 else self.copy)
         return self._identity
 
     def remember(self) -> None:
         """Keep what stands behind the number now, for who has no duplicate to compare it with."""
-        self._identity = identity(self._number)
+        self._identity = self._identify(self._number)
+
+    def _identify(self, number: int) -> tuple[int, int]:
+        return identity(number)
 
     def hold(self) -> None:
         """Have one owner more, who closes it in the end."""
@@ -85,7 +88,7 @@ class Original:
         """Have a number of our own. Raises OSError (EMFILE, ENFILE) where there can be none."""
         if self.copy < 0:
             copy = self._another_number()
-            if self._identity is not None and identity(copy) != self._identity:
+            if self._identity is not None and self._identify(copy) != self._identity:
                 os.close(copy)
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
             self.copy = copy
@@ -117,7 +120,7 @@ class Original:
         """Return whether that number is still of the file; nobody but the kernel is asked."""
         if self.copy >= 0 and (same := is_same_open_file(self.copy, number)) is not None:
             return same
-        return identity(number) == self.identity
+        return self._identify(number) == self.identity
 
     def has_moved(self) -> bool:
         """Return whether the caller's object says that it is closed, or elsewhere: a quick look."""
@@ -184,14 +187,17 @@ class Stream(Original):
 
     def __init__(self, holder: HasFileno, *roles: Role, is_socket: bool = True) -> None:
         super().__init__(holder)
-        self.remember()
         self._is_socket = is_socket
+        self.remember()
         self._is_unix: bool | None = None
         self._roles = roles
         for role in roles:
             if _busy[role].setdefault(self.identity, self) is not self:
                 self._give_up()
                 raise already_busy(holder, role)
+
+    def _identify(self, number: int) -> tuple[int, int]:
+        return identity_of_socket(number) if self._is_socket else identity(number)
 
     def check(self) -> None:
         """Raise the OSError that sending into a UNIX socket would end with, room or not.
@@ -331,7 +337,7 @@ os.register_at_fork(after_in_child=_forget_inherited)
 
 def check_idle(sock: HasFileno) -> None:
     """Raise RuntimeError where a transfer into the socket is under way."""
-    if _writing and identity(sock.fileno()) in _writing:
+    if _writing and identity_of_socket(sock.fileno()) in _writing:
         raise already_busy(sock, Role.WRITTEN)
 
 
