@@ -1,17 +1,56 @@
-"""Files by their paths, opened and begun to be read without the loop waiting for a disk."""
+"""Files by their paths, opened and begun to be read without the loop waiting for a disk.
 
-import contextlib
+A file for a stranger's path is opened beneath a directory: what is sent then is what was looked
+at, whatever happens to the path meanwhile, and no symbolic link leads elsewhere.
+"""
+
 import errno
 import os
 import stat
 
 from aiozc._errors import error_from
+from aiozc._kernel import abi
 from aiozc._kernel.paths import CachedOpener
 from aiozc._runtime.threads import in_thread
 
 # O_NONBLOCK: a FIFO without a writer is opened at once, to be found out for what it is.
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _opener = CachedOpener(FLAGS)
+_open_directory = CachedOpener(_DIRECTORY).open
+_open_beneath = CachedOpener(FLAGS, abi.RESOLVE_BENEATH).open
+_open_beneath_plainly = CachedOpener(FLAGS, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS).open
+
+
+class Opened:
+    """A file that is open for reading, and its status; it is closed with this object at the latest.
+
+    `fd` is -1 once it is closed, and for what is no regular file if it was not opened at all.
+    """
+
+    __slots__ = ("fd", "status")
+
+    def __init__(self, fd: int, status: os.stat_result | None = None) -> None:
+        self.fd = fd
+        self.status = status or os.fstat(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.status.st_mode)
+
+    def close(self) -> None:
+        """Close it, unless it is closed."""
+        if self.fd >= 0:
+            os.close(self.detach())
+
+    def detach(self) -> int:
+        """Return the descriptor, which is the caller's from now on."""
+        fd, self.fd = self.fd, -1
+        return fd
 
 
 async def open_regular(path: str) -> tuple[int, int]:
@@ -25,41 +64,75 @@ async def open_regular(path: str) -> tuple[int, int]:
         OSError: what open(2) answers; EISDIR and EINVAL for what is no regular file.
         ValueError: a path with a null byte.
     """
-    fd, status = await _open(path)
-    try:
-        if not stat.S_ISREG(status.st_mode):
-            number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
-            raise error_from(number, f"{path!r} is no regular file")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, status.st_size
+    opened = await open_any(path)
+    if not opened.is_regular:
+        number = errno.EISDIR if stat.S_ISDIR(opened.status.st_mode) else errno.EINVAL
+        raise error_from(number, f"{path!r} is no regular file")
+    return opened.detach(), opened.status.st_size
 
 
-async def _open(path: str) -> tuple[int, os.stat_result]:
+async def open_any(path: str | os.PathLike[str]) -> Opened:
+    """Open what there is by that name, as `open_regular` does."""
     # Whatever speaks against the short way (a cold path, no such file, a kernel or a seccomp
     # filter without openat2) is told by the other in open(2)'s own words.
-    fd = -1
-    with contextlib.suppress(OSError):
+    try:
         fd = _opener.open(os.fsencode(path))
-    if fd >= 0:
-        return _with_status(fd)
-    opened: list[tuple[int, os.stat_result]] = []
+    except OSError:
+        return await in_thread(lambda: Opened(os.open(path, FLAGS)))
+    return Opened(fd)
+
+
+async def open_beneath(directory: str, path: str, *, follow: bool) -> Opened:
+    """Open a file by a path from a directory on, which it does not leave.
+
+    With `follow`, symbolic links may: of the path's parts none is `..` then. Without it they may
+    lead from one place of the directory to another.
+
+    Raises OSError, FileNotFoundError also for a path that leads out, and ValueError for one with a
+    null byte. What is no regular file may come without a descriptor.
+    """
     try:
-        await in_thread(lambda: opened.append(_with_status(os.open(path, FLAGS))))
-    except BaseException:
-        for fd, _ in opened:
+        root = _open_directory(os.fsencode(directory))
+        try:
+            beneath = _open_beneath if follow else _open_beneath_plainly
+            fd = beneath(os.fsencode(path), root)
+        finally:
+            os.close(root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError:
+        return await in_thread(_look_beneath, directory, path, follow)
+    return Opened(fd)
+
+
+def _look_beneath(directory: str, path: str, follow: bool) -> Opened:
+    """Do it by the calls that every kernel has, however long they take."""
+    resolve = os.path.abspath if follow else os.path.realpath
+    root, full = resolve(directory), resolve(os.path.join(directory, path))
+    if os.path.commonpath([root, full]) != root:
+        raise error_from(errno.ENOENT, f"{path!r} leads out of {directory!r}")
+    status = os.stat(full)
+    if not stat.S_ISREG(status.st_mode):
+        return Opened(-1, status)
+    return Opened(os.open(full, FLAGS) if follow else _open_without_links(full))
+
+
+def _open_without_links(path: str) -> int:
+    """Open a file by an absolute path that has no symbolic link, now either."""
+    fd = os.open("/", _DIRECTORY)
+    *parents, name = path.split("/")[1:]
+    try:
+        for parent in parents:
+            beneath = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             os.close(fd)
+            fd = beneath
+        return os.open(name, FLAGS | os.O_NOFOLLOW, dir_fd=fd)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise error_from(errno.ENOENT, f"{path!r} has become a symbolic link") from None
         raise
-    return opened[0]
-
-
-def _with_status(fd: int) -> tuple[int, os.stat_result]:
-    try:
-        return fd, os.fstat(fd)
-    except BaseException:
+    finally:
         os.close(fd)
-        raise
 
 
 def read_cached(fd: int, offset: int, size: int) -> bytearray | None:

@@ -281,6 +281,10 @@ OPENAT2_NUMBER = 437
 """The system call's number, the same on every architecture but alpha (547; Linux 5.6)."""
 AT_FDCWD = -100
 """`fcntl.h`: a relative path begins at the current directory."""
+RESOLVE_NO_SYMLINKS = 0x04
+"""`openat2.h`: fail with ELOOP where a part of the path is a symbolic link (Linux 5.6)."""
+RESOLVE_BENEATH = 0x08
+"""`openat2.h`: fail with EXDEV where the path leaves the directory it begins at (Linux 5.6)."""
 RESOLVE_CACHED = 0x20
 """`openat2.h`: fail with EAGAIN where the path is not all in the kernel's caches (Linux 5.12)."""
 

@@ -20,21 +20,22 @@ _SIZE = ctypes.sizeof(abi.OpenHow)
 class CachedOpener:
     """openat2(2) with its structure, for files to be opened with the same flags."""
 
-    def __init__(self, flags: int) -> None:
-        self._how = abi.OpenHow(flags=flags, resolve=abi.RESOLVE_CACHED)
+    def __init__(self, flags: int, resolve: int = 0) -> None:
+        self._how = abi.OpenHow(flags=flags, resolve=abi.RESOLVE_CACHED | resolve)
         self._address = ctypes.byref(self._how)
 
-    def open(self, path: bytes) -> int:
+    def open(self, path: bytes, directory: int = abi.AT_FDCWD) -> int:
         """Open what is found without waiting; return its descriptor, which is the caller's.
 
-        Raises the OSError that openat2(2) answers: BlockingIOError where something would
-        have to be read from a disk, and ValueError for a path with a null byte.
+        A relative path begins at `directory`, a descriptor. Raises the OSError that openat2(2)
+        answers: BlockingIOError where something would have to be read from a disk, and ValueError
+        for a path with a null byte.
         """
         if b"\0" in path:
             raise ValueError("embedded null byte")
         if not may_call(New.OPENAT2):
             raise error_from(errno.ENOSYS, "opening a file")
-        fd = int(_syscall(abi.OPENAT2_NUMBER, abi.AT_FDCWD, path, self._address, _SIZE))
+        fd = int(_syscall(abi.OPENAT2_NUMBER, directory, path, self._address, _SIZE))
         if fd < 0:
             raise error_from(ctypes.get_errno(), "opening a file")
         return fd

@@ -1,4 +1,4 @@
-"""Starlette's files on uvicorn with files: each answer is what uvicorn's own protocol gives."""
+"""Starlette's files, and ours, on uvicorn with files: answers are Starlette's on uvicorn's own."""
 
 import asyncio
 import logging
@@ -9,18 +9,20 @@ from typing import Any
 
 import httpx
 import pytest
+import starlette.responses
+import starlette.staticfiles
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse
+from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol as UvicornsH11
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornsHttpTools
 
 import aiozc
+from aiozc.integrations.starlette import FileResponse, StaticFiles
 from aiozc.integrations.uvicorn import HttpToolsProtocol
 from tests.kit.content import KIB, MIB, digest, pattern
 from tests.kit.waiting import until
@@ -34,17 +36,27 @@ SPARSE = 5 << 30
 PAST, FUTURE = "Mon, 01 Jan 2001 00:00:00 GMT", "Fri, 01 Jan 2038 00:00:00 GMT"
 
 
+STARLETTES = (starlette.responses.FileResponse, starlette.staticfiles.StaticFiles)
+OURS = (FileResponse, StaticFiles)
+
+
 @pytest.fixture
-def app(tmp_path: Path) -> Starlette:
-    """Make an application that answers with files in three ways."""
+def folder(tmp_path: Path) -> Path:
+    """Make files."""
     for name, size in SIZES.items():
         (tmp_path / name).write_bytes(pattern(size))
     with (tmp_path / "sparse").open("wb") as sparse:
         sparse.truncate(SPARSE)
         os.pwrite(sparse.fileno(), pattern(MIB), SPARSE - MIB)
+    return tmp_path
 
-    async def file(request: Request) -> FileResponse:
-        return FileResponse(tmp_path / request.path_params["name"], filename="a name.bin")
+
+def answering_with_files(folder: Path, classes: tuple[Any, Any]) -> Starlette:
+    """Make an application that answers with files in three ways."""
+    response, static_files = classes
+
+    async def file(request: Request) -> Any:
+        return response(folder / request.path_params["name"], filename="a name.bin")
 
     async def hello(request: Request) -> PlainTextResponse:  # noqa: ARG001
         return PlainTextResponse("hello")
@@ -52,9 +64,15 @@ def app(tmp_path: Path) -> Starlette:
     routes = [
         Route("/file/{name}", file, methods=["GET", "HEAD"]),
         Route("/hello", hello),
-        Mount("/static", StaticFiles(directory=tmp_path)),
+        Mount("/static", static_files(directory=folder)),
     ]
     return Starlette(routes=routes)
+
+
+@pytest.fixture(params=[pytest.param(STARLETTES, id="starlettes"), pytest.param(OURS, id="ours")])
+def app(folder: Path, request: pytest.FixtureRequest) -> Starlette:
+    """Answer with files by Starlette's classes, and by ours."""
+    return answering_with_files(folder, request.param)
 
 
 @pytest.fixture
@@ -83,6 +101,16 @@ REQUESTS: dict[str, tuple[str, dict[str, str]]] = {
     "end": ("GET", {"Range": "bytes=-100"}),
     "head of a range": ("HEAD", {"Range": "bytes=5-4000"}),
     "ranges": ("GET", {"Range": "bytes=0-9,100-200,4000-"}),
+    "ranges out of order": ("GET", {"Range": "bytes=60000-200000,30-40,35-50,-9"}),
+    "head of ranges": ("HEAD", {"Range": "bytes=0-9,100-200,4000-"}),
+    "as many ranges as may be": (
+        "GET",
+        {"Range": "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 200, 2))},
+    ),
+    "too many ranges": (
+        "GET",
+        {"Range": "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 202, 2))},
+    ),
     "beyond the end": ("GET", {"Range": f"bytes={SPARSE + 1}-"}),
     "no range": ("GET", {"Range": "lines=1-2"}),
     "range if old": ("GET", {"Range": "bytes=5-4000", "If-Range": '"another"'}),
@@ -92,18 +120,21 @@ REQUESTS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 async def test_each_request_is_answered_as_uvicorns_own_protocols_do(
-    serve: Serve, app: Starlette, client: httpx.AsyncClient
+    serve: Serve, app: Starlette, folder: Path, client: httpx.AsyncClient
 ) -> None:
+    """So it is by our classes on uvicorn's own protocols."""
     own = UvicornsHttpTools if issubclass(serve.protocol, HttpToolsProtocol) else UvicornsH11
-    ours, theirs = await serve(app), await serve(app, own)
+    ours, on_stock = await serve(app), await serve(answering_with_files(folder, OURS), own)
+    theirs = await serve(answering_with_files(folder, STARLETTES), own)
     for method, headers in REQUESTS.values():
         for way in ("file", "static"):
             for name in [*SIZES, "nobody"]:
                 if way == "file" and name == "nobody":
                     continue
                 path = f"/{way}/{name}"
-                answer = await shape(client, ours.url + path, method, headers)
-                assert answer == await shape(client, theirs.url + path, method, headers), path
+                answer = await shape(client, theirs.url + path, method, headers)
+                for served in (ours, on_stock):
+                    assert await shape(client, served.url + path, method, headers) == answer, path
 
 
 async def test_a_file_that_is_as_known_is_not_sent_again(
