@@ -120,6 +120,17 @@ async def receive_file(
     return progress.position
 
 
+async def write_whole(file: Any, data: bytes | bytearray) -> None:
+    """Write all of it at the file's position, in a worker thread."""
+    progress = _Progress(0, len(data))
+    with _telling(progress):
+        seat = await threads.FILES.take()
+        try:
+            await _write_all(seat, file, memoryview(data), progress)
+        finally:
+            seat.give_back()
+
+
 @contextlib.contextmanager
 def _telling(progress: _Progress) -> Iterator[None]:
     """Say in what is raised, at the very end too, how far it came."""

@@ -1,10 +1,10 @@
 """Starlette's responses with files, and its static files, each byte of a file by the kernel.
 
-    from aiozc.integrations.starlette import FileResponse, StaticFiles
+    from aiozc.integrations.starlette import FileResponse, StaticFiles, receive_file
 
-They take the place of Starlette's own (and FastAPI's, which are the same), from Starlette 0.49 on,
-and differ in how files go where the server offers `http.response.zerocopysend`, as uvicorn does
-with the protocols of `aiozc.integrations.uvicorn`:
+The third is for uploads, see there. The first two take the place of Starlette's own (and FastAPI's,
+which are the same), from Starlette 0.49 on, and differ in how files go where the server offers
+`http.response.zerocopysend`, as uvicorn does with the protocols of `aiozc.integrations.uvicorn`:
 
 - A file is opened once, beneath its directory, without a thread if what is asked for is in the
   kernel's caches. Size, ETag and Last-Modified are those of that open file, and it is what is sent:
@@ -39,6 +39,9 @@ from starlette.types import Receive, Scope, Send
 
 from aiozc._engines.opening import Opened, open_any, open_beneath, read_cached
 from aiozc.integrations._offers import ZEROCOPYSEND
+from aiozc.integrations._uploads import receive_file
+
+__all__ = ["FileResponse", "StaticFiles", "receive_file"]
 
 SMALL = 16 * 1024
 """The most bytes that are read and sent as a message, if they are cached."""

@@ -45,6 +45,7 @@ from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.registry import count_fallback
 from aiozc._runtime.runtime import current
 from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
+from aiozc.integrations._bodies import RECEIVEFILE, Body, length_of_body
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
 Message = Any
@@ -403,7 +404,8 @@ class SendsFiles:
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> Any:
         """Call the application with what is offered here, for one request."""
-        response = Response(self, send.__self__)
+        cycle = send.__self__
+        response = Response(self, cycle)
         send = response.send
         offers = None
         if self.offers_files:
@@ -411,12 +413,18 @@ class SendsFiles:
             scope["extensions"] = offers = Offers(others) if others else Offers()
             offers.names = _PLAIN if self.is_plain else _TLS
             offers.send, offers.application = send, self._application
+            if cycle.more_body and self.is_plain:
+                length = length_of_body(scope["headers"])
+                if length:
+                    body = Body(self, cycle, length)
+                    receive, offers[RECEIVEFILE] = body.receive, body.offer()
         try:
             return await self._application(scope, receive, send)
         finally:
             if offers is not None:
                 # They are in the scope that `send` leads to: a circle, for the collector to find.
                 offers.names, offers.send = (), None
+                offers.pop(RECEIVEFILE, None)
             if response.held is not None or response.leaving is not None:
                 await response.flush()
 
@@ -426,6 +434,18 @@ class SendsFiles:
 
     def expect_nothing(self, cycle: Any) -> None:
         """Note that the response has no body, whatever its header says."""
+
+    def answer_continue(self) -> None:
+        """Ask a client for the body that waits with it (RFC 9110, 10.1.1)."""
+        self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def expects_of_body(self, rest: int) -> bool:
+        """Return whether the parser waits for so many bytes of a body, as far as can be known."""
+        raise NotImplementedError
+
+    def skip_body(self, gone: int, rest: int) -> None:
+        """Have the parser go on behind bytes of a body that it has not seen, before `rest` more."""
+        raise NotImplementedError
 
 
 class H11Protocol(SendsFiles, h11_impl.H11Protocol):
@@ -437,6 +457,22 @@ class H11Protocol(SendsFiles, h11_impl.H11Protocol):
         parts = cycle.conn.send_with_data_passthrough(h11.Data(data=content))  # type: ignore[arg-type]
         place = parts.index(content)
         return b"".join(parts[:place]), b"".join(parts[place + 1 :])
+
+    def answer_continue(self) -> None:
+        """See SendsFiles."""
+        answer = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+        self.transport.write(self.conn.send(answer))
+
+    def expects_of_body(self, rest: int) -> bool:
+        """See SendsFiles: h11 counts down, in a place that nothing else leads to."""
+        reader = getattr(self.conn, "_reader", None)
+        return bool(getattr(reader, "_remaining", None) == rest)
+
+    def skip_body(self, gone: int, rest: int) -> None:  # noqa: ARG002
+        """See SendsFiles."""
+        reader: Any = self.conn._reader
+        reader._remaining -= gone
+        self.handle_events()
 
 
 class _Placeholder:
@@ -450,6 +486,7 @@ class _Placeholder:
 
 
 try:
+    import httptools
     from uvicorn.protocols.http import httptools_impl
 except ImportError:
     _auto: type[SendsFiles] = H11Protocol
@@ -471,6 +508,35 @@ else:
             """See SendsFiles."""
             cycle.expected_content_length = 0
             cycle.chunked_encoding = False
+
+        def expects_of_body(self, rest: int) -> bool:
+            """See SendsFiles: this parser does not tell."""
+            return rest > 0
+
+        def skip_body(self, gone: int, rest: int) -> None:  # noqa: ARG002
+            """See SendsFiles: another parser begins with a request that has `rest` of a body."""
+            keeps = b"keep-alive" if self.parser.should_keep_alive() else b"close"
+            self.parser = httptools.HttpRequestParser(_WithinBody(self))
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(
+                b"POST / HTTP/1.1\r\nconnection: %b\r\ncontent-length: %d\r\n\r\n" % (keeps, rest)
+            )
+
+    class _WithinBody:
+        """A protocol that is told of the body of a parser's first request, and not of its head."""
+
+        def __init__(self, protocol: HttpToolsProtocol) -> None:
+            self._protocol = protocol
+            self._has_begun = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._protocol, name)
+
+        def on_headers_complete(self) -> None:
+            """See httptools."""
+            if self._has_begun:
+                self._protocol.on_headers_complete()
+            self._has_begun = True
 
     _auto = HttpToolsProtocol
 
