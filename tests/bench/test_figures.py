@@ -56,7 +56,6 @@ def test_contenders_take_turns_round_by_round() -> None:
     case = case_of({"A": [1, 4], "B": [2, 5], "C": [3, 6]})
 
     samples = list(measure("send", case, 2, failed={}))
-
     assert tuple(samples[0]) == ("send", "a: case", "A", 0, "time", "us", 1)
     assert [(sample.contender, sample.round, sample.value) for sample in samples] == [
         *[("A", 0, 1), ("B", 0, 2), ("C", 0, 3)],
@@ -74,7 +73,6 @@ def test_a_round_begins_only_while_it_fits_the_budget(budget: float, rounds: int
 
     limits = {"budget": budget, "done": done, "clock": lambda: now}
     samples = list(measure("send", case, 7, failed={}, **limits))  # type: ignore[arg-type]
-
     assert len(samples) == 2 * rounds
 
 
@@ -182,7 +180,6 @@ def test_what_is_written_is_read_again_with_its_header(tmp_path: Path) -> None:
 
     header, *lines = map(json.loads, file.read_text().splitlines())
     found = read([file, file])
-
     assert header["columns"] == list(Sample._fields)
     assert lines[1] == [*CASE, "base", 1, "time", "us", 2.346]
     assert (found.works, found.missing) == (record.works, record.missing)

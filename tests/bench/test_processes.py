@@ -21,7 +21,7 @@ from bench.errors import BenchError
 from bench.on_loop import start
 from bench.processes import Helper
 from bench.scratch import cached_pages, make_cold, make_file, make_sparse_file, warm
-from tests.bench.conftest import CASES, Recorded, start_python, work_of
+from tests.bench.conftest import CASES, start_python, work_of
 from tests.kit.faults.liars import liar
 
 SIZE = 300_000
@@ -113,9 +113,6 @@ def test_a_file_is_as_long_as_asked_and_cached_or_cold(size: int, tmp_path: Path
     assert file.stat().st_size == size
 
 
-# Proxies
-
-
 @contextmanager
 def between_two(tmp_path: Path, name: str) -> Iterator[tuple[Helper, Proxy, SinkProcess]]:
     with ExitStack() as stack:
@@ -140,23 +137,11 @@ def test_proxies_forward_every_byte_and_tell_what_they_took(tmp_path: Path) -> N
             assert ("lateness max" in turn) is on_loop
 
 
-def test_idle_relays_are_looked_at_in_the_process_that_forwards(recorded: Recorded) -> None:
-    record, _ = recorded("relay", "--only", "idle")
-    idle = {(each.contender, each.metric): each.value for each in record.samples}
-
-    assert idle["streams", "threads"] == 1
-    assert idle["aiozc readiness", "threads"] >= 1
-    assert idle["aiozc readiness", "process CPU"] >= 0
-
-
 def test_a_proxy_that_dies_is_what_the_error_names(tmp_path: Path) -> None:
     with between_two(tmp_path, "streams") as (source, proxy, sink):
         os.kill(proxy.pid, signal.SIGKILL) if proxy.ready else None
         with pytest.raises(BenchError, match="streams process ended too early"):
             pass_through((source, sink), proxy, 1, SIZE)
-
-
-# Uploads
 
 
 def test_an_upload_is_the_file_that_was_sent_and_is_measured(tmp_path: Path) -> None:

@@ -63,13 +63,6 @@ def test_the_readme_results_and_pictures_are_those_of_the_recorded_samples(
     assert all(f'src="results/{name}.svg"' in page for name in SHOWN["pictures"])
 
 
-def test_what_pictures_cannot_be_made_of_is_refused(bench: Bench, tmp_path: Path) -> None:
-    Record({}).write(tmp_path / "none")
-    status, _, err = bench("plot", str(tmp_path / "none"), "--into", str(tmp_path))
-    assert status == 2
-    assert "no figures in these files that a picture is made of" in err
-
-
 def test_a_table_that_is_not_known_is_refused() -> None:
     with pytest.raises(BadInputError, match="there is no table 'pigeons'; there are sendfile"):
         with_tables("<!-- bench:pigeons -->\n<!-- /bench -->", Figures(read(RECORDED)))

@@ -156,9 +156,6 @@ def test_a_sender_that_is_wrong_is_named_and_a_receiver_that_dies_is_what_a_run_
             assert told in failed[name]
 
 
-# Many at once
-
-
 def test_slow_clients_are_served_by_a_process_that_is_watched(tmp_path: Path) -> None:
     file = make_file(tmp_path / "file", 16 << 20)
 

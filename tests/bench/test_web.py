@@ -67,7 +67,6 @@ def test_a_server_that_sends_other_bytes_is_named_and_not_measured(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CONTENDERS["server"], "aiohttp", server_of(tmp_path / "liar", LIAR))
-
     status, _, err = bench("http", "--servers", "aiohttp", "--size", "4K", "--rounds", "1")
 
     assert (status, err) == (1, "bench: aiohttp does not send the file of 4096 bytes\n")
@@ -90,7 +89,6 @@ def test_a_run_of_http_checks_drives_and_lists_servers(
 
 def test_a_run_of_web_asks_for_files_and_ranges_and_uploads(recorded: Recorded) -> None:
     record, _ = recorded("web", "--servers", "uvicorn", "--size", "64K")
-
     works = {work_of(*sample[:2]) for sample in record.samples}
     assert works == {"web/static", "web/ranges", "web/uploads"}
     assert len({sample.case for sample in record.samples}) >= 4
@@ -98,7 +96,6 @@ def test_a_run_of_web_asks_for_files_and_ranges_and_uploads(recorded: Recorded) 
 
 def test_a_flood_shows_what_a_small_request_waits_beside_it(recorded: Recorded) -> None:
     record, _ = recorded("flood", "--servers", "aiohttp+aiozc", "--slow", "5")
-
     values = {sample.metric: sample.value for sample in record.samples}
     assert values == {"wait p50": 1.5, "wait p99": 2.5, "flood": 5}
     with socket.create_server(("127.0.0.1", 0)) as listener, SinkProcess(pace=10**6) as slow:
