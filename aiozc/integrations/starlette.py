@@ -47,6 +47,8 @@ SMALL = 16 * 1024
 """The most bytes that are read and sent as a message, if they are cached."""
 _GATHERED = 64 * 1024
 """Bytes of small parts that are sent together, about."""
+_MOST_KNOWN = 1024
+"""Files whose headers are kept, of one StaticFiles."""
 _ENCODINGS = {"br": ".br", "zstd": ".zst", "gzip": ".gz"}
 """Content codings, the best first, and the endings of files that have them."""
 
@@ -239,6 +241,7 @@ class StaticFiles(starlette.staticfiles.StaticFiles):
             follow_symlink=follow_symlink,
         )
         self.precompressed = precompressed
+        self._known: dict[tuple[str, str, int], FileResponse] = {}
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """See Starlette's."""
@@ -269,18 +272,27 @@ class StaticFiles(starlette.staticfiles.StaticFiles):
         status_code: int = 200,
     ) -> Response:
         """See Starlette's."""
-        original = getattr(full_path, "original", full_path)
+        original = str(getattr(full_path, "original", full_path))
         encoding = getattr(full_path, "encoding", "")
-        response = FileResponse(original, status_code, stat_result=stat_result)
-        response.path = full_path
-        headers = response.headers
-        if encoding:
-            headers["content-encoding"] = encoding
-            headers["etag"] = f'{headers["etag"][:-1]}-{encoding}"'
-        if self.precompressed:
-            headers.add_vary_header("Accept-Encoding")
-        if self.is_not_modified(headers, Headers(scope=scope)):
-            return starlette.staticfiles.NotModifiedResponse(headers)
+        known = self._known.get((original, encoding, status_code))
+        if known is None or not _is_as_before(stat_result, known.stat_result):
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            known = FileResponse(original, status_code, stat_result=stat_result)
+            if encoding:
+                known.headers["content-encoding"] = encoding
+                known.headers["etag"] = f'{known.headers["etag"][:-1]}-{encoding}"'
+            if self.precompressed:
+                known.headers.add_vary_header("Accept-Encoding")
+            self._known[original, encoding, status_code] = known
+        if self.is_not_modified(known.headers, Headers(scope=scope)):
+            return starlette.staticfiles.NotModifiedResponse(known.headers)
+        # One with the same headers: to make them takes 20 us.
+        response = FileResponse.__new__(FileResponse)
+        vars(response).update(vars(known))
+        vars(response).pop("_headers", None)  # which change the list that they were made of
+        response.raw_headers = list(known.raw_headers)
+        response.path, response.stat_result = full_path, stat_result
         return response
 
     async def _find(self, path: str) -> _Path | None:
@@ -319,6 +331,14 @@ class StaticFiles(starlette.staticfiles.StaticFiles):
                 found.encoding, found.original = encoding, original
                 return found
         return None
+
+
+def _is_as_before(status: os.stat_result, before: os.stat_result | None) -> bool:
+    """Return whether a file's headers are still right: they tell of these two."""
+    return before is not None and (status.st_size, status.st_mtime) == (
+        before.st_size,
+        before.st_mtime,
+    )
 
 
 def _preferred(accepted: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -91,12 +92,13 @@ async def test_several_ranges_arrive_whole_and_by_the_kernel(serve: Serve, root:
         before = aiozc.get_reactor().statistics().bytes
         answer = await ask(client, "/file", range=f"bytes={asked}")
         moved = aiozc.get_reactor().statistics().bytes - before
+        kind = (await ask(client, "/file", "HEAD")).headers["content-type"]
     assert answer.status == 206
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
     parts: Any = email.message_from_bytes(head + answer.body).get_payload()
     for (first, last), part in zip(places, parts, strict=True):
         assert part["Content-Range"] == f"bytes {first}-{last}/{MIB}"
-        assert part["Content-Type"] == "application/octet-stream"
+        assert part["Content-Type"] == kind
         assert_same(part.get_payload(decode=True), CONTENT[first : last + 1])
     assert moved == SMALL + 1 + 300_001, "those of more than SMALL bytes"
 
@@ -377,6 +379,46 @@ async def test_a_subclass_decides_what_it_decides_at_starlettes(serve: Serve, ro
         answer = await get(serve, Kept(directory=root), "/file", **headers)
         assert answer.headers["cache-control"] == "max-age=60"
         assert_same(answer.body, CONTENT[len(headers) :])
+
+
+async def test_headers_are_those_of_the_file_as_it_is_now(serve: Serve, root: Path) -> None:
+    class Kept(StaticFiles):
+        def file_response(self, *args: Any, **options: Any) -> Response:
+            response = super().file_response(*args, **options)
+            response.headers.append("x-number", str(len(numbers)))
+            numbers.append(0)
+            return response
+
+    numbers: list[int] = []
+    seen = set()
+    served = await serve(Kept(directory=root))
+    async with await served.connect() as client:
+        for number in range(4):
+            content = pattern(KIB + number // 2, number)
+            (root / "file").write_bytes(content)
+            os.utime(root / "file", ns=(number, number * 10**9))
+            for _ in range(2):
+                answer = await ask(client, "/file")
+                assert_same(answer.body, content)
+                seen.add((answer.headers["etag"], answer.headers["last-modified"]))
+    assert answer.headers["x-number"] == "7"
+    assert len(seen) == 4
+
+
+async def test_fastapis_answers_with_files_are_as_good(serve: Serve, root: Path) -> None:
+    app = FastAPI()
+    app.mount("/static", StaticFiles(directory=root))
+
+    @app.get("/file")
+    async def file() -> FileResponse:
+        return FileResponse(root / "file", filename="name")
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        before = aiozc.get_reactor().statistics().bytes
+        for path in ("/file", "/static/file"):
+            assert_same((await ask(client, path, range="bytes=9-900000")).body, CONTENT[9:900_001])
+        assert aiozc.get_reactor().statistics().bytes - before == 2 * 899_992
 
 
 async def test_background_tasks_run_behind_the_file(serve: Serve, root: Path) -> None:
