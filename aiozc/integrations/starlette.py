@@ -17,6 +17,7 @@ Starlette sends it.
 
 import errno
 import io
+import mimetypes
 import os
 import posix
 import secrets
@@ -53,6 +54,9 @@ _ENCODINGS = {"br": ".br", "zstd": ".zst", "gzip": ".gz"}
 """Content codings, the best first, and the endings of files that have them."""
 
 _lookup_path = starlette.staticfiles.StaticFiles.lookup_path
+
+if not mimetypes.inited:
+    mimetypes.init()  # it reads files, which the first response would do in its loop
 
 
 class _Path(str):
