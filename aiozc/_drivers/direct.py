@@ -42,7 +42,7 @@ async def run_direct(
             return await _run_last(engine, record, *staged[0])
         return await _run_whole(engine, record, staged[:whole])
     finally:
-        if not record.busy:
+        if record.is_idle:
             loan.drop_slots()
 
 

@@ -186,7 +186,7 @@ def _open(engine: Engine, transfer: Transfer, source: Original, target: Original
 def _close(engine: Engine, record: Record, transfer: Transfer) -> None:
     """Give a record back; the files' positions are where the transfer is."""
     # Where it is not done, an outcome may not have been taken in: the pipe is closed.
-    if transfer.done and not transfer.in_pipe and not record.busy:
+    if transfer.done and not transfer.in_pipe and record.is_idle:
         record.drop_pipe(empty=True)
     try:
         # In a forked child they were closed, and the position is the parent's.
@@ -245,7 +245,7 @@ def _unused(granted: int, step: Step, result: int) -> int:
 async def _save(engine: Engine, record: Record, transfer: Transfer) -> None:
     """Give the target what can be read nowhere any more, if it can take that now."""
     chain = transfer.last_chain()
-    if not chain or record.busy or transfer.error or not record.target.is_open():
+    if not chain or not record.is_idle or transfer.error or not record.target.is_open():
         return
     with contextlib.suppress(OSError):
         if record.target.is_socket:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiozc._engines.at_once import AtOnce
+from aiozc._resources.lifecycle import Phase
 from aiozc._resources.loans import Loans
 from aiozc._resources.polls import Polls
 from aiozc._resources.records import Record
@@ -42,9 +43,7 @@ class Counters:
 class Run(Waited):
     """One chain in flight: its results so far, and who waits for its end."""
 
-    __slots__ = (
-        *("age", "asked", "backend", "chain", "evicted", "number", "record", "results", "stopping"),
-    )
+    __slots__ = (*("age", "asked", "backend", "chain", "evicted", "number", "record", "results"),)
 
     def __init__(
         self, number: int, record: Record, chain: Chain, backend: "Backend | None" = None
@@ -56,27 +55,40 @@ class Run(Waited):
         self.chain = chain
         # What every step gives that is complete: on a ring nothing else tells so (K3).
         self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
-        self.stopping = False
         self.asked = 0
         """How often it was asked to end."""
         self.evicted = False
         """Whether it was taken out of a queue."""
         self.age = 0
 
-    def complete(self, index: int, result: int) -> None:
-        """Take in the result of the last step, or of one that was short or has failed."""
+    @property
+    def ended(self) -> bool:
+        """Whether it is its record's chain in flight no more."""
+        return self.record.in_flight is not self
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is to end."""
+        return self.record.phase in (Phase.STOPPING, Phase.ABANDONED)
+
+    def complete(self, index: int, result: int) -> bool:
+        """Take in the result of the last step, or of one that was short or has failed.
+
+        Return whether none is to come any more: then the chain is to be retired.
+        """
         step = self.chain[index]
         if isinstance(step, PollIn | PollOut):
             result = min(result, 0)
         self.results[index] = 0 if isinstance(step, Pause) else result
         if index == len(self.chain) - 1 or not may_be_short(step):
             del self.results[index + 1 :]
-            self.ended = True
+            return True
+        return False
 
     def fail(self) -> None:
         """Be over without an outcome: nothing is known to have moved."""
         self.results.clear()
-        self.ended = True
+        self.record.lose()
 
 
 class LendingRun(Run):
@@ -90,11 +102,11 @@ class LendingRun(Run):
         super().__init__(number, record, chain, backend)
         self._due = len(chain)
 
-    def complete(self, index: int, result: int) -> None:
-        """Take in the result of a step."""
+    def complete(self, index: int, result: int) -> bool:
+        """Take in the result of a step; return whether it was the last that was due."""
         self.results[index] = result
         self._due -= 1
-        self.ended = not self._due
+        return not self._due
 
 
 def may_be_short(step: Step) -> bool:
@@ -116,7 +128,7 @@ class Port(Protocol):
         """Return the loop, or None where it is closed or gone."""
 
     def retire(self, run: Run) -> None:
-        """Take in that a chain has ended. `run.ended` is true."""
+        """Take in that a chain has ended."""
 
     def tick(self) -> None:
         """Look at the callers' objects: TICK_S seconds after `Backend.tick_later`."""

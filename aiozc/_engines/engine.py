@@ -1,13 +1,10 @@
 """What runs the transfers of one loop: operations in flight, cancellation, end of life.
 
-Ownership. A record (`records.py`) owns all that the kernel may still touch. Its life:
-
-    opened --> [ a chain in flight --> its outcome ]* --> closed
-
-At most one chain of a record is in flight, and the record is closed only when none is: a
-coroutine that is cancelled has its chain stopped, and returns when that has ended. A coroutine
-that is thrown away (its loop was closed, or it was collected) leaves its record behind; the
-engine closes it when the chain ends.
+Ownership. A record (`records.py`) owns all that the kernel may still touch. Its life is a table
+(`lifecycle.py`). At most one chain of a record is in flight, and the record is closed only when
+none is: a coroutine that is cancelled has its chain stopped, and returns when that has ended. A
+coroutine that is thrown away (its loop was closed, or it was collected) leaves its record behind;
+the engine closes it when the chain ends.
 
 Cancelling. A backend may miss a chain that it is to interrupt (K13), so the request is
 repeated until the chain has ended.
@@ -42,6 +39,7 @@ from aiozc._errors import RingUnavailableError, error_from
 from aiozc._kernel.features import wanted_backend
 from aiozc._kernel.permitted import look
 from aiozc._resources.buffers import Buffers
+from aiozc._resources.lifecycle import Phase
 from aiozc._resources.loans import Loan, Loans
 from aiozc._resources.owners import owners_of
 from aiozc._resources.pipes import PipePool
@@ -238,11 +236,13 @@ class Engine:
 
     def release(self, record: Record) -> None:
         """Close a record now, or when the chain has ended that its coroutine has left."""
-        record.abandoned = True
-        if not record.busy:
+        record.release()
+        self._drop_closed(record)
+
+    def _drop_closed(self, record: Record) -> None:
+        if record.phase is Phase.CLOSED:
             self._records.discard(record)
             self._watchdog.discard(record)
-            record.close()
 
     async def run(self, record: Record, chain: Chain) -> Outcome:
         """Run a chain to its end. A cancellation is part of the outcome, not raised."""
@@ -268,7 +268,7 @@ class Engine:
         # Before the chain: once that is under way, nothing may fail any more.
         self._tick_later()
         self.runs[run.number] = run
-        record.busy = True
+        record.begin(run)
         try:
             self._runner_of(run).start(run)
         except OSError:
@@ -276,7 +276,7 @@ class Engine:
             # behind any other exception a chain may be under way.
             if not self.closing:
                 del self.runs[run.number]
-                record.busy = False
+                record.end()
             raise
         self.counters.chains += 1
         self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
@@ -307,9 +307,8 @@ class Engine:
         """Take in that a chain has ended."""
         self.runs.pop(run.number, None)
         self._count_shortness(run)
-        run.record.busy = False
-        if run.record.abandoned:
-            self.release(run.record)
+        run.record.end()
+        self._drop_closed(run.record)
         if self.running_loop() is not None:
             run.wake()
 
@@ -325,8 +324,8 @@ class Engine:
 
     def _stop(self, run: Run) -> None:
         """Have a chain end, and ask again until it has."""
-        if not run.stopping:
-            run.stopping = True
+        if not run.ended and not run.stopping:
+            run.record.stop()
             self._insist(run)
 
     def _insist(self, run: Run) -> None:
@@ -413,7 +412,7 @@ class Engine:
         if self.closed:
             return
         for run in tuple(self.runs.values()):
-            run.stopping = True
+            run.record.stop()
             self._passing.interrupt(run)
             self._offering.interrupt(run)
             self._waits.interrupt(run)
@@ -426,7 +425,7 @@ class Engine:
             if self.running_loop() is not None:
                 run.wake()
         for record in self._records:
-            if not record.busy:
+            if record.is_idle:
                 record.close()
             elif record.loan is not None:
                 record.loan.lose(wake=False)
@@ -454,9 +453,7 @@ class Engine:
             run.wake()
         self.runs.clear()
         for record in self._records:
-            record.close()
-            record.source.abandon()
-            record.target.abandon()
+            record.forget()
         self.loans.lose(wake=True)
         self._records.clear()
         self._watchdog.clear()

@@ -111,7 +111,7 @@ class _Offering:
         except Exception as error:
             self._run.record.fault = error
             if self._run.number in self._under_way:
-                self.end(-errno.ECANCELED)
+                self.end()
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
@@ -181,5 +181,4 @@ class _Offering:
         if self._watch is not None:
             self._watch.call = None
         run.results[:] = self._sent, *way
-        run.ended = True
         self._engine.retire(run)

@@ -175,5 +175,4 @@ class _Passage:
             self._engine.at_once.leave(self._place)
         run.record.stop_listening()
         run.results[:] = self._passed, *results
-        run.ended = True
         self._engine.retire(run)

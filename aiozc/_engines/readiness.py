@@ -44,12 +44,11 @@ class Course:
     The chain itself learns what became of it in the loop's thread, when it is over.
     """
 
-    __slots__ = ("_told", "fault", "granted", "index", "job", "leave", "over", "run")
+    __slots__ = ("_told", "granted", "index", "job", "leave", "run")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.index = 0
-        self.over = False
         self.granted = False
         """Whether the next step has its share of a turn of the loop."""
         self._told: list[tuple[int, int]] = []
@@ -57,8 +56,11 @@ class Course:
         """Ends the wait for a peer or for the loop's turn, where there is one."""
         self.job: Job | None = None
         """What a thread does of it, or will do, until its end was taken in."""
-        self.fault: BaseException | None = None
-        """Why it stopped, where that is no step's result."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is to be done any more."""
+        return self.index >= len(self.run.chain)
 
     @property
     def step(self) -> Step:
@@ -71,20 +73,15 @@ class Course:
         complete = result == step.length if isinstance(step, Splice) else result >= 0
         if last or not complete:
             self._told.append((self.index, result))
-            self.over = last or not may_be_short(step)
         self.index += 1
-
-    def stop(self, fault: BaseException) -> None:
-        """Do no more steps, for a reason of our own."""
-        self.fault = fault
-        self.run.stopping = True
+        if not complete and not may_be_short(step):
+            self.index = len(self.run.chain)
 
     def end(self) -> None:
-        """Tell the chain what became of it."""
+        """Tell the chain what became of it: of the steps that were done, where a fault cut it."""
+        del self.run.results[self.index :]
         for index, result in self._told:
             self.run.complete(index, result)
-        if self.fault is not None:
-            self.run.record.fault = self.fault
 
 
 class Readiness:
@@ -172,7 +169,8 @@ class Readiness:
 
     def _go_on(self, course: Course) -> None:
         """Do steps until one has to wait, or the chain has ended."""
-        while not course.over:
+        record = course.run.record
+        while not course.over and record.fault is None:
             if course.run.stopping:
                 course.go_on(-errno.ECANCELED)
                 continue
@@ -181,7 +179,7 @@ class Readiness:
                     return
             except Exception as error:
                 # No descriptor, no thread, no memory: what the steps before have moved counts.
-                course.stop(error)
+                record.fault = error
         del self._courses[course.run.number]
         course.end()
         self._engine.retire(course.run)
@@ -266,7 +264,7 @@ class Readiness:
         try:
             course.run.record.check_nonblocking()
         except OSError as error:
-            course.stop(error)
+            course.run.record.fault = error
         self._go_on(course)
 
     def _loop(self) -> Loop:
@@ -307,7 +305,7 @@ class Readiness:
         course.job = None
         self._engine.counters.completions += 1
         if job.error is not None:
-            course.stop(job.error)
+            course.run.record.fault = job.error
         self._go_on_safely(course)
 
 

@@ -154,8 +154,7 @@ class Uring:
             if flags & _MORE and result > 0 and run.record.loan is not None:
                 step = run.chain[user_data & _INDEX_MASK]
                 self._engine.loans.lend(user_data, run.record.loan, step)
-            run.complete(user_data & _INDEX_MASK, result)
-            if run.ended:
+            if run.complete(user_data & _INDEX_MASK, result):
                 self._workers.end(run)
                 self._engine.retire(run)
         if ticked:

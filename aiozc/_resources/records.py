@@ -26,6 +26,7 @@ from aiozc._kernel.sockets import (
 from aiozc._kernel.status import identity as identity
 from aiozc._kernel.status import identity_of_socket, is_same_open_file
 from aiozc._kernel.status import known as known
+from aiozc._resources.lifecycle import IN_FLIGHT, NEXT, Phase
 from aiozc._resources.loans import Loan
 from aiozc._resources.looks import Ask
 from aiozc._resources.pipes import Pipe, PipePool
@@ -382,8 +383,8 @@ def set_position(file: Any, position: int) -> None:
 class Record:
     """Duplicates of a source and a target, and the pipe lent to the transfer, if any.
 
-    `busy` while a chain that names them is in flight; `abandoned` when no coroutine will
-    come back for it; `fault` is what a look at it found, for the coroutine to raise; `loan`
+    `phase` is where it stands, `in_flight` the chain that names them, if there is one; `fault` is
+    what was found to be wrong, for the coroutine to raise; `loan`
     is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends;
     `held` is what was received and not sent, where that is in memory; `may_let_go`: its transfer
     can wait for its peer without the duplicates; `told`: the results of a chain whose coroutine was
@@ -391,7 +392,7 @@ class Record:
     """
 
     __slots__ = (
-        *("_pipes", "abandoned", "busy", "fault", "held", "loan", "may_let_go", "pipe", "source"),
+        *("_pipes", "fault", "held", "in_flight", "loan", "may_let_go", "phase", "pipe", "source"),
         *("target", "told", "watches"),
     )
 
@@ -399,8 +400,8 @@ class Record:
         self, pipes: PipePool, source: Original, target: Original, loan: Loan | None = None
     ) -> None:
         self._pipes = pipes
-        self.busy = False
-        self.abandoned = False
+        self.phase = Phase.IDLE
+        self.in_flight: object = None
         self.may_let_go = False
         self.told: list[int] | None = None
         self.fault: BaseException | None = None
@@ -508,8 +509,60 @@ class Record:
         for end in (self.source, self.target):
             end.check_nonblocking()
 
+    def _enter(self, phase: Phase) -> None:
+        NEXT.check(self.phase, phase)
+        self.phase = phase
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no chain is in flight, and another one may be."""
+        return self.phase is Phase.IDLE
+
+    def begin(self, chain: object) -> None:
+        """Take in that a chain begins."""
+        self._enter(Phase.RUNNING)
+        self.in_flight = chain
+
+    def stop(self) -> None:
+        """Take in that the chain is to end."""
+        if self.phase is Phase.RUNNING:
+            self._enter(Phase.STOPPING)
+
+    def end(self) -> None:
+        """Take in that the chain has ended."""
+        self.in_flight = None
+        if self.phase is Phase.ABANDONED:
+            self.close()
+        else:
+            self._enter(Phase.IDLE)
+
+    def lose(self) -> None:
+        """Take in that nobody tells of the chain's end any more."""
+        self.stop()
+        self.in_flight = None
+        self._enter(Phase.LOST)
+
+    def release(self) -> None:
+        """Close it now, or when the chain has ended that its coroutine has left."""
+        if self.phase is Phase.IDLE:
+            self.close()
+        elif self.phase in IN_FLIGHT:
+            self._enter(Phase.ABANDONED)
+
+    def forget(self) -> None:
+        """In a forked child: give its copies back."""
+        self.in_flight = None
+        self._give_back()
+        self.source.abandon()
+        self.target.abandon()
+
     def close(self) -> None:
         """Give everything back. No SQE may name it any more."""
+        self._enter(Phase.CLOSED)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.phase = Phase.CLOSED
         self.drop_watches()
         self.drop_pipe(empty=False)
         self.target.close()

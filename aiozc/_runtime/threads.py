@@ -46,8 +46,6 @@ LOOK_S = 0.1
 """Seconds between two looks at whether one is stuck, while somebody waits for a thread."""
 IDLE_S = 5.0
 """Seconds without anything to do, after which a thread ends."""
-AT_WORK, AT_REST = "aiozc thread at work", "aiozc thread at rest"
-"""Names of threads."""
 
 _logger = logging.getLogger("aiozc")
 
@@ -59,12 +57,13 @@ class Job(Waited):
     function is given. `seat` is where it runs, or waits to.
     """
 
-    __slots__ = ("_function", "_heard", "_loop", "error", "result", "seat")
+    __slots__ = ("_done", "_function", "_heard", "_loop", "error", "result", "seat")
 
     def __init__(
         self, loop: Loop, function: Callable[[], Any], heard: Callable[[], object] | None = None
     ) -> None:
         super().__init__()
+        self._done = False
         self._loop = loop
         self._function = function
         self._heard = heard or self.wake
@@ -72,13 +71,18 @@ class Job(Waited):
         self.result: Any = None
         self.error: BaseException | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the function has returned, or raised."""
+        return self._done
+
     def run(self) -> None:
         """Call the function."""
         try:
             self.result = self._function()
         except BaseException as error:
             self.error = error
-        self.ended = True
+        self._done = True
 
     def touch(self) -> None:
         """In the thread: begin the next part of it, so that STUCK_S is counted anew."""
@@ -178,13 +182,15 @@ class Pool:
         self._most = most
         self._may_be_inline = may_be_inline
         self.begin_anew()
-        _pools.add(self)
+        POOLS.add(self)
 
     def begin_anew(self) -> None:
         """In a forked child: have no threads."""
         # Reentrant: a coroutine that the interpreter's collector finds gives its seat back.
         self._lock = threading.RLock()
         self._given: SimpleQueue[tuple[Seat, Job]] = SimpleQueue()
+        self.at_work = 0
+        """Jobs that threads have, or are about to have."""
         self._count = 0
         self._taken: set[Seat] = set()
         self._waiting: deque[Seat] = deque()
@@ -263,7 +269,7 @@ class Pool:
         if not self._may_grow():
             return False
         try:
-            threading.Thread(target=self._serve, name=AT_REST, daemon=True).start()
+            threading.Thread(target=self._serve, name="aiozc", daemon=True).start()
         except RuntimeError as error:
             _tell_of_refusal(str(error))
             if not self._count:
@@ -285,6 +291,8 @@ class Pool:
 
     def start(self, seat: Seat, job: Job) -> None:
         """Have a thread do a job: there is one for each seat that is granted."""
+        with self._lock:
+            self.at_work += 1
         seat.under_way = True
         self._given.put((seat, job))
 
@@ -307,7 +315,6 @@ class Pool:
             self._grant()
 
     def _serve(self) -> None:
-        thread = threading.current_thread()
         while True:
             try:
                 seat, job = self._given.get(timeout=IDLE_S)
@@ -317,7 +324,6 @@ class Pool:
                         self._count -= 1
                         return
                 continue
-            thread.name = AT_WORK
             seat.since = time.monotonic()
             job.run()
             seat.since = None
@@ -327,7 +333,8 @@ class Pool:
                     self._free(seat)
             job.report()
             del seat, job  # and with them the coroutine of a loop that was closed
-            thread.name = AT_REST
+            with self._lock:
+                self.at_work -= 1
 
 
 @functools.cache
@@ -340,7 +347,7 @@ def _tell_of_most(most: int) -> None:
     _logger.warning("%d threads wait for disks or streams: no more are made for these", most)
 
 
-_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 FILES = Pool(LIMIT, MOST, may_be_inline=True)
 """For what comes to an end, sooner or later."""
 STREAMS = Pool(MOST, MOST)
@@ -348,7 +355,7 @@ STREAMS = Pool(MOST, MOST)
 
 
 def _begin_anew() -> None:
-    for pool in tuple(_pools):
+    for pool in tuple(POOLS):
         pool.begin_anew()
 
 

@@ -16,11 +16,15 @@ Timer: TypeAlias = Union[asyncio.TimerHandle, "trio.CancelScope"]
 class Waited:
     """What one coroutine waits for until it has `ended`: see `Runtime.outlast`."""
 
-    __slots__ = ("ended", "waiter")
+    __slots__ = ("waiter",)
 
     def __init__(self) -> None:
-        self.ended = False
         self.waiter: Future | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return False
 
     def wake(self) -> None:
         """Let the coroutine look again whether it has ended. Call it in the loop's thread."""

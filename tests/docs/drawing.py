@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 
+from aiozc._resources import lifecycle
 from aiozc._transfers import sendfile, splice, zerocopy
 from tests.docs.test_layers import MODULES, imported, room_of
 
@@ -50,8 +51,8 @@ def transitions(table: Mapping[Enum, Mapping[Enum, str]]) -> str:
 def drawn() -> str:
     """Return the page with what it has from the code as that is now."""
     page = PAGE.read_text(encoding="utf-8")
-    machines = {"sendfile": sendfile, "splice": splice, "zerocopy": zerocopy}
-    texts = {name: transitions(machine.NEXT) for name, machine in machines.items()}
+    tables = (sendfile, splice, zerocopy, lifecycle)
+    texts = {table.__name__.split(".")[-1]: transitions(table.NEXT) for table in tables}
     for name, text in {"rooms": rooms(), **texts}.items():
         before, _, rest = page.partition(f"<!-- {name} -->\n")
         _, end, behind = rest.partition(f"<!-- /{name} -->")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiozc
 from tests.kit import tasks
-from tests.kit.waiting import are_threads_at_rest, wait_until
+from tests.kit.waiting import are_threads_at_rest, jobs_of_threads, wait_until
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ def holdings(*, quick: bool = False) -> Holdings:
     # trio keeps its threads for ten seconds, and we ours for five; anyio does not wait for the
     # ends of its own.
     names = (thread.name for thread in threading.enumerate())
-    others = ("Trio thread", "AnyIO worker thread", "aiozc thread at rest")
+    others = ("Trio thread", "AnyIO worker thread", "aiozc")
     threads = frozenset(name for name in names if not name.startswith(others))
+    if jobs := jobs_of_threads():
+        threads |= {f"{jobs} jobs of aiozc's threads"}
     if quick:
         return Holdings(descriptors, threads, quick)
     maps = Path("/proc/self/maps").read_bytes()

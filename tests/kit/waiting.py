@@ -1,11 +1,11 @@
 """Waiting for what happens, in turns of the loop and in threads; running what does not wait."""
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from aiozc._runtime.threads import POOLS
 from tests.kit import tasks
 
 T = TypeVar("T")
@@ -36,7 +36,12 @@ async def threads_at_rest() -> None:
 
 def are_threads_at_rest() -> bool:
     """Say whether none of aiozc's threads is at work."""
-    return "aiozc thread at work" not in [thread.name for thread in threading.enumerate()]
+    return jobs_of_threads() == 0
+
+
+def jobs_of_threads() -> int:
+    """Return how many things aiozc's threads do, or are about to do."""
+    return sum(pool.at_work for pool in POOLS)
 
 
 def in_threads(functions: Sequence[Callable[[], T]]) -> list[T]:

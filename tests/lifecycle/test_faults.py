@@ -38,6 +38,7 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     chain = Sendfile(0, 4 * MIB).next_chain(MIB, 6)
     run, busy = (Run(number, record, chain) for number in (901, 902))
     engine.runs |= {901: run, 902: busy}
+    record.begin(run)
     backend = engine._backend
     assert isinstance(backend, Uring)
     batches = [
