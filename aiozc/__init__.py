@@ -8,7 +8,7 @@ from aiozc._errors import RingUnavailableError
 from aiozc._version import __version__
 
 if TYPE_CHECKING or sys.platform == "linux":
-    from aiozc import lowlevel
+    from aiozc import lowlevel, streams
     from aiozc._api.relay import relay
     from aiozc._api.sendfile import loop_sendfile
     from aiozc._api.splice import loop_recvfile, splice_pipe
@@ -33,6 +33,7 @@ else:
         run,
         sendfile_zc,
         splice_pipe,
+        streams,
         uninstall,
     )
 
@@ -57,5 +58,6 @@ __all__ = [
     "run",
     "sendfile_zc",
     "splice_pipe",
+    "streams",
     "uninstall",
 ]

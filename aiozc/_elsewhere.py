@@ -5,7 +5,7 @@ TransmitFile on Windows). What moves bytes between any two descriptors is Linux'
 and no other system has it: the rest raises NotImplementedError, with what to use in its place.
 """
 
-# ruff: noqa: ARG001, ARG002 - the signatures are those on Linux
+# ruff: noqa: ARG001, ARG002, ARG004 - the signatures are those on Linux
 
 import asyncio
 import platform
@@ -81,9 +81,51 @@ class lowlevel:  # noqa: N801 - it stands for a module
     """What `aiozc.lowlevel` has."""
 
     @staticmethod
-    def exclusive(transport: Any) -> NoReturn:  # noqa: ARG004 - as on Linux
+    def exclusive(transport: Any) -> NoReturn:
         """Raise NotImplementedError."""
         _refuse("lowlevel.exclusive", "loop.sendfile(transport, file)")
+
+
+class streams:  # noqa: N801 - it stands for a module
+    """What `aiozc.streams` has."""
+
+    @staticmethod
+    async def send_file(
+        writer: asyncio.StreamWriter,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        fallback: bool = True,
+    ) -> int:
+        """Send a file by the running loop's own `sendfile`."""
+        loop = asyncio.get_running_loop()
+        return await loop.sendfile(writer.transport, file, offset, count, fallback=fallback)
+
+    @staticmethod
+    async def receive_file(
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        fallback: bool = True,
+    ) -> int:
+        """Raise NotImplementedError."""
+        _refuse("streams.receive_file", "reader.read, and file.write in asyncio.to_thread")
+
+    @staticmethod
+    async def splice(
+        src: asyncio.StreamReader, dst: asyncio.StreamWriter, count: int | None = None
+    ) -> int:
+        """Raise NotImplementedError."""
+        _refuse("streams.splice", "reader.read and writer.write in turn")
+
+    @staticmethod
+    async def relay(a: Any, b: Any) -> tuple[int, int]:
+        """Raise NotImplementedError."""
+        _refuse("streams.relay", "reader.read and writer.write in turn")
 
 
 class ZeroCopySend:

@@ -8,7 +8,7 @@ import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from aiozc._api.gates import Gate, encrypts, gate_of, is_bare
+from aiozc._api.gates import Gate, check_plain, gate_of, is_bare
 from aiozc._api.transports import Hold, Reading
 
 __all__ = ["exclusive"]
@@ -60,6 +60,5 @@ def _gate_for(transport: Any) -> Gate:
     if gate is None:
         hint = ": give its `transport`" if isinstance(transport, asyncio.StreamWriter) else ""
         raise TypeError(f"{transport!r} is no transport of a plain stream connection{hint}")
-    if encrypts(transport):
-        raise TypeError(f"{transport!r} carries what is encrypted: it is no plain connection")
+    check_plain(transport)
     return gate

@@ -173,9 +173,9 @@ def _wanted_socket(given: Any) -> str:
     root = type(given).__module__.partition(".")[0]
     if hasattr(given, "get_extra_info"):
         return (
-            "loop.sendfile(transport, file) sends a file through a transport, and"
-            " aiozc.lowlevel.exclusive(transport) gives its socket; of a StreamWriter that is"
-            " writer.transport"
+            "aiozc.streams has the transfers for a StreamReader and a StreamWriter;"
+            " loop.sendfile(transport, file) sends a file through a transport, and"
+            " aiozc.lowlevel.exclusive(transport) gives its socket"
         )
     if hasattr(given, "transport_stream"):
         return "it encrypts what it sends, and plain stream sockets alone will do"

@@ -1,7 +1,7 @@
 """Gates: what is written to a transport while its socket is held for a transfer is refused.
 
-Written bytes would land in the middle of a file. All that is private of CPython's transports and of
-uvloop's stands here.
+Written bytes would land in the middle of a file. All that is private of CPython's transports and
+streams, and of uvloop's transports, stands here.
 
 asyncio's look in each `write` whether a future waits for their buffer to be empty, `_empty_waiter`,
 and tell it when that is so: it is how the loop's own `_sendfile_native` shuts them, in each Python
@@ -16,11 +16,13 @@ the proxy has it, until it is deleted again, as on asyncio's transports.
 """
 
 import asyncio
+import contextlib
 import functools
 import selectors
 from asyncio import constants
-from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn, Protocol
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 from aiozc._engines.backend import TICK_S
 from aiozc._errors import connection_lost
@@ -40,6 +42,7 @@ _SETTINGS = (
 """What a gate may have changed: it says what will be there afterwards."""
 _UVLOOP_PLAIN = {"TCPTransport", "UnixTransport"}
 _UVLOOP_TLS = {"_SSLProtocolTransport"}
+_UVLOOP_PIPES = {"ReadUnixTransport", "WriteUnixTransport"}
 
 
 def mode_of(transport: Any) -> Any:
@@ -63,9 +66,22 @@ def encrypts(transport: Any) -> bool:
     return type(transport.get_protocol()).__name__ == "SSLProtocol"
 
 
+def check_plain(transport: Any) -> None:
+    """Raise TypeError where a plain transport carries what is encrypted by its protocol."""
+    if encrypts(transport):
+        raise TypeError(f"{transport!r} carries what is encrypted: it is no plain connection")
+
+
+def is_pipe(transport: Any) -> bool:
+    """Return whether it is one of a pipe, as of a subprocess."""
+    return _is_uvloop(transport, _UVLOOP_PIPES) or transport.get_extra_info("pipe") is not None
+
+
 def force_close(transport: Any, error: BaseException) -> None:
     """Have a transport close as if it had met the error: its protocol is told."""
-    transport._force_close(error)
+    # asyncio's transports of pipes have the latter.
+    close = getattr(transport, "_force_close", None) or transport._close
+    close(error)
 
 
 def _is_uvloop(transport: Any, names: set[str]) -> bool:
@@ -153,7 +169,8 @@ class SelectorGate:
 
     def open(self) -> None:
         """Let everything be as it was."""
-        self._transport._empty_waiter = None
+        if self._transport._empty_waiter is self:
+            self._transport._empty_waiter = None
         # What somebody has set, before or meanwhile, is theirs.
         methods = vars(self._transport)
         for name, (method, before) in self._put.items():
@@ -275,7 +292,8 @@ class ProxyGate:
         """Return the number of the transport's socket."""
         proxy = self._proxy
         if proxy._number < 0:
-            proxy._number = self._real.get_extra_info("socket").fileno()
+            known = self._real.get_extra_info
+            proxy._number = (known("socket") or known("pipe")).fileno()
         return proxy._number
 
     def is_watched(self) -> bool:
@@ -298,7 +316,6 @@ class ProxyGate:
 
     def open(self) -> None:
         """Let everything be as it was."""
-        self._proxy._gate = None
         if self._put is not None:
             # What somebody has set meanwhile is theirs.
             pause, resume, own_pause, own_resume = self._put
@@ -306,6 +323,9 @@ class ProxyGate:
                 self._proxy.pause_reading = own_pause
             if self._proxy.resume_reading is resume:
                 self._proxy.resume_reading = own_resume
+        if self._proxy._gate is not self:
+            return
+        self._proxy._gate = None
         for name in _WRITES:
             method = getattr(self._real, name)
             self._proxy.refusable(name).__setstate__((method, (), {}, None))
@@ -492,3 +512,116 @@ def gate_of(transport: Any) -> Gate | None:
     if isinstance(transport, Proxy):
         return ProxyGate(transport)
     return SelectorGate(transport) if hasattr(transport, "_empty_waiter") else None
+
+
+# Of asyncio's streams.
+
+
+def transport_of(reader: asyncio.StreamReader) -> Any:
+    """Return the transport that a reader pauses and resumes; None where it has none."""
+    return reader._transport  # type: ignore[attr-defined]
+
+
+def are_of_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Return whether a reader and a writer have the same transport."""
+    return _beneath(transport_of(reader)) is _beneath(writer.transport)
+
+
+def _beneath(transport: Any) -> Any:
+    return transport._real if isinstance(transport, Proxy) else transport
+
+
+@contextlib.contextmanager
+def standing_in(writer: asyncio.StreamWriter, transport: Any) -> Iterator[None]:
+    """Have a writer write to this transport for a while."""
+    held: Any = writer
+    before = held._transport
+    held._transport = transport
+    try:
+        yield
+    finally:
+        if held._transport is transport:
+            held._transport = before
+
+
+@contextlib.contextmanager
+def refused(writer: asyncio.StreamWriter) -> Iterator[Any]:
+    """Refuse what is written by a writer; give a transport that writes all the same."""
+    transport = writer.transport
+    proxy = transport if isinstance(transport, Proxy) else Proxy(transport)
+    gate = ProxyGate(proxy)
+    gate.check_open()
+    with standing_in(writer, proxy):
+        gate.shut()
+        try:
+            yield proxy._real
+        finally:
+            gate.open()
+
+
+async def wait_for_bytes(reader: asyncio.StreamReader) -> None:
+    """Wait until a reader has some, or will have no more. Raises what its `read` would."""
+    held: Any = reader
+    if held._exception is not None:
+        raise held._exception
+    if not held._buffer and not held._eof:
+        await held._wait_for_data("receive_file")
+
+
+class ReaderGate:
+    """Takes what a reader has read ahead, and refuses who reads meanwhile.
+
+    A reader that waits has a future as `_waiter`, and a second one who waits is refused: so it is
+    the gate that stands there.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader: Any = reader
+        self.chunks: deque[Any] = deque()
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the reader has been told of the end."""
+        return self._ended or bool(self._reader._eof)
+
+    def __enter__(self) -> Self:
+        reader = self._reader
+        if reader._exception is not None:
+            raise reader._exception
+        if reader._waiter is not None:
+            raise RuntimeError("another coroutine is already waiting for incoming data")
+        reader._waiter = self
+        # Who reads at the end of a stream is not refused.
+        self._ended, reader._eof = reader._eof, False
+        self.take()
+        return self
+
+    def take(self) -> None:
+        """Take what has come since."""
+        buffer = self._reader._buffer
+        if buffer:
+            self.chunks.append(memoryview(bytes(buffer)))
+            buffer.clear()
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what was left."""
+        reader = self._reader
+        reader._waiter = None
+        reader._eof = self.ended
+        reader._buffer[:0] = b"".join(self.chunks)
+        reader._maybe_resume_transport()
+
+    # What the reader calls of a future, which it has done with then.
+
+    def cancelled(self) -> bool:
+        """Say that it is to be told."""
+        return False
+
+    def set_result(self, _: None) -> None:
+        """Refuse on."""
+        self._reader._waiter = self
+
+    def set_exception(self, _: BaseException) -> None:
+        """Refuse on."""
+        self._reader._waiter = self

@@ -2,7 +2,9 @@
 
 import asyncio
 import enum
+import errno
 import functools
+import select
 import types
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
@@ -59,17 +61,25 @@ class TransportSocket:
 
     def is_connected(self) -> bool:
         """Return whether it could take bytes still: a lost connection says so for ever."""
+        number = self.fileno()
         try:
-            check_sendable(self.fileno())
+            check_sendable(number)
         except BlockingIOError:
             return True
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno == errno.ENOTSOCK and not _is_broken_pipe(number)
         return True
 
 
 def _yes() -> bool:
     return True
+
+
+def _is_broken_pipe(number: int) -> bool:
+    """Return whether nobody will read what is written into a pipe."""
+    failed = select.poll()
+    failed.register(number, 0)
+    return any(events & select.POLLERR for _, events in failed.poll(0))
 
 
 def check_unowned(loop: Loop, stream: HasFileno) -> None:
@@ -96,8 +106,9 @@ class Hold:
     """A transport that stands aside for transfers into its socket, which its `async with` gives.
 
     What is written to the transport is refused in the block; what was written before has left when
-    it begins. A connection that is lost is a ConnectionError, in place of what a transfer raises,
-    and the protocol hears of it. A transfer that goes on behind the block is ended.
+    it begins; not so where `writing` is false, for who only reads. A connection that is lost is a
+    ConnectionError, in place of what a transfer raises, and the protocol hears of it. A transfer
+    that goes on behind the block is ended.
     """
 
     _loop: asyncio.AbstractEventLoop | None = None
@@ -105,17 +116,21 @@ class Hold:
     _reads = False
     _identity = (0, 0)
 
-    def __init__(self, transport: Any, gate: Gate, reading: Reading) -> None:
+    def __init__(
+        self, transport: Any, gate: Gate, reading: Reading, *, writing: bool = True
+    ) -> None:
         self.sock = TransportSocket(transport, gate)
         self._transport = transport
         self._gate = gate
         self._reading = reading
+        self._writing = writing
 
     def begin(self) -> None:
         """Refuse what is written from here on, and read nothing."""
         if self._loop is not None:
             return
-        self._gate.check_open()
+        if self._writing:
+            self._gate.check_open()
         self._loop = asyncio.get_running_loop()
         self._pause, self._resume = self._transport.pause_reading, self._transport.resume_reading
         if self._reading is not Reading.GOES_ON:
@@ -125,7 +140,8 @@ class Hold:
                 # `connection_made`, where an eager task may be. (asyncio's loop has not read from
                 # it when this is called; uvloop's may have read once.)
                 self._later = self._loop.call_soon(self._pause_reading)
-        self._gate.shut()
+        if self._writing:
+            self._gate.shut()
         if self._reading is Reading.DEFERRED:
             self._gate.defer_reading(
                 functools.partial(self._set_reads, False), functools.partial(self._set_reads, True)
@@ -159,7 +175,8 @@ class Hold:
             try:
                 if self._later is not None:
                     await asyncio.sleep(0)
-                await self._gate.wait_empty()
+                if self._writing:
+                    await self._gate.wait_empty()
                 self._identity = identity(self.sock.fileno())
             except BaseException:
                 self.end()
@@ -275,7 +292,13 @@ def _rest(sending: Coroutine[Any, Any, int], waited: Any) -> Generator[Any, Any,
         return sent
 
 
-async def write_file(transport: Any, file: Any, offset: int, count: int | None) -> int:
+async def write_file(
+    transport: Any,
+    file: Any,
+    offset: int,
+    count: int | None,
+    reading: Reading = Reading.PAUSED,
+) -> int:
     """Send a file by the transport's own `write`; return the number of bytes written.
 
     For TLS, whose records the transport makes, and for transports whose `write` nobody can
@@ -287,8 +310,9 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
         check_count(count)
         check_offset(offset)
         check_readable(file, offset)
-        reading = transport.is_reading()
-        transport.pause_reading()
+        pauses = reading is Reading.PAUSED and transport.is_reading()
+        if pauses:
+            transport.pause_reading()
         flow = Flow(transport)
     count_fallback(asyncio.get_running_loop())
     written = 0
@@ -315,7 +339,7 @@ async def write_file(transport: Any, file: Any, offset: int, count: int | None) 
         try:
             flow.leave()
         finally:
-            if reading and not flow.is_over and not transport.is_closing():
+            if pauses and not flow.is_over and not transport.is_closing():
                 transport.resume_reading()
         if seekable:
             await seek(file, offset + written)

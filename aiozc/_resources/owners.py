@@ -224,11 +224,12 @@ def _waits_for(loop: Any, number: int) -> Any:
 def _advice(number: int) -> str:
     mode = os.fstat(number).st_mode
     if stat.S_ISFIFO(mode):
-        return "use a pipe that no transport uses (os.pipe)"
+        return "use a pipe that no transport uses (os.pipe), or aiozc.streams.splice for this one"
     if not stat.S_ISSOCK(mode):
         return "close the transport first"
     return (
-        "send a file by loop.sendfile(transport, file), or hold the transport by"
+        "aiozc.streams has the transfers for a StreamReader and a StreamWriter; or send a file by"
+        " loop.sendfile(transport, file), or hold the transport by"
         " aiozc.lowlevel.exclusive(transport) and use what that gives"
     )
 

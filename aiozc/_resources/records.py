@@ -324,6 +324,11 @@ def check_sendable(sock: int) -> None:
     send_nowait(sock, _NOTHING)
 
 
+def reset_connection(sock: HasFileno) -> None:
+    """End a connection as an error would: its peer gets a reset."""
+    reset(sock.fileno())
+
+
 _busy: dict[Role, dict[tuple[int, int], Stream]] = {role: {} for role in Role}
 _writing = _busy[Role.WRITTEN]
 

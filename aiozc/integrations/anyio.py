@@ -10,7 +10,6 @@ its raw socket would send what is to be secret as it is.
 """
 
 import contextlib
-import socket
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -19,15 +18,13 @@ from anyio import BrokenResourceError, ClosedResourceError
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.lowlevel import checkpoint
 
-from aiozc import loop_recvfile, loop_sendfile
+from aiozc import loop_sendfile
+from aiozc._api.ahead import Moving, ReadAhead, into_file
 from aiozc._api.arguments import plain_file
 from aiozc._api.gates import can_be_held, refusing
 from aiozc._api.relay import relay_behind
 from aiozc._api.transports import Hold, Reading, TransportSocket
-from aiozc._errors import nothing_moved, tell, tells_of_lost_connection
-
-PIECE = 64 * 1024
-"""Bytes that were read ahead and go on at once, at the most."""
+from aiozc._errors import nothing_moved, tells_of_lost_connection
 
 
 async def send_file(
@@ -71,27 +68,13 @@ async def receive_file(
 
     Raises, beside what `aiozc.loop_recvfile` does: what `send_file` does.
     """
-    sock, file = _socket_of(stream), plain_file(file)
-    received = 0
-    moves = not hasattr(file, "seekable") or file.seekable()
-
-    def where() -> tuple[int, int | None]:
-        place = offset + received if moves else offset
-        return place, None if count is None else count - received
-
-    with _guarding(stream, "_receive_guard"), _in_words_of_anyio(stream):
-        try:
-            early = _Early(stream)
-            while early and received != count:
-                with early.as_socket(where()[1]) as piece:
-                    received += await loop_recvfile(piece, file, *where(), fallback=fallback)
-            # A count that is no number of bytes is refused there.
-            if not received or received != count:
-                received += await loop_recvfile(sock, file, *where(), fallback=fallback)
-        except BaseException as error:
-            tell(error, received + getattr(error, "transferred", 0), getattr(error, "lost", 0))
-            raise
-    return received
+    sock = _socket_of(stream)
+    moving = Moving(count, into_file(plain_file(file), offset, fallback=fallback))
+    with _guarding(stream, "_receive_guard"), _in_words_of_anyio(stream), moving.telling():
+        with _read_ahead(stream) as ahead:
+            await moving.take_ahead(ahead)
+        await moving.take(sock)
+    return moving.moved
 
 
 async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
@@ -103,7 +86,7 @@ async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
     """
     sides = (a, _hold(a)), (b, _hold(b))
     async with contextlib.AsyncExitStack() as stack:
-        socks = []
+        socks: list[Any] = []
         with nothing_moved((0, 0)):
             await checkpoint()
             for stream, hold in sides:
@@ -111,7 +94,8 @@ async def relay(a: SocketStream, b: SocketStream) -> tuple[int, int]:
                 stack.enter_context(_guarding(stream, "_send_guard"))
                 stack.enter_context(_guarding(stream, "_receive_guard"))
                 socks.append(await stack.enter_async_context(hold))
-        return await relay_behind(socks[0], socks[1], _Early(a).pieces(), _Early(b).pieces())
+        ahead = [stack.enter_context(_read_ahead(stream)).pieces() for stream in (a, b)]
+        return await relay_behind(*socks, *ahead)
 
 
 def _hold(stream: SocketStream) -> contextlib.AbstractAsyncContextManager[Any]:
@@ -146,48 +130,20 @@ def _guarding(stream: SocketStream, name: str) -> contextlib.AbstractContextMana
     return getattr(stream, name, None) or contextlib.nullcontext()
 
 
-class _Early:
-    """What a stream of the asyncio backend has read ahead; from here on it reads no more."""
-
-    def __init__(self, stream: SocketStream) -> None:
-        protocol = getattr(stream, "_protocol", None)
-        self._chunks: deque[bytes] = getattr(protocol, "read_queue", deque())
-        self._event = getattr(protocol, "read_event", None)
-        transport = getattr(stream, "_transport", None)
-        if transport is not None and not transport.is_closing():
-            transport.pause_reading()
-
-    def __bool__(self) -> bool:
-        return bool(self._chunks)
-
-    def pieces(self) -> Iterator[contextlib.AbstractContextManager[socket.socket]]:
-        """Give all of it as sockets, one after the other."""
-        while self._chunks:
-            yield self.as_socket(None)
-
-    @contextlib.contextmanager
-    def as_socket(self, most: int | None) -> Iterator[socket.socket]:
-        """Give the first of it as a socket, `most` bytes if that is not None.
-
-        What the transfer leaves in the socket stays here.
-        """
-        near, far = socket.socketpair()
-        with near, far:
-            near.setblocking(False)
-            far.setblocking(False)
-            given = far.send(self._chunks[0][: PIECE if most is None else max(0, most)])
-            far.close()
-            try:
-                yield near
-            finally:
-                self._drop(given - len(near.recv(given, socket.MSG_PEEK)))
-
-    def _drop(self, count: int) -> None:
-        rest = self._chunks.popleft()[count:]
-        if rest:
-            self._chunks.appendleft(rest)
-        elif not self._chunks and self._event is not None:
-            self._event.clear()
+@contextlib.contextmanager
+def _read_ahead(stream: SocketStream) -> Iterator[ReadAhead]:
+    """Give what a stream of the asyncio backend has read ahead; from here on it reads no more."""
+    protocol = getattr(stream, "_protocol", None)
+    chunks: deque[bytes] = getattr(protocol, "read_queue", deque())
+    transport = getattr(stream, "_transport", None)
+    if transport is not None and not transport.is_closing():
+        transport.pause_reading()
+    had_some = bool(chunks)
+    try:
+        yield ReadAhead(chunks)
+    finally:
+        if protocol is not None and had_some and not chunks:
+            protocol.read_event.clear()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from tests.docs.test_layers import MODULES, imported, room_of
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 ROOMS = (
     *("_kernel", "_transfers", "_runtime", "_resources", "_engines", "_drivers", "_api"),
-    *("_install", "lowlevel", "integrations"),
+    *("_install", "lowlevel", "streams", "integrations"),
 )
 
 

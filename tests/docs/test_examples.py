@@ -125,6 +125,7 @@ def serving(process: "subprocess.Popen[bytes]") -> Server:
 
 USAGE = {
     "tcp_proxy.py": "TARGET_HOST:PORT",
+    "asyncio_proxy.py": "TARGET_HOST:PORT",
     "upload_server.py": "DIR",
     "upload.py": "FILE HOST:PORT",
     "anyio_upload.py": "FILE HOST:PORT",
@@ -199,11 +200,18 @@ def test_it_stops_while_a_client_reads_nothing(server: Server) -> None:
         assert server.stop() == "0 "
 
 
-# tcp_proxy.py
+# tcp_proxy.py and asyncio_proxy.py
+
+
+@pytest.fixture(params=["tcp_proxy.py", "asyncio_proxy.py"])
+def example(request: pytest.FixtureRequest) -> str:
+    """Run the test with each of the two."""
+    name: str = request.param
+    return name
 
 
 class Proxy(NamedTuple):
-    """A running examples/tcp_proxy.py, and the listener behind it."""
+    """A running proxy, and the listener behind it."""
 
     server: Server
     listener: socket.socket
@@ -219,18 +227,18 @@ class Proxy(NamedTuple):
 
 
 @pytest.fixture
-def proxy(run: Run) -> Iterator[Proxy]:
+def proxy(example: str, run: Run) -> Iterator[Proxy]:
     """Run it before a listener of this process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        yield Proxy(serving(run("tcp_proxy.py", address, "--port", 0)), listener)
+        yield Proxy(serving(run(example, address, "--port", 0)), listener)
 
 
 def test_a_client_gets_the_file_of_the_target_through_the_proxy(
-    run: Run, server: Server, tmp_path: Path
+    example: str, run: Run, server: Server, tmp_path: Path
 ) -> None:
     """By curl too, where it is; the target is given by a name that may have other addresses."""
-    proxy = serving(run("tcp_proxy.py", f"localhost:{server.port}", "--port", 0))
+    proxy = serving(run(example, f"localhost:{server.port}", "--port", 0))
     assert_same(proxy.fetch(b"?"), CONTENT)
     assert proxy.line() == f"1 bytes there, {len(CONTENT)} back\n"
     if shutil.which("curl"):
@@ -243,9 +251,9 @@ def test_a_client_gets_the_file_of_the_target_through_the_proxy(
 
 
 def test_the_client_that_has_ended_still_gets_the_answer_through_the_proxy(
-    run: Run, uploads: Server, tmp_path: Path
+    example: str, run: Run, uploads: Server, tmp_path: Path
 ) -> None:
-    proxy = serving(run("tcp_proxy.py", uploads.address, "--port", 0))
+    proxy = serving(run(example, uploads.address, "--port", 0))
     (tmp_path / "file").write_bytes(CONTENT)
     client = run("upload.py", tmp_path / "file", proxy.address)
     answer = f"{len(CONTENT)} bytes\n"
@@ -255,11 +263,13 @@ def test_the_client_that_has_ended_still_gets_the_answer_through_the_proxy(
     assert proxy.stop() == "0 "
 
 
-def test_a_refused_target_is_a_reset_for_the_client_and_the_next_is_served(run: Run) -> None:
+def test_a_refused_target_is_a_reset_for_the_client_and_the_next_is_served(
+    example: str, run: Run
+) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # connections are refused until it listens
         host, port = listener.getsockname()
-        proxy = Proxy(serving(run("tcp_proxy.py", f"{host}:{port}", "--port", 0)), listener)
+        proxy = Proxy(serving(run(example, f"{host}:{port}", "--port", 0)), listener)
         with proxy.server.connect() as client, pytest.raises(ConnectionResetError):
             client.recv(1)
         assert "Connect call failed" in proxy.server.line()

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "_drivers": {"_errors", "_kernel", "_transfers", "_runtime", "_resources", "_engines"},
     "_api": {"_errors", "_transfers", "_runtime", "_resources", "_engines", "_drivers"},
     "_install": {"_errors", "_runtime", "_resources", "_engines", "_drivers", "_api"},
+    "streams": {"_errors", "_runtime", "_resources", "_engines", "_api"},
     "lowlevel": {"_errors", "_runtime", "_resources", "_engines", "_api", "_install"},
     "integrations": {
         *("_errors", "_runtime", "_resources", "_engines", "_drivers", "_api"),
@@ -30,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "_elsewhere": {"_capabilities"},
     "__init__": {
         *("_capabilities", "_errors", "_version", "_kernel", "_runtime", "_resources", "_engines"),
-        *("_api", "_install", "_elsewhere", "lowlevel"),
+        *("_api", "_install", "_elsewhere", "lowlevel", "streams"),
     },
     "__main__": set(aiozc.__all__),
 }

@@ -1,9 +1,12 @@
-"""A TLS connection, whose far end is a thread."""
+"""TLS connections, whose far ends are threads."""
 
+import asyncio
 import contextlib
+import socket
 import ssl
 import threading
 from pathlib import Path
+from typing import Self
 
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB
@@ -57,3 +60,72 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(CERTIFICATE)
     return server, ssl.create_default_context(cafile=CERTIFICATE)
+
+
+class Terminator:
+    """The far ends of TLS connections, decrypted by a thread with a loop of its own.
+
+    TLS ends both ways: so does each of these connections when the decrypted side has ended.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._bridges: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def decrypted(self, far: socket.socket) -> socket.socket:
+        """Take the server's end of a connection; return what is to be used in its place."""
+        outer, inner = socket_pair(socket.AF_UNIX)
+
+        def start() -> None:
+            bridge = self._loop.create_task(self._bridge(far, inner))
+            self._bridges.add(bridge)
+
+        self._loop.call_soon_threadsafe(start)
+        return outer
+
+    async def _bridge(self, far: socket.socket, inner: socket.socket) -> None:
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        plain_reader, plain = await asyncio.open_connection(sock=inner)
+        with contextlib.suppress(OSError):
+            transport, _ = await self._loop.connect_accepted_socket(
+                lambda: protocol, far, ssl=contexts()[0]
+            )
+            tls = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+            back = asyncio.create_task(self._copy(plain_reader, tls))
+            await self._copy(reader, plain)
+            back.cancel()
+            await asyncio.wait([back])
+            transport.abort()
+        plain.close()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(64 * KIB):
+                writer.write(data)
+                await writer.drain()
+            if writer.can_write_eof():
+                writer.write_eof()
+            else:
+                writer.close()
+
+    async def _end(self) -> None:
+        for bridge in self._bridges:
+            bridge.cancel()
+        if self._bridges:
+            await asyncio.wait(self._bridges)
+        for transport in tuple(self._loop._transports.values()):  # type: ignore[attr-defined]
+            transport.abort()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
