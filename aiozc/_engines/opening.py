@@ -7,6 +7,7 @@ at, whatever happens to the path meanwhile, and no symbolic link leads elsewhere
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from aiozc._errors import error_from
 from aiozc._kernel import abi
@@ -25,7 +26,8 @@ _open_beneath_plainly = CachedOpener(FLAGS, abi.RESOLVE_BENEATH | abi.RESOLVE_NO
 class Opened:
     """A file that is open for reading, and its status; it is closed with this object at the latest.
 
-    `fd` is -1 once it is closed, and for what is no regular file if it was not opened at all.
+    But an error that is kept keeps all that it went by: where one is raised, it is to be closed.
+    `fd` is -1 once it is.
     """
 
     __slots__ = ("fd", "status")
@@ -66,6 +68,7 @@ async def open_regular(path: str) -> tuple[int, int]:
     """
     opened = await open_any(path)
     if not opened.is_regular:
+        opened.close()
         number = errno.EISDIR if stat.S_ISDIR(opened.status.st_mode) else errno.EINVAL
         raise error_from(number, f"{path!r} is no regular file")
     return opened.detach(), opened.status.st_size
@@ -78,8 +81,20 @@ async def open_any(path: str | os.PathLike[str]) -> Opened:
     try:
         fd = _opener.open(os.fsencode(path))
     except OSError:
-        return await in_thread(lambda: Opened(os.open(path, FLAGS)))
+        return await _in_thread(lambda: Opened(os.open(path, FLAGS)))
     return Opened(fd)
+
+
+async def _in_thread(open_it: Callable[[], Opened]) -> Opened:
+    """Open a file in a worker thread, and close it if nobody waits for it any more."""
+    opened: list[Opened] = []
+    try:
+        await in_thread(lambda: opened.append(open_it()))
+    except BaseException:
+        for each in opened:
+            each.close()
+        raise
+    return opened[0]
 
 
 async def open_beneath(directory: str, path: str, *, follow: bool) -> Opened:
@@ -89,7 +104,7 @@ async def open_beneath(directory: str, path: str, *, follow: bool) -> Opened:
     lead from one place of the directory to another.
 
     Raises OSError, FileNotFoundError also for a path that leads out, and ValueError for one with a
-    null byte. What is no regular file may come without a descriptor.
+    null byte. What is no regular file has its status alone.
     """
     try:
         root = _open_directory(os.fsencode(directory))
@@ -101,8 +116,11 @@ async def open_beneath(directory: str, path: str, *, follow: bool) -> Opened:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError:
-        return await in_thread(_look_beneath, directory, path, follow)
-    return Opened(fd)
+        return await _in_thread(lambda: _look_beneath(directory, path, follow))
+    opened = Opened(fd)
+    if not opened.is_regular:
+        opened.close()
+    return opened
 
 
 def _look_beneath(directory: str, path: str, follow: bool) -> Opened:

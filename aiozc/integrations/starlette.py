@@ -81,7 +81,7 @@ class FileResponse(starlette.responses.FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See Starlette's."""
-        opened = await self._open() if _is_offered(send, scope) else None
+        opened = await self._open(offered=_is_offered(send, scope))
         if opened is None:
             await super().__call__(scope, receive, send)
             return
@@ -106,9 +106,13 @@ class FileResponse(starlette.responses.FileResponse):
         elif self.background is not None:
             await self.background()
 
-    async def _open(self) -> Opened | None:
-        """Return the regular file there is; None where Starlette is to say what is wrong."""
+    async def _open(self, *, offered: bool) -> Opened | None:
+        """Return the regular file there is; None where the rest is Starlette's, words or bytes."""
         opened: Opened | None = getattr(self.path, "opened", None)
+        if not offered:
+            if opened is not None:
+                opened.close()
+            return None
         if opened is None or opened.fd < 0:  # not found by StaticFiles, or sent before
             try:
                 opened = await open_any(self.path)
@@ -259,9 +263,13 @@ class StaticFiles(starlette.staticfiles.StaticFiles):
                 url = URL(scope=scope)
                 return RedirectResponse(url.replace(path=url.path + "/"))
         if found is not None and found.opened.is_regular:
-            if self.precompressed:
-                found = await self._encoded(found, path, scope) or found
-            return self.file_response(found, found.opened.status, scope)
+            try:
+                if self.precompressed:
+                    found = await self._encoded(found, path, scope)
+                return self.file_response(found, found.opened.status, scope)
+            except BaseException:
+                found.opened.close()
+                raise
         if self.html:
             page = await self._find("404.html")
             if page is not None and page.opened.is_regular:
@@ -327,14 +335,18 @@ class StaticFiles(starlette.staticfiles.StaticFiles):
         found.opened, found.directory = opened, directory
         return found
 
-    async def _encoded(self, original: _Path, path: str, scope: Scope) -> _Path | None:
-        """Return the file beside a file that a client would rather have; None if there is none."""
+    async def _encoded(self, original: _Path, path: str, scope: Scope) -> _Path:
+        """Return a file, or the one beside it that a client would rather have."""
         for encoding in _preferred(",".join(Headers(scope=scope).getlist("accept-encoding"))):
-            found = await self._find_in(original.directory, path + _ENCODINGS[encoding])
+            try:
+                found = await self._find_in(original.directory, path + _ENCODINGS[encoding])
+            except HTTPException:  # it may not be read
+                continue
             if found is not None and found.opened.is_regular:
+                original.opened.close()
                 found.encoding, found.original = encoding, original
                 return found
-        return None
+        return original
 
 
 def _is_as_before(status: os.stat_result, before: os.stat_result | None) -> bool:

@@ -36,7 +36,7 @@ import uvicorn
 import uvicorn.config
 from uvicorn.protocols.http import h11_impl
 
-from aiozc import loop_sendfile, probe
+from aiozc import probe
 from aiozc._api.arguments import check_binary, check_offset, check_readable, plain_file, shown
 from aiozc._api.gates import Gate, can_be_held, refusing
 from aiozc._api.sendfile import send_regular, size_of_regular
@@ -210,9 +210,10 @@ class Response:
             except asyncio.SendfileNotAvailableError:
                 await self._read_content(file, offset, count)
             else:
+                loop, end = self._protocol.running_loop, offset + count
 
                 def send(sock: Any) -> Coroutine[Any, Any, int]:
-                    return loop_sendfile(sock, file, offset, count)
+                    return send_regular(loop, sock, file, offset, count, end)
 
                 await self._send_content(send, file, offset, count)
         self._mixed = True

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,83 @@ async def test_nothing_is_left_open_by_what_is_not_sent(serve: Serve, root: Path
 
 
 @pytest.mark.usefixtures("each_backend")
+async def test_errors_that_are_kept_keep_nothing_open(serve: Serve, root: Path) -> None:
+    class Raising(StaticFiles):
+        def file_response(self, *_: Any, **__: Any) -> Response:
+            raise LookupError
+
+    kept: list[BaseException] = []
+    ways: list[Any] = [StaticFiles(directory=root, html=True), Raising(directory=root)]
+    ways.append(FileResponse(root / "folder"))
+
+    async def failing(message: Any) -> None:
+        if message["type"] != "http.response.start":
+            raise OSError("the client is gone")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        held = set(os.listdir("/proc/self/fd"))
+        for way in ways:
+            for path in ("/folder", "/file", "/folder/page.txt"):
+                for offered in (True, False):
+                    try:
+                        there = scope["extensions"] if offered else {}
+                        await way({**scope, "path": path, "extensions": there}, receive, failing)
+                    except Exception as error:
+                        kept.append(error)
+        still = set(os.listdir("/proc/self/fd"))
+        await Response(str(len(still - held)))(scope, receive, send)
+
+    assert (await get(serve, app, "/")).body == b"0"
+    assert len(kept) == 18
+
+
+async def test_an_encoding_that_may_not_be_read_is_none(
+    serve: Serve, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "file.gz").write_bytes(b"packed")
+    look = opening._look_beneath
+
+    def refuse(directory: str, path: str, follow: bool) -> Any:
+        if path.endswith(".gz"):
+            raise PermissionError(errno.EACCES, "not this one")
+        return look(directory, path, follow)
+
+    monkeypatch.setattr(opening, "_open_beneath_plainly", no_longer_cached)
+    monkeypatch.setattr(opening, "_look_beneath", refuse)
+    answer = await get(serve, static(root, precompressed=True), "/file", accept_encoding="gzip")
+    assert_same(answer.body, CONTENT)
+
+
+def no_longer_cached(*_: Any) -> int:
+    """Answer as openat2(2) does with RESOLVE_CACHED."""
+    raise BlockingIOError(errno.EAGAIN, "not cached")
+
+
+async def test_what_is_cancelled_while_a_thread_opens_it_is_closed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, may_go_on = threading.Event(), threading.Event()
+    look = opening._look_beneath
+
+    def slow(*arguments: Any) -> Any:
+        looking.set()
+        may_go_on.wait()
+        return look(*arguments)
+
+    monkeypatch.setattr(opening, "_open_beneath_plainly", no_longer_cached)
+    monkeypatch.setattr(opening, "_look_beneath", slow)
+    held = len(os.listdir("/proc/self/fd"))
+    scope = {"type": "http", "method": "GET", "path": "/file", "headers": []}
+    asking = asyncio.create_task(StaticFiles(directory=root).get_response("file", scope))
+    await until(looking.is_set)
+    asking.cancel()
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError) as kept:
+        await asking
+    assert kept.value
+    assert len(os.listdir("/proc/self/fd")) == held
+
+
 async def test_a_client_that_leaves_ends_its_file(serve: Serve, root: Path) -> None:
     with (root / "large").open("wb") as large:
         large.truncate(1 << 30)
