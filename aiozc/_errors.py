@@ -37,11 +37,11 @@ def nothing_moved(none: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tell(error, none, none)
+        annotate(error, none, none)
         raise
 
 
-def tell(error: BaseException, transferred: Any, lost: Any) -> None:
+def annotate(error: BaseException, transferred: Any, lost: Any) -> None:
     """Say in an exception how many bytes reached the target, and how many nobody has."""
     error.transferred = transferred  # type: ignore[attr-defined]
     error.lost = lost  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ from aiozc._api.relay import relay_behind
 from aiozc._api.sendfile import loop_sendfile
 from aiozc._api.splice import splice_pipe
 from aiozc._api.transports import Hold, Reading, send_through, write_file
-from aiozc._errors import connection_lost, nothing_moved, tell
+from aiozc._errors import annotate, connection_lost, nothing_moved
 from aiozc._resources.records import reset_connection
 from aiozc._runtime.runtime import current
 
@@ -301,7 +301,7 @@ async def _relay_by_memory(a: Side, b: Side) -> tuple[int, int]:
             ways = _one_way(a, to_a, b, to_b, there), _one_way(b, to_b, a, to_a, back)
             await current().run_all(ways)
     except BaseException as error:
-        tell(error, (there.moved, back.moved), (there.lost, back.lost))
+        annotate(error, (there.moved, back.moved), (there.lost, back.lost))
         raise
     return there.moved, back.moved
 

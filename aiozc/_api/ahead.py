@@ -8,7 +8,7 @@ from typing import Any
 
 from aiozc._api.arguments import check_count
 from aiozc._api.splice import loop_recvfile
-from aiozc._errors import tell
+from aiozc._errors import annotate
 
 PIECE = 64 * 1024
 """Bytes that were read ahead and go on at once, at the most."""
@@ -79,7 +79,7 @@ class Moved:
         try:
             yield
         except BaseException as error:
-            tell(error, self.moved, self.lost)
+            annotate(error, self.moved, self.lost)
             raise
 
 

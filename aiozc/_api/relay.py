@@ -11,7 +11,7 @@ from aiozc._api.transports import check_unowned
 from aiozc._drivers import drive
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import wait_for_engine
-from aiozc._errors import error_from, nothing_moved, tell
+from aiozc._errors import annotate, error_from, nothing_moved
 from aiozc._resources.records import Role, Stream, identity, inlet
 from aiozc._runtime.runtime import checked_loop, current, uninterrupted
 from aiozc._transfers.splice import Splicing
@@ -62,7 +62,7 @@ async def relay_behind(
             _check(sock)
             check_unowned(loop, sock)
         first, second = _both(a, b)
-    there, back = Splicing(None, swift=True), Splicing(None, swift=True)
+    there, back = Splicing(None, between_sockets=True), Splicing(None, between_sockets=True)
     engine.count(transfers=1)
     try:
         first.hold()
@@ -75,7 +75,7 @@ async def relay_behind(
             )
         )
     except BaseException as error:
-        tell(error, (there.position, back.position), (there.lost, back.lost))
+        annotate(error, (there.position, back.position), (there.lost, back.lost))
         raise
     finally:
         first.close()

@@ -26,7 +26,7 @@ from aiozc._drivers import drive
 from aiozc._drivers import fallback as fallback_way
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import count_fallback, current_engine, latest_engine
-from aiozc._errors import error_from, lacks_descriptors, tell
+from aiozc._errors import annotate, error_from, lacks_descriptors
 from aiozc._resources.records import HasFileno, Original, check_idle, outlet, set_position
 from aiozc._runtime.runtime import checked_loop, plain_loop, uninterrupted
 from aiozc._runtime.waiting import Loop
@@ -99,18 +99,18 @@ async def loop_sendfile(
                     and (owners.new or ref(sock) not in owners.cleared)
                 ):
                     owners.remember(sock)
-                at_once = engine.at_once
-                if at_once.may_spend(loop, length):
-                    inline = at_once.send(sock.fileno(), file.fileno(), offset, length)
+                sender = engine.inline
+                if sender.may_spend(loop, length):
+                    inline = sender.send(sock.fileno(), file.fileno(), offset, length)
                 else:
                     source, target = Original(file, offset), outlet(sock)
-                    inline = await at_once.send_in_turn(loop, source, target, offset, length)
+                    inline = await sender.send_in_turn(loop, source, target, offset, length)
                 if inline == length:
                     file.seek(offset + length)
                     engine.count(transfers=1, sent=length)
                     return length
     except BaseException as error:
-        tell(error, max(inline or 0, 0), 0)
+        annotate(error, max(inline or 0, 0), 0)
         raise
     return await _send_file(loop, sock, file, offset, count, fallback, inline, status)
 
@@ -162,7 +162,7 @@ async def _send_file(
             size = None
             check_readable(file, offset)
     except BaseException as error:
-        tell(error, position, 0)
+        annotate(error, position, 0)
         raise
     if size is None:
         count_fallback(loop, sock if timeout is None else None)
@@ -191,12 +191,12 @@ async def send_regular(
         if inline is None:
             check_idle(sock)
             if engine is not None and 0 < length <= SHARE:
-                at_once = engine.at_once
-                if at_once.may_spend(loop, length):
-                    inline = at_once.send(sock.fileno(), file.fileno(), offset, length)
+                sender = engine.inline
+                if sender.may_spend(loop, length):
+                    inline = sender.send(sock.fileno(), file.fileno(), offset, length)
                 else:
                     source, target = Original(file, offset), outlet(sock)
-                    inline = await at_once.send_in_turn(loop, source, target, offset, length)
+                    inline = await sender.send_in_turn(loop, source, target, offset, length)
                 if inline == length:
                     set_position(file, offset + length)
                     engine.count(transfers=1, sent=length)
@@ -212,7 +212,7 @@ async def send_regular(
             raise asyncio.SendfileNotAvailableError(f"{file!r} cannot be spliced")
         check_readable(file, offset)
     except BaseException as error:
-        tell(error, max(inline or 0, 0) if transfer is None else transfer.position, 0)
+        annotate(error, max(inline or 0, 0) if transfer is None else transfer.position, 0)
         raise
     count_fallback(loop)
     return await fallback_way.send_file(sock, file, offset, count, transfer.position)

@@ -33,7 +33,7 @@ from aiozc._drivers import drive
 from aiozc._drivers import fallback as fallback_way
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import count_fallback, wait_for_engine
-from aiozc._errors import error_from, nothing_moved, tell
+from aiozc._errors import annotate, error_from, nothing_moved
 from aiozc._resources.records import (
     Device,
     Original,
@@ -113,7 +113,7 @@ async def splice_pipe(
         if transfer.error:
             raise error_from(transfer.error, f"after {transfer.position} bytes were moved")
     except BaseException as error:
-        tell(error, transfer.position, transfer.lost)
+        annotate(error, transfer.position, transfer.lost)
         raise
     finally:
         engine.count(sent=transfer.position)
@@ -192,7 +192,7 @@ async def loop_recvfile(
         if transfer.error and not refused:
             raise error_from(transfer.error, f"after {transfer.position} bytes were written")
     except BaseException as error:
-        tell(error, transfer.position, transfer.lost)
+        annotate(error, transfer.position, transfer.lost)
         raise
     finally:
         engine.count(sent=transfer.position)
@@ -351,7 +351,7 @@ def _choose(
         target_offset=target_offset,
         direct=_Kind.PIPE in kinds,
         socket=given.kind is _Kind.SOCKET,
-        swift=kinds == {_Kind.SOCKET},
+        between_sockets=kinds == {_Kind.SOCKET},
         paced=wanted.kind is _Kind.OTHER and waits_in_writes(wanted.holder.fileno()),
     )
 

@@ -20,13 +20,13 @@ from aiozc._api.arguments import (
 from aiozc._api.gates import Flow, Gate, force_close
 from aiozc._drivers.fallback import READ, read_some, seek, seek_if_it_can
 from aiozc._engines.registry import count_fallback
-from aiozc._errors import connection_lost, nothing_moved, tell, tells_of_lost_connection
+from aiozc._errors import annotate, connection_lost, nothing_moved, tells_of_lost_connection
 from aiozc._resources.owners import owners_of
 from aiozc._resources.records import HasFileno, check_sendable, identity, is_used
 from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
 from aiozc._runtime.waiting import Loop
 
-_LOOK = 0.005
+_POLL_S = 0.005
 """Seconds between two looks whether a transfer that was left behind has ended."""
 
 
@@ -205,7 +205,7 @@ class Hold:
         while is_used(self.sock, self._identity):
             self.sock.end()
             try:
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_POLL_S)
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
@@ -254,7 +254,7 @@ async def send_through(
             await gate.wait_empty()
     except BaseException as error:
         hold.end()
-        tell(error, 0, 0)
+        annotate(error, 0, 0)
         raise
     sending = send(hold.sock)
     try:
@@ -331,7 +331,7 @@ async def write_file(
             written += len(data)
         return written
     except BaseException as error:
-        tell(error, written, 0)
+        annotate(error, written, 0)
         if isinstance(error, GeneratorExit):
             seekable = False  # a coroutine that is thrown away cannot wait any more
         raise

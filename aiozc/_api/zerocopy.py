@@ -28,7 +28,7 @@ from aiozc._drivers import zerocopy
 from aiozc._drivers.parts import Gather, Parts, is_small
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import count_fallback, wait_for_engine
-from aiozc._errors import error_from, tell
+from aiozc._errors import annotate, error_from
 from aiozc._resources.buffers import SIZE as BUFFER_SIZE
 from aiozc._resources.buffers import Buffers
 from aiozc._resources.loans import Loan
@@ -194,7 +194,7 @@ async def sendfile_zc(
         return await _send_copied(sock, sources, offset, count)
     except BaseException as error:
         target.close()
-        _tell(error, 0, Loan())
+        _annotate(error, 0, Loan())
         raise
     chunk = CHUNK if loan.buffers is None else BUFFER_SIZE
     transfer = ZeroCopy(parts.pieces, may_copy=fallback, must_copy=not lends, chunk=chunk)
@@ -217,9 +217,9 @@ async def _in_turns(loop: Loop, items: Iterable[T], do: Callable[[T], object]) -
     for number, item in enumerate(items, 1):
         do(item)
         if number % BATCH == 0:
-            at_once = (await wait_for_engine()).at_once
-            if not at_once.may_spend(loop, BATCH * PART):
-                await at_once.wait_turn(loop, BATCH * PART)
+            inline = (await wait_for_engine()).inline
+            if not inline.may_spend(loop, BATCH * PART):
+                await inline.wait_turn(loop, BATCH * PART)
 
 
 async def _sources_of(loop: Loop, file: Any) -> list[Any]:
@@ -310,7 +310,7 @@ async def _send(
             raise _error_of(transfer, sock)
     except BaseException as error:
         loan.copied |= transfer.copied
-        _tell(error, transfer.position, loan)
+        _annotate(error, transfer.position, loan)
         raise
     finally:
         engine.count(sent=transfer.position)
@@ -320,9 +320,9 @@ async def _send(
     return ZeroCopySend(transfer.position, loan)
 
 
-def _tell(error: BaseException, sent: int, loan: Loan) -> None:
+def _annotate(error: BaseException, sent: int, loan: Loan) -> None:
     """Say in an exception what was sent before it, and when that is released."""
-    tell(error, sent, 0)
+    annotate(error, sent, 0)
     error.send = ZeroCopySend(sent, loan)  # type: ignore[attr-defined]
 
 
@@ -384,7 +384,7 @@ async def _send_copied(
                     sent += await _send_one_copied(sock, source, size, offset, left)
                 offset = max(0, offset - (size or 0))
     except BaseException as error:
-        _tell(error, sent + getattr(error, "transferred", 0), loan)
+        _annotate(error, sent + getattr(error, "transferred", 0), loan)
         raise
     return ZeroCopySend(sent, loan)
 
@@ -416,6 +416,6 @@ async def _send_one_copied(
         error = error_from(
             errno.ENODATA, f"{source!r} was truncated during the transfer, after {sent} bytes"
         )
-        tell(error, sent, 0)
+        annotate(error, sent, 0)
         raise error
     return sent

@@ -19,8 +19,8 @@ import select
 import time
 import weakref
 
-from aiozc._engines.at_once import AtOnce
 from aiozc._engines.backend import TICK_S
+from aiozc._engines.inline import Inline
 from aiozc._errors import error_from
 from aiozc._kernel.sockets import is_unix, send_nowait
 from aiozc._resources.records import Original, check_sendable
@@ -30,15 +30,13 @@ from aiozc._runtime.waiting import Future, Loop, wake
 from aiozc._transfers.sendfile import Sendfile, State
 from aiozc._transfers.steps import Pause, PollOut, SendCached
 
-FIRST, LONGEST = 0.001, 0.064
+FIRST_S, LONGEST_S = 0.001, 0.064
 """Seconds between two looks at those who wait: after one that found some ready, and the most."""
 
 _DONE = (0,)
 
 
-async def send_some(
-    at_once: AtOnce, transfer: Sendfile, source: Original, target: Original
-) -> None:
+async def send_some(inline: Inline, transfer: Sendfile, source: Original, target: Original) -> None:
     """Do the next step of a transfer, or wait for what it waits for.
 
     The two have no duplicates. Raises OSError as `drive.send_file` does.
@@ -53,15 +51,15 @@ async def send_some(
         transfer.advance(chain, _DONE)
     else:
         loop, step = running_loop(), transfer.step_without_pipe()
-        if not at_once.may_spend(loop, step.length):
-            await at_once.wait_turn(loop, step.length)
-        result = await _send(at_once, step, source, target)
+        if not inline.may_spend(loop, step.length):
+            await inline.wait_turn(loop, step.length)
+        result = await _send(inline, step, source, target)
         transfer.advance((step,), (result,))
 
 
-async def _send(at_once: AtOnce, step: SendCached, source: Original, target: Original) -> int:
+async def _send(inline: Inline, step: SendCached, source: Original, target: Original) -> int:
     file, sock = _numbers(source, target)
-    result = at_once.send(sock, file, step.offset, step.length)
+    result = inline.send(sock, file, step.offset, step.length)
     if result != -errno.ENODATA:
         return result
     # For a file opened with O_DIRECT, memory that begins with a page.
@@ -74,7 +72,7 @@ async def _send(at_once: AtOnce, step: SendCached, source: Original, target: Ori
         sent = send_nowait(sock, memory[:got])
     except OSError as error:
         return -(error.errno or errno.EIO)
-    at_once.charge(running_loop(), sent)
+    inline.charge(running_loop(), sent)
     return sent
 
 
@@ -124,20 +122,20 @@ class _Waiting:
         return False
 
 
-class _Looks:
+class _Poller:
     """Those of one loop that wait, looked at now and then by one call."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = weakref.ref(loop)
         self._waiting: dict[_Waiting, int] = {}
         self._looking = False
-        self._delay = FIRST
+        self._delay = FIRST_S
         self._thorough = 0.0
 
     async def wait(self, loop: Loop, source: Original | None, target: Original, event: int) -> None:
         one = _Waiting(target.number(), loop.create_future(), source, target)
         self._waiting[one] = event
-        self._delay = FIRST
+        self._delay = FIRST_S
         self._look_later(loop)
         try:
             await one.future
@@ -159,9 +157,9 @@ class _Looks:
         for one in tuple(self._waiting):
             if one.fd in ready or one.has_moved() or one in over:
                 wake(one.future)
-                self._delay = FIRST
+                self._delay = FIRST_S
         self._look_later(loop)
-        self._delay = min(2 * self._delay, LONGEST)
+        self._delay = min(2 * self._delay, LONGEST_S)
 
     def _ready(self) -> set[int]:
         events: dict[int, int] = {}
@@ -180,11 +178,11 @@ class _Looks:
         return {one for one in self._waiting if one.is_over()}
 
 
-_looks: "weakref.WeakKeyDictionary[Loop, _Looks]" = weakref.WeakKeyDictionary()
+_pollers: "weakref.WeakKeyDictionary[Loop, _Poller]" = weakref.WeakKeyDictionary()
 
 
 def _forget_inherited() -> None:
-    _looks.clear()
+    _pollers.clear()
 
 
 os.register_at_fork(after_in_child=_forget_inherited)
@@ -202,7 +200,7 @@ async def wait_ready(target: Original, *, writing: bool) -> None:
 
 async def _wait(source: Original | None, target: Original, event: int) -> None:
     loop = running_loop()
-    looks = _looks.get(loop)
-    if looks is None:
-        looks = _looks[loop] = _Looks(loop)
-    await looks.wait(loop, source, target, event)
+    poller = _pollers.get(loop)
+    if poller is None:
+        poller = _pollers[loop] = _Poller(loop)
+    await poller.wait(loop, source, target, event)

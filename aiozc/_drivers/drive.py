@@ -4,9 +4,9 @@ import contextlib
 import time
 
 from aiozc._drivers import bare
-from aiozc._engines.at_once import AtOnce
 from aiozc._engines.backend import TICK_S
 from aiozc._engines.engine import Engine
+from aiozc._engines.inline import Inline
 from aiozc._engines.registry import current_engine
 from aiozc._errors import lacks_descriptors
 from aiozc._resources.records import Original, Record
@@ -36,7 +36,7 @@ async def send_file(
     how many bytes the socket took; when this returns or raises, nothing more reaches it.
     """
     growth = _Growth(transfer, source, count)
-    at_once = AtOnce() if engine is None else engine.at_once
+    inline = Inline() if engine is None else engine.inline
     source.hold()
     target.hold()
     try:
@@ -61,7 +61,7 @@ async def send_file(
                     raise
                 if engine is not None:
                     engine.press()
-            if await _send_bare(at_once, transfer, source, target, growth):
+            if await _send_bare(inline, transfer, source, target, growth):
                 return
     finally:
         target.close()
@@ -69,7 +69,7 @@ async def send_file(
 
 
 async def _send_bare(
-    at_once: AtOnce, transfer: Sendfile, source: Original, target: Original, growth: "_Growth"
+    inline: Inline, transfer: Sendfile, source: Original, target: Original, growth: "_Growth"
 ) -> bool:
     """Go on for a while without descriptors; return whether it is at its end."""
     source.let_go()
@@ -80,7 +80,7 @@ async def _send_bare(
         while time.monotonic() < until:
             if transfer.done and not growth.is_there():
                 return True
-            await bare.send_some(at_once, transfer, source, target)
+            await bare.send_some(inline, transfer, source, target)
         source.check_open()
         target.check_open()
     finally:
@@ -190,7 +190,7 @@ def _close(engine: Engine, record: Record, transfer: Transfer) -> None:
         record.drop_pipe(empty=True)
     try:
         # In a forked child they were closed, and the position is the parent's.
-        if record.source.copy >= 0:
+        if record.source.fd >= 0:
             record.source.follow(transfer.position)
             record.target.follow(transfer.position)
     finally:
@@ -203,12 +203,12 @@ async def _run(engine: Engine, record: Record, transfer: Transfer, *, is_new: bo
     while not transfer.done:
         if record.may_let_go and transfer.waits and engine.is_pressed:
             raise _ScarceError
-        at_once = transfer.at_once
-        if at_once and not engine.at_once.may_spend(loop, at_once):
+        cost = transfer.inline_cost
+        if cost and not engine.inline.may_spend(loop, cost):
             # Others need the pipe more than one who waits.
             if not transfer.in_pipe:
                 record.drop_pipe(empty=True)
-            await engine.at_once.wait_turn(loop, at_once)
+            await engine.inline.wait_turn(loop, cost)
             is_new = False
         pipe_size = _pipe_for(transfer, record)
         chain = transfer.next_chain(pipe_size, engine.longest_chain)
@@ -218,9 +218,9 @@ async def _run(engine: Engine, record: Record, transfer: Transfer, *, is_new: bo
             record.check_open()
         is_new = False
         record.check_nonblocking()
-        if at_once:
-            results = engine.at_once.run(record, chain)
-            engine.at_once.give_back(_unused(at_once, chain[0], results[0]))
+        if cost:
+            results = engine.inline.run(record, chain)
+            engine.inline.give_back(_unused(cost, chain[0], results[0]))
             transfer.advance(chain, results)
         else:
             try:
@@ -250,7 +250,7 @@ async def _save(engine: Engine, record: Record, transfer: Transfer) -> None:
     with contextlib.suppress(OSError):
         if record.target.is_socket:
             record.check_nonblocking()
-            transfer.advance(chain, engine.at_once.run(record, chain))
+            transfer.advance(chain, engine.inline.run(record, chain))
         elif not record.target.interruptible:
             results, _ = await engine.run(record, chain)
             transfer.advance(chain, results)

@@ -25,7 +25,7 @@ from typing import Any
 from aiozc._drivers import bare
 from aiozc._drivers.drive import own
 from aiozc._engines.backend import TICK_S
-from aiozc._errors import error_from, lacks_descriptors, tell
+from aiozc._errors import annotate, error_from, lacks_descriptors
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._resources.owners import owners_of
 from aiozc._resources.records import HasFileno, Original, Stream, inlet, outlet
@@ -108,13 +108,13 @@ async def receive_file(
                     progress.in_hand = len(got)
                     if got and target is not None:
                         target.check_open()
-                        await seat.run(_write_at, target.copy, got, offset, progress)
+                        await seat.run(_write_at, target.fd, got, offset, progress)
                     elif got:
                         await _write_all(seat, file, got, progress)
                 finally:
                     seat.give_back()
                 if waits is not None:
-                    await current().wait_ready(source.copy, TICK_S, writing=waits)
+                    await current().wait_ready(source.fd, TICK_S, writing=waits)
                 elif not got:
                     break
     return progress.position
@@ -137,7 +137,7 @@ def _telling(progress: _Progress) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tell(error, progress.position, progress.in_hand)
+        annotate(error, progress.position, progress.in_hand)
         raise
 
 
@@ -177,7 +177,7 @@ def _memory() -> memoryview:
 
 async def seek_if_it_can(file: Any, offset: int, position: int) -> bool:
     """Set the file's position and return whether it has one."""
-    seekable = _is_seekable(file) if seeks_at_once(file) else await in_thread(_is_seekable, file)
+    seekable = _is_seekable(file) if seeks_inline(file) else await in_thread(_is_seekable, file)
     if seekable:
         await seek(file, offset + position)
     elif offset:
@@ -248,7 +248,7 @@ def _is_seekable(file: Any) -> bool:
     return bool(seekable()) if seekable is not None else hasattr(file, "seek")
 
 
-def seeks_at_once(file: Any) -> bool:
+def seeks_inline(file: Any) -> bool:
     """Return whether its position is a number that is set: no decompressor, nothing to write."""
     kind = type(file)
     return kind in (io.BytesIO, io.FileIO) or (
@@ -258,7 +258,7 @@ def seeks_at_once(file: Any) -> bool:
 
 async def seek(file: Any, position: int) -> None:
     """Set the position of a file that has one: one that was closed has none."""
-    if seeks_at_once(file):
+    if seeks_inline(file):
         _seek(file, position)
     else:
         await in_thread(_seek, file, position)
@@ -307,7 +307,7 @@ def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> tuple[memor
         if isinstance(sock, ssl.SSLSocket):
             got = sock.recv_into(memory)
         else:
-            got = receive_nowait(source.copy, memory)
+            got = receive_nowait(source.fd, memory)
     except (BlockingIOError, ssl.SSLWantReadError):
         return memory[:0], False
     except ssl.SSLWantWriteError:
@@ -319,7 +319,7 @@ async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress:
     tls = sock if isinstance(sock, ssl.SSLSocket) else None
     while data:
         target.check_open()
-        fd = sock.fileno() if target.copy < 0 else target.copy
+        fd = sock.fileno() if target.fd < 0 else target.fd
         try:
             sent = tls.send(data[:RECORD]) if tls is not None else send_nowait(fd, data)
         except ssl.SSLWantReadError:
@@ -332,7 +332,7 @@ async def _send_all(target: Stream, sock: HasFileno, data: memoryview, progress:
 
 
 async def _wait(end: Stream, *, writing: bool) -> None:
-    if end.copy < 0:
+    if end.fd < 0:
         await bare.wait_ready(end, writing=writing)
     else:
-        await current().wait_ready(end.copy, TICK_S, writing=writing)
+        await current().wait_ready(end.fd, TICK_S, writing=writing)

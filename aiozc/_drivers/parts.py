@@ -8,19 +8,17 @@ import mmap
 import os
 from collections.abc import Sequence
 
-from aiozc._engines.at_once import AtOnce
+from aiozc._engines.inline import SMALL, Inline
 from aiozc._errors import error_from
 from aiozc._kernel.memory import Export, Mapping, direct_alignment
 from aiozc._kernel.status import known
 from aiozc._resources.buffers import SIZE
+from aiozc._resources.liveness import Ask
 from aiozc._resources.loans import Loan
-from aiozc._resources.looks import Ask
 from aiozc._resources.records import HasFileno, Original
 from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
 from aiozc._transfers.zerocopy import Piece
 
-SMALL = 16 << 10
-"""The most bytes of an object that is copied together with its neighbours."""
 TOGETHER = 256 << 10
 """The most bytes that are copied together, and sent by one step."""
 MOST = 512
@@ -107,7 +105,7 @@ class _FilePart:
             self.original.abandon()
             raise
         if direct and self._alignment:
-            path = f"/proc/self/fd/{self.original.copy}"
+            path = f"/proc/self/fd/{self.original.fd}"
             with contextlib.suppress(OSError):
                 self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
@@ -129,7 +127,7 @@ class _FilePart:
         What lies behind its end in its last page reads as zeros, and would be sent: of a file
         that is cut off between this look and the send, up to a page of them.
         """
-        size = known(self.original.copy).size
+        size = known(self.original.fd).size
         if size < end:
             raise error_from(
                 errno.ENODATA,
@@ -137,22 +135,22 @@ class _FilePart:
                 " it was truncated during the transfer",
             )
 
-    def locate(self, at_once: AtOnce, steps: Sequence[SendZero]) -> list[SendMemory]:
+    def locate(self, inline: Inline, steps: Sequence[SendZero]) -> list[SendMemory]:
         """Return the sends, which follow each other, by their addresses."""
-        fd, start = self.original.copy, steps[0].offset
+        fd, start = self.original.fd, steps[0].offset
         length = steps[-1].offset + steps[-1].length - start
         # All of them in one window: later it must not move.
         address = self.mapping.address_of(fd, start, length, self.end) - start
         # One question takes 40 us for 16 MiB, where sixteen take 160.
-        cached = at_once.is_cached(fd, start, length)
+        cached = inline.is_cached(fd, start, length)
         return [
-            SendMemory(address + at, size, not (cached or at_once.is_cached(fd, at, size)))
+            SendMemory(address + at, size, not (cached or inline.is_cached(fd, at, size)))
             for _, at, size in steps
         ]
 
     def follow(self, moved: int) -> None:
         # In a forked child it was closed, and the position is the parent's.
-        if self.original.copy >= 0:
+        if self.original.fd >= 0:
             self.original.follow(moved)
 
     def close(self) -> None:
@@ -215,7 +213,7 @@ class Parts(Original):
         self._first = 0
         self._open: dict[int, _FilePart | _Memory] = {}
         self._parts: list[_FilePart | memoryview | Gather | None] = []
-        self.copy = -1
+        self.fd = -1
 
     def add(self, source: Source, offset: int, length: int) -> None:
         """Take in the next part, `length` bytes of a source. OSError (EBADF) for a closed file."""
@@ -308,7 +306,7 @@ class Parts(Original):
             if isinstance(part, _FilePart):
                 part.check_length(end)
 
-    def locate(self, at_once: AtOnce, chain: Sequence[SendZero]) -> list[SendMemory]:
+    def locate(self, inline: Inline, chain: Sequence[SendZero]) -> list[SendMemory]:
         """Return the sends by their addresses. Raises the OSError of mmap(2)."""
         found: list[SendMemory] = []
         for number, steps in itertools.groupby(chain, lambda step: step.part):
@@ -316,7 +314,7 @@ class Parts(Original):
             if isinstance(part, _Memory):
                 found += part.locate(list(steps))
             else:
-                found += part.locate(at_once, list(steps))
+                found += part.locate(inline, list(steps))
         return found
 
     def close_direct(self) -> None:
@@ -340,7 +338,7 @@ class Parts(Original):
         """Return whether the file has all that is to be read for a step."""
         part = self._open[step.part]
         assert isinstance(part, _FilePart)
-        return read.offset + read.length <= known(part.original.copy).size
+        return read.offset + read.length <= known(part.original.fd).size
 
     def memory_of(self, step: SendCopied) -> memoryview | None:
         """Return a piece that is in memory already; None where it has to be read."""
@@ -354,7 +352,7 @@ class Parts(Original):
         part = self._open[step.part]
         assert isinstance(part, _FilePart)
         try:
-            got = os.preadv(part.original.copy, (memory,), step.offset, os.RWF_NOWAIT)
+            got = os.preadv(part.original.fd, (memory,), step.offset, os.RWF_NOWAIT)
         except OSError:
             return False
         return got == len(memory)
@@ -366,10 +364,10 @@ class Parts(Original):
             part = self._parts[step.part]
             if isinstance(part, _FilePart):
                 for offset in range(step.offset, step.offset + step.length, len(memory)):
-                    os.preadv(part.original.copy, (memory,), offset)
+                    os.preadv(part.original.fd, (memory,), offset)
 
     def read(self, step: SendCopied, memory: memoryview) -> int:
         """Read a file's piece into memory, waiting for the disk; return how many there are."""
         part = self._open[step.part]
         assert isinstance(part, _FilePart)
-        return os.preadv(part.original.copy, (memory,), step.offset)
+        return os.preadv(part.original.fd, (memory,), step.offset)

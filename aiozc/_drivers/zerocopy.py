@@ -138,7 +138,7 @@ async def _lend(
     await _take_turn(engine, record, length + STEP * (len(sends) - 1))
     parts.check_lengths(sends)
     try:
-        chain = parts.locate(engine.at_once, sends)
+        chain = parts.locate(engine.inline, sends)
     except OSError as error:
         if error.errno not in _UNMAPPABLE:
             raise
@@ -161,8 +161,8 @@ async def _lend(
 async def _take_turn(engine: Engine, record: Record, length: int) -> None:
     """Take `length` bytes from the budget of the loop's turn, or of the first that has them."""
     loop = running_loop()
-    if not engine.at_once.may_spend(loop, length):
-        await engine.at_once.wait_turn(loop, length)
+    if not engine.inline.may_spend(loop, length):
+        await engine.inline.wait_turn(loop, length)
         record.check_open()
 
 
@@ -270,7 +270,7 @@ async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:
 async def _send_some(engine: Engine, record: Record, memory: memoryview) -> int:
     """Send what there is room for, or wait for room; return the bytes sent."""
     try:
-        return send_nowait(record.target.copy, memory)
+        return send_nowait(record.target.fd, memory)
     except BlockingIOError:
         await _wait_room(engine, record)
         return 0

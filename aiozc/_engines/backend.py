@@ -8,7 +8,7 @@ watches as readable.
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiozc._engines.at_once import AtOnce
+from aiozc._engines.inline import Inline
 from aiozc._resources.lifecycle import Phase
 from aiozc._resources.loans import Loans
 from aiozc._resources.polls import Polls
@@ -117,7 +117,7 @@ def may_be_short(step: Step) -> bool:
 class Port(Protocol):
     """What a backend knows of its engine."""
 
-    at_once: AtOnce
+    inline: Inline
     counters: Counters
     loans: Loans
     polls: Polls

@@ -27,8 +27,8 @@ import time
 import weakref
 from typing import NamedTuple
 
-from aiozc._engines.at_once import AtOnce
 from aiozc._engines.backend import RETRY_S, Backend, Counters, LendingRun, Run
+from aiozc._engines.inline import Inline
 from aiozc._engines.offering import Offering
 from aiozc._engines.passing import Passing
 from aiozc._engines.readiness import Readiness
@@ -94,7 +94,7 @@ class Engine:
         look()
         self.loop = weakref.ref(loop)
         self.closing = False
-        self.at_once = AtOnce()
+        self.inline = Inline()
         self.counters = Counters()
         self.owners = owners_of(loop)
         self.loans = Loans()
@@ -209,7 +209,7 @@ class Engine:
         self._records.add(record)
         self._watchdog.add(record)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit >= 0 and max(source.copy, target.copy) >= limit * SCARCE_SHARE:
+        if limit >= 0 and max(source.fd, target.fd) >= limit * SCARCE_SHARE:
             self.press()
         return record
 
@@ -444,7 +444,7 @@ class Engine:
         """In a forked child: give up the copies of what is the parent's."""
         self.closing = True
         self.polls.close()
-        self.at_once.forget()
+        self.inline.forget()
         self._passing.forget()
         self._offering.forget()
         self._waits.forget()

@@ -9,8 +9,8 @@ the kernel is asked whether the callers' numbers are of the same open files stil
 import errno
 from collections.abc import Callable
 
-from aiozc._engines.at_once import Place
 from aiozc._engines.backend import Port, Run
+from aiozc._engines.inline import Place
 from aiozc._engines.waits import awaited, watch_for
 from aiozc._kernel.sockets import room_teller
 from aiozc._resources.polls import Watch, is_ready
@@ -99,12 +99,12 @@ class _Offering:
 
         The record tells of an error: nobody else is there to be told.
         """
-        at_once, going = self._engine.at_once, True
+        inline, going = self._engine.inline, True
         try:
             while going:
                 size = min(self._offer, self._left)
-                if not granted and not at_once.may_spend(self._loop, size):
-                    self._place = at_once.queue(self._loop, size, self._granted)
+                if not granted and not inline.may_spend(self._loop, size):
+                    self._place = inline.queue(self._loop, size, self._granted)
                     return
                 granted = False
                 going = self._send(size)
@@ -115,12 +115,12 @@ class _Offering:
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
-        record, at_once = self._run.record, self._engine.at_once
+        record, inline = self._run.record, self._engine.inline
         if not record.is_open():
-            at_once.give_back(size)
+            inline.give_back(size)
             self.end(-errno.ECANCELED)
             return False
-        result = at_once.send(record.target.copy, record.source.copy, self._offset, size)
+        result = inline.send(record.target.fd, record.source.fd, self._offset, size)
         self._engine.counters.submissions += 1
         self._engine.counters.completions += 1
         if result > 0:
@@ -157,7 +157,7 @@ class _Offering:
 
     def _choose_offer(self) -> None:
         """Offer what there is room for, to who had none before."""
-        room = 0 if self._watch is None else self._room_in(self._run.record.target.copy)
+        room = 0 if self._watch is None else self._room_in(self._run.record.target.fd)
         self._offer = min(room + OFFER, SHARE) if room else SHARE
 
     def _wait(self) -> None:
@@ -177,7 +177,7 @@ class _Offering:
         run = self._run
         del self._under_way[run.number]
         if self._place is not None:
-            self._engine.at_once.leave(self._place)
+            self._engine.inline.leave(self._place)
         if self._watch is not None:
             self._watch.call = None
         run.results[:] = self._sent, *way

@@ -16,8 +16,8 @@ credentials change, so it is asked until it has nothing.
 
 import errno
 
-from aiozc._engines.at_once import CALL, STREAMED, Place
 from aiozc._engines.backend import Port, Run
+from aiozc._engines.inline import CALL, STREAMED, Place
 from aiozc._engines.waits import watch_for
 from aiozc._kernel.sockets import Messenger, is_tcp
 from aiozc._resources.polls import Watch
@@ -28,7 +28,7 @@ from aiozc._transfers.steps import Pass, PollIn, Receive
 
 SHARE = 4
 """Messages that one source may have handed on in a turn of the loop."""
-LOOKS = 4
+CHECK_EVERY = 4
 """Wake-ups, and shares of the loop's turn, of which one begins with the thorough look."""
 MESSAGE = 4 << 10
 """What is asked for of the loop's turn before a wake-up; the rest is charged behind it."""
@@ -65,7 +65,7 @@ class _Passage:
     """One way that messages take, for as long as nothing stands in it."""
 
     __slots__ = (
-        *("_fast", "_engine", "_left", "_loop", "_looks", "_messenger", "_most", "_passed"),
+        *("_fast", "_engine", "_left", "_loop", "_wakeups", "_messenger", "_most", "_passed"),
         *("_place", "_run", "_short_is_last", "_under_way", "_watch"),
     )
 
@@ -84,7 +84,7 @@ class _Passage:
         self._most = receive.length
         self._passed = 0
         self._fast = False
-        self._looks = 0
+        self._wakeups = 0
         self._place: Place | None = None
         self._watch: Watch | None = None
         self._short_is_last = False
@@ -93,20 +93,20 @@ class _Passage:
         """Go on: there may be something to receive."""
         if self._place is not None:
             return
-        if self._engine.at_once.may_spend(self._loop, MESSAGE):
+        if self._engine.inline.may_spend(self._loop, MESSAGE):
             self._receive_and_send()
         else:
             self._queue()
 
     def _queue(self) -> None:
-        at_once = self._engine.at_once
-        self._place = at_once.queue(self._loop, MESSAGE, self._receive_and_send)
+        inline = self._engine.inline
+        self._place = inline.queue(self._loop, MESSAGE, self._receive_and_send)
 
     def _receive_and_send(self) -> None:
         self._place = None
-        self._looks += 1
+        self._wakeups += 1
         record = self._run.record
-        if (record.has_moved() or self._looks % LOOKS == 0) and not record.is_open():
+        if (record.has_moved() or self._wakeups % CHECK_EVERY == 0) and not record.is_open():
             self.end()
             return
         before, share = self._passed, SHARE
@@ -115,12 +115,12 @@ class _Passage:
         if not share:
             self._queue()
         cost = STREAMED * (self._passed - before) + CALLS * (SHARE - share + 1)
-        self._engine.at_once.charge(self._loop, cost)
+        self._engine.inline.charge(self._loop, cost)
 
     def _hand_on_one(self) -> bool:
         """Hand on a message; return whether there may be another one, and nothing is in its way."""
         messenger, record = self._messenger, self._run.record
-        got = messenger.receive(record.source.copy, self._most)
+        got = messenger.receive(record.source.fd, self._most)
         if got == -errno.EAGAIN:
             self._fast = False
             self._wait()
@@ -128,7 +128,7 @@ class _Passage:
         if got <= 0:
             self._tell(got)
             return False
-        given = messenger.send(record.target.copy, got)
+        given = messenger.send(record.target.fd, got)
         if given != got:
             record.held = messenger.rest(max(given, 0), got)
         # Two in a row that are not small: a source for the pipe.
@@ -161,7 +161,7 @@ class _Passage:
             return
         watch.told = False
         watch.call = self.hand_on
-        self._short_is_last = is_tcp(self._run.record.source.copy)
+        self._short_is_last = is_tcp(self._run.record.source.fd)
 
     def end(self) -> None:
         """Hand on no more, with nothing in hand."""
@@ -172,7 +172,7 @@ class _Passage:
         run = self._run
         del self._under_way[run.number]
         if self._place is not None:
-            self._engine.at_once.leave(self._place)
+            self._engine.inline.leave(self._place)
         run.record.stop_listening()
         run.results[:] = self._passed, *results
         self._engine.retire(run)

@@ -24,8 +24,8 @@ import select
 import time
 from collections.abc import Callable
 
-from aiozc._engines.at_once import STREAMED, splice
 from aiozc._engines.backend import TICK_S, Port, Run, may_be_short
+from aiozc._engines.inline import STREAMED, splice
 from aiozc._engines.waits import awaited, find_unready
 from aiozc._resources.polls import Watch, is_ready
 from aiozc._resources.records import Record
@@ -208,12 +208,12 @@ class Readiness:
         if step.source is not End.SOURCE or record.source.is_socket:
             return False
         offset = step.source_offset
-        at_once = self._engine.at_once
-        return offset is None or not at_once.is_cached(record.source.copy, offset, step.length)
+        inline = self._engine.inline
+        return offset is None or not inline.is_cached(record.source.fd, offset, step.length)
 
     def _splice(self, course: Course, step: Splice) -> bool:
-        loop, at_once = self._loop(), self._engine.at_once
-        if not course.granted and not at_once.may_spend(loop, 0):
+        loop, inline = self._loop(), self._engine.inline
+        if not course.granted and not inline.may_spend(loop, 0):
             self._wait_for_turn(course, loop)
             return False
         course.granted = False
@@ -223,19 +223,19 @@ class Readiness:
         self._engine.counters.completions += 1
         factor = STREAMED if course.run.record.source.is_socket else 1
         if step.source is End.SOURCE:
-            at_once.charge(loop, factor * max(0, result))
+            inline.charge(loop, factor * max(0, result))
         return True
 
     def _wait_for_turn(self, course: Course, loop: Loop) -> None:
-        at_once = self._engine.at_once
+        inline = self._engine.inline
 
         def go_on() -> None:
             course.granted = True
             course.leave = None
             self._resume(course, 0)
 
-        place = at_once.queue(loop, 0, go_on)
-        course.leave = lambda: at_once.leave(place)
+        place = inline.queue(loop, 0, go_on)
+        course.leave = lambda: inline.leave(place)
 
     def _pause(self, course: Course, step: Pause) -> bool:
         timer = self._loop().call_later((1 << step.level) / 1000, self._resume, course, 0)
@@ -338,5 +338,5 @@ def _wait_until_ended(job: Job, deadline: float) -> None:
 
 def _may_never_end(record: Record) -> bool:
     """Return whether a step may wait for a peer for as long as that likes: a terminal's reader."""
-    ends = [end.copy for end in (record.source, record.target) if end.interruptible]
+    ends = [end.fd for end in (record.source, record.target) if end.interruptible]
     return any(os.isatty(fd) and os.get_blocking(fd) for fd in ends)

@@ -204,7 +204,7 @@ class Uring:
 def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
     """Translate a chain: linked SQEs, of which only the last posts a CQE if all is well."""
     last = len(chain) - 1
-    source, target, pipe = record.source.copy, record.target.copy, record.pipe
+    source, target, pipe = record.source.fd, record.target.fd, record.pipe
     out_of = {End.SOURCE: source, End.PIPE: pipe.read_end if pipe else -1}
     into = {End.TARGET: target, End.PIPE: pipe.write_end if pipe else -1}
     for index, step in enumerate(chain):

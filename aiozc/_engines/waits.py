@@ -87,5 +87,5 @@ def watch_for(polls: Polls, record: Record, step: Step) -> Watch:
 def awaited(record: Record, step: Step) -> tuple[int, int]:
     """Return the number that a poll is for, and the event."""
     if isinstance(step, PollIn):
-        return record.source.copy, select.POLLIN
-    return record.target.copy, select.POLLOUT
+        return record.source.fd, select.POLLIN
+    return record.target.fd, select.POLLOUT

@@ -1,7 +1,7 @@
 """What nobody tells a chain that waits, looked for in ticks.
 
 Closing a number wakes nobody who waits on a duplicate of it: every `TICK_S` seconds, while chains
-are in flight, the callers' objects are asked whether they were closed (`looks.py`): all of them,
+are in flight, the callers' objects are asked whether they were closed (`liveness.py`): all of them,
 or as many as 0.4 ms are enough for (4,000 transfers), and the others in the next tick. What costs
 more to find out (a number that was closed behind its object's back, a UNIX socket that was shut for
 writing while it was full, a reset of a relay's side that stands still) is looked for in
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from aiozc._engines.backend import Run
-from aiozc._resources.looks import Looks
+from aiozc._resources.liveness import Liveness
 from aiozc._resources.records import Record
 from aiozc._runtime.waiting import Loop
 from aiozc._transfers.steps import Offer, PollIn, PollOut
@@ -55,21 +55,21 @@ class Watchdog:
         self._runs = runs
         self._stop = stop
         self._interrupt = interrupt
-        self._looks = Looks()
+        self._liveness = Liveness()
         self._to_check = _RoundRobin(runs)
         self._with_pipes = _RoundRobin(runs)
 
     def add(self, record: Record) -> None:
         """Have a record's ends asked whether they were closed."""
-        self._looks.add(record)
+        self._liveness.add(record)
 
     def discard(self, record: Record) -> None:
         """Ask them no more."""
-        self._looks.discard(record)
+        self._liveness.discard(record)
 
     def clear(self) -> None:
         """Look at nothing any more."""
-        self._looks.clear()
+        self._liveness.clear()
 
     def look(self, loop: Loop) -> None:
         """Do what is due in a tick."""
@@ -80,7 +80,7 @@ class Watchdog:
 
     def _look_for_closed(self, loop: Loop) -> None:
         """Ask the callers' objects; where many were closed, some in each turn of the loop."""
-        found = self._looks.find_closed(CHAINS_PER_TICK)
+        found = self._liveness.find_closed(CHAINS_PER_TICK)
         if not found:
             return
         for run in [run for run in self._runs.values() if run.record in found]:

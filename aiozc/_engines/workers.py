@@ -29,7 +29,7 @@ WORKERS = 8
 """Kernel threads of one ring, for regular files and for all else, each."""
 MOST = WORKERS + 64
 """The same, with those that wait for disks that do not answer."""
-ANEW = 1.0
+ANEW_S = 1.0
 """Seconds after which it is asked again whether a worker can be made."""
 EVICTED = 64
 """Chains whose steps are taken out of the queue in one tick."""
@@ -87,7 +87,7 @@ class Workers:
                 self._relieve()
             self._late = True
         elif self._refused_at is not None:
-            if time.monotonic() - self._refused_at > ANEW:
+            if time.monotonic() - self._refused_at > ANEW_S:
                 # The kernel took what the limit was for the bound, if that was less.
                 self._allow(self._bound)
                 self._ask()

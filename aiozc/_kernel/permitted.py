@@ -24,7 +24,7 @@ from typing import Any
 from aiozc._kernel import abi
 from aiozc._kernel.abi import Call
 
-PATIENCE = 2.0
+PATIENCE_S = 2.0
 """Seconds that a child has."""
 
 
@@ -104,7 +104,7 @@ def _filters() -> tuple[str, str]:
     return found["Seccomp"], found["Seccomp_filters"]
 
 
-def read_at_once(path: str | os.PathLike[str]) -> str:
+def read_procfs(path: str | os.PathLike[str]) -> str:
     """Return what is in a file of procfs; "" where that cannot be read.
 
     The kernel answers by itself, without a disk: no guard against blocking calls is to see it.
@@ -166,7 +166,7 @@ def _count_lived_through(calls: Sequence[Callable[[], object]]) -> int:
 def _count_until_end(reading: int, child: int) -> int:
     ready = select.poll()
     ready.register(reading, select.POLLIN)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE_S
     lived = 0
     while (left := deadline - time.monotonic()) > 0:
         if ready.poll(left * 1000):

@@ -22,7 +22,7 @@ from pathlib import Path
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._kernel import calls
 from aiozc._kernel.abi import Call, Feature, Op
-from aiozc._kernel.permitted import read_at_once
+from aiozc._kernel.permitted import read_procfs
 
 OLDEST = "Linux 5.19"
 """The first kernel whose io_uring does what is needed."""
@@ -49,7 +49,7 @@ class Places:
 
     def status(self, field: str) -> str:
         """Return a field of the process's status; "" where there is none."""
-        for line in read_at_once(self.process / "status").splitlines():
+        for line in read_procfs(self.process / "status").splitlines():
             name, _, value = line.partition(":")
             if name == field:
                 return value.strip()
@@ -81,7 +81,7 @@ def allowing(*names: str) -> tuple[str, ...]:
 def number_in(path: Path) -> int | None:
     """Return the number that is all there is in a file; None where there is none."""
     try:
-        return int(read_at_once(path))
+        return int(read_procfs(path))
     except ValueError:
         return None
 
@@ -188,7 +188,7 @@ def _sysctl(places: Places) -> _Culprit | None:
 def _has_sys_admin(places: Places) -> bool:
     """Return whether the process has CAP_SYS_ADMIN where the sysctl asks for it."""
     effective = int(places.status("CapEff") or "0", 16)
-    first = read_at_once(places.process / "uid_map").split() == _ALL_USERS
+    first = read_procfs(places.process / "uid_map").split() == _ALL_USERS
     return first and bool(effective >> _CAP_SYS_ADMIN & 1)
 
 

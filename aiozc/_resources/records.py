@@ -27,8 +27,8 @@ from aiozc._kernel.status import identity as identity
 from aiozc._kernel.status import identity_of_socket, is_same_open_file
 from aiozc._kernel.status import known as known
 from aiozc._resources.lifecycle import IN_FLIGHT, NEXT, Phase
+from aiozc._resources.liveness import Ask
 from aiozc._resources.loans import Loan
-from aiozc._resources.looks import Ask
 from aiozc._resources.pipes import Pipe, PipePool
 from aiozc._resources.polls import Watch, is_ready
 from aiozc._transfers.steps import End
@@ -52,26 +52,26 @@ class Original:
     """A caller's object, whether it is still what it was, and our duplicate of it.
 
     A number alone tells nothing: it may be closed and taken by another file. So it is compared
-    with our duplicate or, by the inode, with what stood behind it. `copy` is -1 until `duplicate`
-    is called. `start` is where a file's position was when it is to follow the transfer, and None
-    where it is to be left alone.
+    with our duplicate or, by the inode, with what stood behind it. `fd` is the duplicate, or -1
+    before `own` and after `let_go`. `start` is where a file's position was when it is to follow the
+    transfer, and None where it is to be left alone.
     """
 
-    __slots__ = ("_holder", "_identity", "_number", "_owners", "copy", "start")
+    __slots__ = ("_holder", "_identity", "_number", "_owners", "fd", "start")
 
     def __init__(self, holder: HasFileno, start: int | None = None) -> None:
         self._holder = holder
         self._owners = 0
         self._number = holder.fileno()
         self._identity: tuple[int, int] | None = None
-        self.copy = -1
+        self.fd = -1
         self.start = start
 
     @property
     def identity(self) -> tuple[int, int]:
         """The device and inode; asked for once, of our duplicate if there is one."""
         if self._identity is None:
-            self._identity = self._identify(self._number if self.copy < 0 else self.copy)
+            self._identity = self._identify(self._number if self.fd < 0 else self.fd)
         return self._identity
 
     def remember(self) -> None:
@@ -87,12 +87,12 @@ class Original:
 
     def own(self) -> None:
         """Have a number of our own. Raises OSError (EMFILE, ENFILE) where there can be none."""
-        if self.copy < 0:
-            copy = self._another_number()
-            if self._identity is not None and self._identify(copy) != self._identity:
-                os.close(copy)
+        if self.fd < 0:
+            fd = self._another_number()
+            if self._identity is not None and self._identify(fd) != self._identity:
+                os.close(fd)
                 raise error_from(errno.EBADF, f"{self._holder!r} changed its descriptor")
-            self.copy = copy
+            self.fd = fd
 
     def let_go(self) -> None:
         """Have no number of our own for a while, unless another owner needs it."""
@@ -102,7 +102,7 @@ class Original:
 
     def size(self) -> int:
         """Return the file's size, which may be a question to a server (FUSE, NFS)."""
-        return os.fstat(self.number() if self.copy < 0 else self.copy).st_size
+        return os.fstat(self.number() if self.fd < 0 else self.fd).st_size
 
     def number(self) -> int:
         """Return the caller's number. Raises OSError (EBADF) where it is of something else now."""
@@ -119,7 +119,7 @@ class Original:
 
     def _is_same(self, number: int) -> bool:
         """Return whether that number is still of the file; nobody but the kernel is asked."""
-        if self.copy >= 0 and (same := is_same_open_file(self.copy, number)) is not None:
+        if self.fd >= 0 and (same := is_same_open_file(self.fd, number)) is not None:
             return same
         return self._identify(number) == self.identity
 
@@ -176,9 +176,9 @@ class Original:
 
     def abandon(self) -> None:
         """Close the duplicate, whoever has it."""
-        if self.copy >= 0:
-            os.close(self.copy)
-            self.copy = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Stream(Original):
@@ -208,9 +208,9 @@ class Stream(Original):
         must not be asked: asking takes the error of a reset away from whoever reads next.
         """
         if self._is_unix is None:
-            self._is_unix = self._is_socket and is_unix(self.copy)
+            self._is_unix = self._is_socket and is_unix(self.fd)
         if self._is_unix:
-            check_sendable(self.copy)
+            check_sendable(self.fd)
 
     def check_alive(self) -> None:
         """Raise ConnectionResetError for a socket of a relay: who reads it may be waiting.
@@ -219,7 +219,7 @@ class Stream(Original):
         """
         if len(self._roles) < 2:
             return
-        if was_reset(self.copy):
+        if was_reset(self.fd):
             raise error_from(errno.ECONNRESET, "seen by a look at a side that stands still")
         self.check_nonblocking()
 
@@ -228,7 +228,7 @@ class Stream(Original):
 
         The flag is the open file's: who shares that (a child process) may change it.
         """
-        if self._is_socket and os.get_blocking(self.copy):
+        if self._is_socket and os.get_blocking(self.fd):
             raise error_from(errno.EINVAL, "the socket was made blocking during the transfer")
 
     @property
@@ -247,16 +247,16 @@ class Stream(Original):
 
     def end_writing(self) -> None:
         """Tell the peer that nothing more comes."""
-        end_writing(self.copy)
+        end_writing(self.fd)
 
     def reset(self) -> None:
         """End the connection as an error would."""
-        reset(self.copy)
+        reset(self.fd)
 
     def close(self) -> None:
         """Close the duplicate when the last record is done; others may use the stream."""
         super().close()
-        if self.copy < 0:
+        if self.fd < 0:
             self._give_up()
 
     def _give_up(self) -> None:
@@ -503,7 +503,7 @@ class Record:
 
     def waits(self) -> list[int]:
         """Return the numbers that a chain may be waiting on for as long as a peer likes."""
-        return [end.copy for end in (self.target, self.source) if end.interruptible]
+        return [end.fd for end in (self.target, self.source) if end.interruptible]
 
     def numbers(self) -> list[int]:
         """Return the numbers that steps are known by to the kernel: what they write into."""

@@ -89,7 +89,7 @@ NEXT = Transitions(
 class Sendfile:
     """The bytes of a file from `offset` on, `length` of them or fewer if the file ends.
 
-    `at_once` is the result of a SendCached from `offset` that was tried before, None where
+    `inline` is the result of a SendCached from `offset` that was tried before, None where
     none was. `crowded` tells whether as many chains of cached files as pay are under way. `error`
     is the positive errno that ended the transfer, or 0.
     """
@@ -98,7 +98,7 @@ class Sendfile:
         self,
         offset: int,
         length: int,
-        at_once: int | None = None,
+        inline: int | None = None,
         crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self.offset = offset
@@ -114,8 +114,8 @@ class Sendfile:
         self._none_sent = 0
         self._backoff = Backoff()
         self._state = self._next_state()
-        if at_once is not None:
-            self._sent_at_once(length, at_once)
+        if inline is not None:
+            self._sent_inline(length, inline)
 
     def _next_state(self) -> State:
         left = self.length - self.position
@@ -152,7 +152,7 @@ class Sendfile:
         return self._state is State.FLOWING
 
     @property
-    def at_once(self) -> int:
+    def inline_cost(self) -> int:
         """What the next chain costs the loop's own thread: an Offer sees to that itself."""
         return 0
 
@@ -224,7 +224,7 @@ class Sendfile:
                 self._backoff.paused()
                 self._state = State.SENDING
             elif isinstance(step, SendCached):
-                self._sent_at_once(step.length, result)
+                self._sent_inline(step.length, result)
             elif isinstance(step, Splice) and step.target is End.PIPE:
                 self._read(result)
             elif isinstance(step, Splice):
@@ -254,7 +254,7 @@ class Sendfile:
         elif way == -errno.EINTR:
             self._none_sent = errno.EINTR
         else:
-            self._sent_at_once(0, way)
+            self._sent_inline(0, way)
 
     def _waited(self, result: int) -> None:
         interrupted = result in (-errno.ECANCELED, -errno.EINTR)
@@ -274,7 +274,7 @@ class Sendfile:
         elif result == -errno.EAGAIN:
             self._backoff.moved_nothing()
 
-    def _sent_at_once(self, asked: int, result: int) -> None:
+    def _sent_inline(self, asked: int, result: int) -> None:
         """Take in what became of a send of what was thought to be cached."""
         if result == -errno.ENODATA:
             self._cached = False

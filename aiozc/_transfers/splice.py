@@ -20,8 +20,8 @@ The rules:
 6. Between sockets a source is waited for by handing on its messages through memory, which
    costs two system calls each, and never a pipe. A source that is ahead in FAST reads in a row
    is one for chains, until half of a chain's reads find nothing. One whose target was full goes
-   on at once, in the loop's own thread, which costs less than a trip to a worker. (On 2 CPUs
-   that its source and sink share, in GB/s and ms of loop CPU per GB: at once 3.0 to 3.7 and 107
+   on inline, in the loop's own thread, which costs less than a trip to a worker. (On 2 CPUs
+   that its source and sink share, in GB/s and ms of loop CPU per GB: inline 3.0 to 3.7 and 107
    to 131, chains 2.5 to 4.9 and 43 to 52, steps of 1 MiB; chains of 64 KiB steps 1.2 and 230.)
 7. splice(2) stops at the mark of TCP's urgent data (K21): it says 0 or EAGAIN there, and a poll
    says that there is something to read. So the end of a socket is believed when recv(2) says so
@@ -88,7 +88,7 @@ class State(enum.Enum):
     """Where the transfer stands."""
 
     PASSING = "messages between sockets go through memory"
-    SWIFT = "a round between sockets goes at once"
+    INLINE = "a round between sockets goes in the loop's thread"
     FLOWING = "chains go by a worker"
     WAITING = "it waits for what is missing: bytes, or room"
     PROBING = "an empty pipe is spliced into a file, to see whether that can be"
@@ -106,7 +106,7 @@ NEXT = Transitions(
             State.DONE: "",
             **_PAUSING,
         },
-        State.SWIFT: {
+        State.INLINE: {
             State.PASSING: "the source has nothing more",
             State.WAITING: "the target is full",
             State.FLOWING: "a source that is fast",
@@ -121,7 +121,7 @@ NEXT = Transitions(
             **_PAUSING,
         },
         State.WAITING: {
-            State.SWIFT: "sockets that are ready",
+            State.INLINE: "sockets that are ready",
             State.FLOWING: "other ends that are ready",
             State.PROBING: "a stream that has bytes for a file, which is still to be tried",
             State.DONE: "an error of one end",
@@ -156,9 +156,9 @@ class Splicing:
 
     An offset is where a file is read or written; None says that the end is a stream. An end
     may be `direct`: a pipe, so that none is needed between. `socket` says that the source is
-    one, `swift` that both ends are: they never wait for a disk, nor for who holds a pipe's
-    lock. `paced`: the target may wait in the midst of a write. `error` is the positive errno
-    that ended the transfer, or 0, and `source_failed` whose it was.
+    one, `between_sockets` that both ends are: they never wait for a disk, nor for who holds the
+    lock of a pipe. `paced`: the target may wait in the midst of a write. `error` is the positive
+    errno that ended the transfer, or 0, and `source_failed` whose it was.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Splicing:
         target_offset: int | None = None,
         direct: bool = False,
         socket: bool = False,
-        swift: bool = False,
+        between_sockets: bool = False,
         paced: bool = False,
     ) -> None:
         self.count = count
@@ -179,17 +179,17 @@ class Splicing:
         self._source_offset = source_offset
         self._target_offset = target_offset
         self._direct = direct
-        self._socket = socket or swift
+        self._socket = socket or between_sockets
         self._backoff = Backoff()
         self._at_mark = False
-        self._swift = swift
+        self._between_sockets = between_sockets
         self._paced = paced
         self._taken = 0
         self._ended = False
         self._source_error = 0
-        self._streak = 0
+        self._large_rounds = 0
         self._rounds = 1
-        self._patient = False
+        self._waits_first = False
         self._in_memory = False
         self._ahead = False
         self._probes = source_offset is None and target_offset is not None and not direct
@@ -199,7 +199,7 @@ class Splicing:
     def _moving(self) -> State:
         if self._probes:
             return State.PROBING
-        return State.PASSING if self._swift else State.FLOWING
+        return State.PASSING if self._between_sockets else State.FLOWING
 
     @property
     def state(self) -> State:
@@ -235,9 +235,9 @@ class Splicing:
         return self._state in (State.WAITING, State.PAUSING)
 
     @property
-    def at_once(self) -> int:
+    def inline_cost(self) -> int:
         """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
-        return COST if self._state in (State.SWIFT, State.MARKED) else 0
+        return COST if self._state in (State.INLINE, State.MARKED) else 0
 
     def go_on(self) -> None:
         """Go on from another stream, where the one before has ended and all of it has arrived."""
@@ -260,11 +260,11 @@ class Splicing:
         if self._state is State.PROBING:
             return (self._write(0, 1),)
         rest = self.last_chain()
-        if self._state is State.SWIFT:
+        if self._state is State.INLINE:
             return rest or self._round(min(ROUND, pipe_size or ROUND), self._taken)
         chain = [*rest]
         taken = self._taken
-        for _ in range(1 if self._patient else self._rounds):
+        for _ in range(1 if self._waits_first else self._rounds):
             if not self._may_read(taken) or len(chain) + 3 + self._paced > most_steps:
                 break
             planned = self._round(pipe_size or DIRECT, taken)
@@ -303,7 +303,7 @@ class Splicing:
             size = min(size, self.count - taken)
         if self._paced:
             size = min(size, PACE)
-        waits = [] if self._swift or self._patient else self._polls()
+        waits = [] if self._between_sockets or self._waits_first else self._polls()
         if self._direct:
             waits = waits or self._poll_for_write()
             end = None if self._target_offset is None else self._target_offset + taken
@@ -318,7 +318,7 @@ class Splicing:
 
     def _write(self, position: int, size: int) -> Splice:
         if self._target_offset is None:
-            return Splice(End.PIPE, End.TARGET, size, None, None, self._swift)
+            return Splice(End.PIPE, End.TARGET, size, None, None, self._between_sockets)
         return Splice(End.PIPE, End.TARGET, size, None, self._target_offset + position)
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
@@ -428,20 +428,20 @@ class Splicing:
         if self._state is State.WAITING:
             if interrupted:
                 return State.WAITING
-            return State.SWIFT if self._swift else self._moving
+            return State.INLINE if self._between_sockets else self._moving
         if self._state is State.PAUSING:
             return State.WAITING if self._polls() else self._moving
         if self._backoff.is_due:
             return State.PAUSING
         if self._state in (State.PROBING, State.MARKED):
             return self._moving
-        if self._swift:
+        if self._between_sockets:
             return self._next_between_sockets(chain, reads)
         if self._socket and not self.in_pipe and (self._at_mark or self._backoff.is_in_vain):
             return State.MARKED
         largest = max(reads, default=0)
-        self._patient = interrupted or (
-            self._patient and largest < (PACE if self._paced else EAGER)
+        self._waits_first = interrupted or (
+            self._waits_first and largest < (PACE if self._paced else EAGER)
         )
         if interrupted:
             return State.WAITING
@@ -450,7 +450,7 @@ class Splicing:
             # A stream that has no room is waited for; a file is written on.
             return State.WAITING if self._target_offset is None else State.FLOWING
         dry = bool(reads) and reads[-1] == -errno.EAGAIN
-        waits = self._patient or (dry and self._can_wait)
+        waits = self._waits_first or (dry and self._can_wait)
         # Between a file and a pipe that is empty there is nothing to wait for.
         return State.WAITING if waits and self._polls() else State.FLOWING
 
@@ -459,21 +459,21 @@ class Splicing:
             self._plan(chain, reads)
         largest = max(reads, default=0)
         if self.in_pipe:
-            self._streak = 0
+            self._large_rounds = 0
             self._ahead = largest >= EAGER or (self._ahead and not reads)
             return State.WAITING
         if self._state is State.FLOWING:
-            self._streak = 0
+            self._large_rounds = 0
             found = sum(read > 0 for read in reads)
             return State.PASSING if found * 2 < len(reads) or self._at_mark else State.FLOWING
         if self._state is State.PASSING:
             return State.FLOWING if largest >= EAGER else State.PASSING
         if not reads:
-            return State.SWIFT if self._ahead else State.PASSING
-        self._streak = self._streak + 1 if largest >= EAGER else 0
-        if not self._streak:
+            return State.INLINE if self._ahead else State.PASSING
+        self._large_rounds = self._large_rounds + 1 if largest >= EAGER else 0
+        if not self._large_rounds:
             return State.PASSING
-        return State.SWIFT if self._streak < FAST else State.FLOWING
+        return State.INLINE if self._large_rounds < FAST else State.FLOWING
 
     def _plan(self, chain: Chain, reads: Sequence[int]) -> None:
         """Plan as many rounds as were of use, or twice as many where all were."""

@@ -223,7 +223,7 @@ class Transfer(Protocol):
         """Whether the next chain does nothing but wait."""
 
     @property
-    def at_once(self) -> int:
+    def inline_cost(self) -> int:
         """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
 
     def next_chain(self, pipe_size: int, most_steps: int) -> Chain:

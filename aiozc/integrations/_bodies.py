@@ -23,7 +23,7 @@ from aiozc import loop_recvfile
 from aiozc._api.arguments import plain_file
 from aiozc._api.transports import Hold, Reading
 from aiozc._drivers.fallback import write_whole
-from aiozc._errors import tell
+from aiozc._errors import annotate
 
 RECEIVEFILE = "http.request.receivefile"
 
@@ -114,7 +114,9 @@ class Body:
         try:
             return len(ahead) + await self._receive_rest(file, self._length - len(ahead))
         except BaseException as error:
-            tell(error, len(ahead) + getattr(error, "transferred", 0), getattr(error, "lost", 0))
+            annotate(
+                error, len(ahead) + getattr(error, "transferred", 0), getattr(error, "lost", 0)
+            )
             raise
 
     async def _receive_rest(self, file: Any, rest: int) -> int:

@@ -38,14 +38,13 @@ from starlette.responses import (
 )
 from starlette.types import Receive, Scope, Send
 
+from aiozc._engines.inline import SMALL
 from aiozc._engines.opening import Opened, open_any, open_beneath, read_cached
 from aiozc.integrations._offers import ZEROCOPYSEND
 from aiozc.integrations._uploads import receive_file
 
 __all__ = ["FileResponse", "StaticFiles", "receive_file"]
 
-SMALL = 16 * 1024
-"""The most bytes that are read and sent as a message, if they are cached."""
 _GATHERED = 64 * 1024
 """Bytes of small parts that are sent together, about."""
 _MOST_KNOWN = 1024

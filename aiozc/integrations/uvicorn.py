@@ -41,6 +41,8 @@ from aiozc._api.arguments import check_binary, check_offset, check_readable, pla
 from aiozc._api.gates import Gate, can_be_held, refusing
 from aiozc._api.sendfile import send_regular, size_of_regular
 from aiozc._api.transports import Reading, Send, send_through
+from aiozc._drivers.fallback import READ
+from aiozc._engines.inline import SMALL
 from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.registry import count_fallback
 from aiozc._runtime.runtime import current
@@ -56,11 +58,7 @@ _FILES = (PATHSEND, ZEROCOPYSEND)
 _PLAIN, _TLS = _FILES, (PATHSEND,)
 VARIABLE = "AIOZC_PATHSEND"
 
-SMALL = 16 * 1024
-"""The most bytes that are read and written rather than sent by the kernel."""
-READ = 256 * 1024
-"""Bytes of one read in a worker thread."""
-_LOOK = 60.0
+_REREAD_S = 60.0
 """Seconds after which a stream that was silent is read again, in case it was missed."""
 
 _logger = logging.getLogger("uvicorn.error")
@@ -362,7 +360,7 @@ async def _read_some(stream: Any, size: int) -> Any:
         # It does not block, and has nothing yet. Others may wait for its number.
         fd = os.dup(stream.fileno())
         try:
-            await current().wait_ready(fd, _LOOK, writing=False)
+            await current().wait_ready(fd, _REREAD_S, writing=False)
         finally:
             os.close(fd)
 

@@ -135,15 +135,15 @@ def _counted_by_reactor(*, ring: bool) -> Iterator[None]:
     Its copies of small files are two calls that are not those of `os`: preadv2(2) and send(2).
     """
     reactor = aiozc.get_reactor()
-    before, at_once = reactor.statistics(), reactor._engine.at_once
-    copy = at_once._copy
+    before, inline = reactor.statistics(), reactor._engine.inline
+    copy = inline._copy
 
     def counting(sock: int, file: int, offset: int, length: int) -> int:
         moved = copy(sock, file, offset, length)
         COUNTS["calls"] += 1 if moved == -errno.ENODATA else 2
         return wrote(length, moved) if moved else moved
 
-    with patch.object(at_once, "_copy", counting):
+    with patch.object(inline, "_copy", counting):
         yield
     after = reactor.statistics()
     if ring:

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from aiozc._engines import at_once
+from aiozc._engines import inline
 from aiozc._kernel.copying import copier
 from bench.commands.crowds import serve
 from bench.commands.send import fleet_of
@@ -83,7 +83,7 @@ def test_each_call_that_an_awaited_sender_makes_is_counted_once(
         for module in (os, posix):
             made.append(Mock(side_effect=getattr(module, mover)))
             monkeypatch.setattr(module, mover, made[-1])
-    monkeypatch.setattr(at_once, "copier", watched_copier)
+    monkeypatch.setattr(inline, "copier", watched_copier)
     file = str(make_file(tmp_path / "file", size))
     plan = {"paths": [file], "size": size, "warm_file": file, "times": 5, "count": True}
     with SinkProcess() as sink, socket.socket() as channel:

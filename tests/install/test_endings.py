@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiozc._engines.at_once import AtOnce
+from aiozc._engines.inline import Inline
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.loops import WITH_AIOZC
@@ -279,7 +279,7 @@ async def test_so_does_one_that_the_kernel_tells_of(
     line = await open_line()
     for number in LOST:
         with monkeypatch.context() as patch:
-            patch.setattr(AtOnce, "send", lambda *_, number=number: -number)
+            patch.setattr(Inline, "send", lambda *_, number=number: -number)
             with pytest.raises(OSError, match=os.strerror(number)) as caught:
                 await loop.sendfile(line.transport, make_file(CONTENT), 0, 5000)
         assert caught.value.errno == number

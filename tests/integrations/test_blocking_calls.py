@@ -7,8 +7,8 @@ import pytest
 from blockbuster import BlockBuster
 
 import aiozc
+from aiozc._engines.inline import SMALL
 from aiozc.integrations.starlette import StaticFiles
-from aiozc.integrations.uvicorn import SMALL
 from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
 from tests.kit.waiting import until
 

@@ -24,8 +24,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol as UvicornsH11
 
 import aiozc
 from aiozc._engines import opening
+from aiozc._engines.inline import SMALL
 from aiozc._kernel import paths
-from aiozc.integrations.starlette import SMALL, FileResponse, StaticFiles
+from aiozc.integrations.starlette import FileResponse, StaticFiles
 from tests.kit.content import KIB, MIB, assert_same, digest, pattern
 from tests.kit.waiting import until
 

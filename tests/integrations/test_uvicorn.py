@@ -18,8 +18,8 @@ import pytest
 from aiofiles.threadpool.binary import AsyncFileIO
 
 import aiozc
+from aiozc._engines.inline import SMALL
 from aiozc._kernel.paths import CachedOpener
-from aiozc.integrations.uvicorn import SMALL
 from tests.kit.content import KIB, MIB, assert_same, pattern, write_out
 from tests.kit.waiting import until
 

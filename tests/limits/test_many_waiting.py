@@ -12,8 +12,8 @@ import pytest
 
 import aiozc
 from aiozc._engines.watchdog import CHAINS_PER_TICK, CHECKS_PER_TICK
-from aiozc._resources import looks
-from aiozc._resources.looks import AT_LEAST, Ask, Looks
+from aiozc._resources import liveness
+from aiozc._resources.liveness import AT_LEAST, Ask, Liveness
 from tests.kit.connections import fill, socket_pair
 from tests.kit.content import KIB, MakeFile, pattern
 from tests.kit.leaks import open_files
@@ -145,9 +145,9 @@ def fail() -> object:
 def test_each_is_asked_in_turn_and_found_once(
     closed: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks, "SECONDS", -1.0)
+    monkeypatch.setattr(liveness, "SLICE_S", -1.0)
     asked: list[Object] = []
-    objects, there = [Object(asked) for _ in range(3 * AT_LEAST)], Looks()
+    objects, there = [Object(asked) for _ in range(3 * AT_LEAST)], Liveness()
     for each in objects:
         there.add(each)
     for each in objects[::3]:
@@ -172,7 +172,7 @@ def test_each_is_asked_in_turn_and_found_once(
 
 
 def test_no_more_are_found_at_once_than_were_asked_for() -> None:
-    objects, there = [Object([]) for _ in range(100)], Looks()
+    objects, there = [Object([]) for _ in range(100)], Liveness()
     for each in objects:
         each.answer = fail
         there.add(each)

@@ -77,7 +77,7 @@ def test_it_is_said_once_and_the_ring_is_used_again_when_there_are_tasks(
             assert reactor.backend == "io_uring"
 
     def child() -> None:
-        workers.ANEW = 0.01
+        workers.ANEW_S = 0.01
         logging.getLogger("aiozc").addHandler(Note())
         os.chdir(tmp_path)
         drop_privileges()

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 import aiozc
-from aiozc._engines import at_once, passing
+from aiozc._engines import inline, passing
 from aiozc._kernel.sockets import Messenger
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
@@ -378,7 +378,7 @@ async def test_a_source_that_is_not_dry_for_long_leaves_the_loop_its_turns(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each message has a descriptor with it, at which a recv ends."""
-    monkeypatch.setattr(at_once, "TURN", 1 << 20)
+    monkeypatch.setattr(inline, "TURN", 1 << 20)
     line = Line(stack, socket.AF_UNIX, None)
     messages = [b"%4d" % number for number in range(100)]
     for message in messages:

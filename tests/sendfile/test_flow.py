@@ -12,7 +12,7 @@ import threading
 import pytest
 
 import aiozc
-from aiozc._engines.at_once import CALL, TURN, AtOnce
+from aiozc._engines.inline import CALL, TURN, Inline
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
 from tests.kit.far_ends import Connect
@@ -282,47 +282,47 @@ async def test_a_small_cached_file_needs_no_turn_of_the_loop(
 
 async def test_who_finds_too_little_left_of_a_turn_gets_the_next() -> None:
     """Where those before took just less than what has the next one marked."""
-    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    loop, inline = asyncio.get_running_loop(), Inline()
     lengths = [TURN, TURN // 2, TURN // 2 + 1]
-    await asyncio.gather(*(at_once.wait_turn(loop, length - CALL) for length in lengths))
+    await asyncio.gather(*(inline.wait_turn(loop, length - CALL) for length in lengths))
 
 
 async def test_what_was_granted_to_who_is_cancelled_then_is_there_for_others() -> None:
-    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    loop, inline = asyncio.get_running_loop(), Inline()
     there: list[bool] = []
 
     async def wait() -> None:
         try:
-            await at_once.wait_turn(loop, TURN // 2 - CALL)
+            await inline.wait_turn(loop, TURN // 2 - CALL)
         except asyncio.CancelledError:
-            there.append(at_once.may_spend(loop, TURN - 2 * CALL))
+            there.append(inline.may_spend(loop, TURN - 2 * CALL))
             raise
 
     waiting = asyncio.create_task(wait())
     await turns(1)
-    at_once.queue(loop, 0, waiting.cancel)
+    inline.queue(loop, 0, waiting.cancel)
     assert isinstance(await outcome_of(waiting), asyncio.CancelledError)
     assert there == [True]
 
 
 async def test_who_is_cancelled_in_the_queue_is_granted_nothing() -> None:
-    loop, at_once = asyncio.get_running_loop(), AtOnce()
-    queued = [asyncio.create_task(at_once.wait_turn(loop, TURN - CALL)) for _ in range(3)]
+    loop, inline = asyncio.get_running_loop(), Inline()
+    queued = [asyncio.create_task(inline.wait_turn(loop, TURN - CALL)) for _ in range(3)]
     await turns(1)
     queued[0].cancel()
-    at_once.queue(loop, 0, lambda: queued[2].cancel() and None)
+    inline.queue(loop, 0, lambda: queued[2].cancel() and None)
     await asyncio.wait(queued)
     assert [task.cancelled() for task in queued] == [True, False, True]
-    assert at_once.may_spend(loop, TURN - 2 * CALL)
+    assert inline.may_spend(loop, TURN - 2 * CALL)
 
 
 async def test_small_transfers_wait_for_no_large_one_and_no_large_one_waits_for_all_of_them() -> (
     None
 ):
-    loop, at_once = asyncio.get_running_loop(), AtOnce()
+    loop, inline = asyncio.get_running_loop(), Inline()
     granted: list[int] = []
     for length in [LARGE] * 300 + [4 * KIB] * 300:
-        at_once.queue(loop, length, functools.partial(granted.append, length))
+        inline.queue(loop, length, functools.partial(granted.append, length))
     while len(granted) < 600:
         await turns(1)
     last_small = 599 - granted[::-1].index(4 * KIB)
@@ -331,15 +331,15 @@ async def test_small_transfers_wait_for_no_large_one_and_no_large_one_waits_for_
 
 async def test_the_first_in_the_queue_gets_its_turn_whatever_it_wants_of_it() -> None:
     """And whoever comes later, again and again, takes nothing of that before it."""
-    loop, at_once = asyncio.get_running_loop(), AtOnce()
-    at_once.charge(loop, TURN)
-    queued = asyncio.create_task(at_once.wait_turn(loop, 2 * TURN))
+    loop, inline = asyncio.get_running_loop(), Inline()
+    inline.charge(loop, TURN)
+    queued = asyncio.create_task(inline.wait_turn(loop, 2 * TURN))
     newcomers = 0
     for _ in range(10):
         await turns(1)
-        newcomers += at_once.may_spend(loop, LARGE)
+        newcomers += inline.may_spend(loop, LARGE)
         for _ in range(300):
-            at_once.queue(loop, 4 * KIB, int)
+            inline.queue(loop, 4 * KIB, int)
         if queued.done():
             break
     assert queued.done()

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 import aiozc
-from aiozc._engines import at_once
+from aiozc._engines import inline
 from aiozc._transfers.route import CHAINS, CHAINS_PAY
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern, write_out
@@ -146,7 +146,7 @@ async def test_an_error_of_our_own_at_a_wake_up_is_the_transfers(
     def fail(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(at_once.AtOnce, "send", fail)
+    monkeypatch.setattr(inline.Inline, "send", fail)
     receiver.allow(None)
     assert isinstance(await outcome_of(sending), MemoryError)
 

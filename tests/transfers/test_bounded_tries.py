@@ -45,7 +45,7 @@ def makes_of_splicing() -> dict[str, Splicing]:
                 source_offset=4096 if source == "file" else None,
                 target_offset=4096 if target == "file" else None,
                 direct="pipe" in (source, target),
-                swift=source == target == "socket",
+                between_sockets=source == target == "socket",
             )
     return made
 

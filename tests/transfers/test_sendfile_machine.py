@@ -219,7 +219,7 @@ def test_a_peer_found_slow_costs_no_pipe_until_there_is_room() -> None:
 
 
 def test_a_peer_that_takes_more_than_its_buffers_hold_in_a_row_gets_a_pipe_again() -> None:
-    transfer = Sendfile(0, 64 * MIB, at_once=64 * KIB)
+    transfer = Sendfile(0, 64 * MIB, inline=64 * KIB)
     assert not transfer.needs_pipe
     offered = Offer(64 * KIB, 64 * MIB - 64 * KIB, full=True)
     assert transfer.next_chain(0, 6) == (offered,)
@@ -271,7 +271,7 @@ def test_what_stays_in_the_pipe_goes_first() -> None:
 
 
 def test_a_file_that_has_grown_is_gone_on_with() -> None:
-    transfer = Sendfile(0, 64 * KIB, at_once=64 * KIB)
+    transfer = Sendfile(0, 64 * KIB, inline=64 * KIB)
     before = transfer.done
     transfer.extend(80 * KIB)
     assert (before, transfer.done) == (True, False)

@@ -50,7 +50,7 @@ class Ends:
             source_offset=BEFORE if self.source == "file" else None,
             target_offset=BEFORE if self.target == "file" else None,
             direct=self.direct,
-            swift=self.source == self.target == "socket",
+            between_sockets=self.source == self.target == "socket",
         )
 
 
@@ -250,7 +250,7 @@ def drive(transfer: Splicing, world: World, most_steps: int) -> None:
         pipe_size = world.pipe_size if transfer.needs_pipe else 0
         chain = transfer.next_chain(pipe_size, most_steps)
         assert 1 <= len(chain) <= most_steps
-        if transfer.at_once:
+        if transfer.inline_cost:
             assert all(isinstance(step, Splice | TakeByte | Give) for step in chain)
         transfer.advance(chain, world.run(chain))
         assert transfer.in_pipe == len(world.pipe) + len(world.memory)
@@ -346,7 +346,7 @@ def test_a_target_that_fails_leaves_each_byte_arrived_told_of_as_lost_or_in_the_
 
 
 def between_sockets() -> Splicing:
-    return Splicing(None, swift=True)
+    return Splicing(None, between_sockets=True)
 
 
 def hand_on(transfer: Splicing, *results: int) -> None:
@@ -389,7 +389,7 @@ def test_what_is_left_of_a_message_goes_before_the_next_and_needs_no_pipe() -> N
         assert not transfer.needs_pipe
         assert transfer.next_chain(0, 48) == [PollOut()]
         transfer.advance([PollOut()], [0])
-        assert transfer.at_once
+        assert transfer.inline_cost
         chain = transfer.next_chain(0, 48)
         assert chain == (Give(transfer.in_pipe),)
         transfer.advance(chain, [taken])
@@ -403,7 +403,7 @@ def test_a_large_message_that_has_met_a_full_target_is_followed_by_a_round_throu
     hand_on(transfer, 0, EAGER, 1)
     transfer.advance([PollOut()], [0])
     transfer.advance(transfer.next_chain(0, 48), [EAGER - 1])
-    assert transfer.state is State.SWIFT
+    assert transfer.state is State.INLINE
     transfer.advance(transfer.next_chain(MIB, 48), [EAGER - 1, EAGER - 1])
     hand_on(transfer, 0)
 

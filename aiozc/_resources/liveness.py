@@ -13,7 +13,7 @@ Ask = Callable[[], object]
 
 AT_LEAST = 512
 """Owners that are asked in each look, if there are so many."""
-SECONDS = 0.0004
+SLICE_S = 0.0004
 """How long a look goes on beyond these: for a tick of 0.1 s 0.4 % of a core, which is
 enough for 4,000 transfers of sockets and files."""
 
@@ -28,7 +28,7 @@ class Asked(Protocol):
 T = TypeVar("T", bound=Asked)
 
 
-class Looks:
+class Liveness:
     """Those who are to be looked at, in turn."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Looks:
         All are asked, in as many looks as that takes.
         """
         found: set[Asked] = set()
-        end, left = time.monotonic() + SECONDS, len(self._owners)
+        end, left = time.monotonic() + SLICE_S, len(self._owners)
         while left > 0 and len(found) < most:
             self._next %= len(self._owners)
             some = slice(2 * self._next, 2 * (self._next + min(AT_LEAST, left)))

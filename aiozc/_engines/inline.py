@@ -37,8 +37,8 @@ from aiozc._resources.records import Original, Record
 from aiozc._runtime.waiting import Loop, wake
 from aiozc._transfers.steps import Chain, End, Give, Splice, Step, TakeByte
 
-COPIED = 16 * 1024
-"""The most bytes that are read and sent rather than spliced."""
+SMALL = 16 * 1024
+"""The most bytes that are copied, wherever that is done: references to pages cost more."""
 TURN = 8 << 20
 """Bytes that one turn of the loop may send at once: about 1 ms of it."""
 CALL = 32 << 10
@@ -49,7 +49,7 @@ STREAMED = 4
 
 def splice(record: Record, step: Splice) -> int:
     """Do the step Splice as a system call: what it moved, or a negative errno."""
-    source, target, pipe = record.source.copy, record.target.copy, record.pipe
+    source, target, pipe = record.source.fd, record.target.fd, record.pipe
     if pipe is not None and step.source is End.PIPE:
         source = pipe.read_end
     if pipe is not None and step.target is End.PIPE:
@@ -70,7 +70,7 @@ def splice(record: Record, step: Splice) -> int:
 def _give(record: Record) -> int:
     """Do the step Give."""
     try:
-        given = send_nowait(record.target.copy, memoryview(record.held))
+        given = send_nowait(record.target.fd, memoryview(record.held))
     except OSError as error:
         return -(error.errno or errno.EIO)
     # A new one: what ctypes has seen of the old one, it does not let go of at once.
@@ -88,7 +88,7 @@ class Place:
         self.go_on: Callable[[], object] | None = go_on
 
 
-class AtOnce:
+class Inline:
     """The loop thread's own sender: its scratch memory, and the budget of a turn.
 
     The budget is taken first come first served, and what was granted is not asked for again.
@@ -98,7 +98,7 @@ class AtOnce:
 
     def __init__(self) -> None:
         self._probe = Probe()
-        self._read, self._copy = copier(COPIED)
+        self._read, self._copy = copier(SMALL)
         self._scratch = memoryview(bytearray(1))
         self._spent = 0
         self._renewing = False
@@ -112,7 +112,7 @@ class AtOnce:
         when half of the budget is gone, so that a few small files cost nothing.
         """
         spent = self._spent + length + CALL
-        if spent > TURN or (self._small if 0 < length <= COPIED else self._large):
+        if spent > TURN or (self._small if 0 < length <= SMALL else self._large):
             return False
         self._spent = spent
         if spent > TURN // 2:
@@ -142,7 +142,7 @@ class AtOnce:
     def queue(self, loop: Loop, length: int, go_on: Callable[[], object]) -> Place:
         """Have `go_on` called when `length` bytes of a turn's budget were taken for it."""
         place = Place(length, go_on)
-        (self._small if 0 < length <= COPIED else self._large).append(place)
+        (self._small if 0 < length <= SMALL else self._large).append(place)
         self._renew_later(loop)
         return place
 
@@ -195,7 +195,7 @@ class AtOnce:
         return results
 
     def _step(self, record: Record, step: Step) -> int:
-        source, target, pipe = record.source.copy, record.target.copy, record.pipe
+        source, target, pipe = record.source.fd, record.target.fd, record.pipe
         if isinstance(step, TakeByte):
             if pipe is not None and step.target is End.PIPE:
                 target = pipe.write_end
@@ -227,7 +227,7 @@ class AtOnce:
 
         What is not sent is there for others.
         """
-        send = self._splice if length > COPIED else self._copy
+        send = self._splice if length > SMALL else self._copy
         sent = send(sock, file, offset, length)
         if sent != length:
             self.give_back(length - max(sent, 0))
