@@ -22,7 +22,7 @@ from aiozc._drivers.fallback import READ, read_some, seek, seek_if_it_can
 from aiozc._engines.registry import count_fallback
 from aiozc._errors import annotate, connection_lost, nothing_moved, tells_of_lost_connection
 from aiozc._resources.owners import owners_of
-from aiozc._resources.records import HasFileno, check_sendable, identity, is_used
+from aiozc._resources.records import HasFileno, check_sendable, identity, is_readable, is_used
 from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
 from aiozc._runtime.waiting import Loop
 
@@ -69,6 +69,10 @@ class TransportSocket:
         except OSError as error:
             return error.errno == errno.ENOTSOCK and not _is_broken_pipe(number)
         return True
+
+    def can_be_read(self) -> bool:
+        """Return whether it has bytes, may get some, or has ended in order."""
+        return is_readable(self.fileno()) or self.is_connected()
 
 
 def _yes() -> bool:
@@ -222,7 +226,7 @@ class Hold:
         if not tells_of_lost_connection(error, closing=closing):
             return None
         # A file on a network, or in another process, fails with the same numbers.
-        if not closing and self.sock.is_connected():
+        if not closing and (self.sock.is_connected() if self._writing else self.sock.can_be_read()):
             return None
         lost = connection_lost(error)
         for name in ("transferred", "lost", "send"):

@@ -18,6 +18,7 @@ from aiozc._kernel.sockets import (
     end_writing,
     is_unix,
     listens,
+    receive_nowait,
     reset,
     send_nowait,
     type_of,
@@ -327,6 +328,17 @@ def check_sendable(sock: int) -> None:
 def reset_connection(sock: HasFileno) -> None:
     """End a connection as an error would: its peer gets a reset."""
     reset(sock.fileno())
+
+
+def is_readable(stream: int) -> bool:
+    """Return whether it has bytes, may get some, or is a pipe (a UNIX socket) that has ended.
+
+    Of TCP the end may be that of a reset, which somebody has been told already.
+    """
+    try:
+        return receive_nowait(stream, memoryview(bytearray(1)), peek=True) > 0 or is_unix(stream)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.ENOTSOCK)
 
 
 _busy: dict[Role, dict[tuple[int, int], Stream]] = {role: {} for role in Role}

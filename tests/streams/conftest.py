@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.connections import socket_pair
+from tests.kit.connections import fill, socket_pair
 from tests.kit.content import KIB
 from tests.kit.far_ends import FarEnd, Peer
 from tests.kit.loops import LOOPS, WITH_AIOZC
@@ -66,9 +66,11 @@ class Connect:
         self._terminator = terminator
         self.lines: list[Line] = []
 
-    async def __call__(self, kind: str, *, limit: int | None = None) -> Line:
-        """Make one, with small buffers."""
+    async def __call__(self, kind: str, *, limit: int | None = None, full: bool = False) -> Line:
+        """Make one with small buffers, of which that for sending may be full."""
         near, far = socket_pair(FAMILIES[kind], sndbuf=64 * KIB, rcvbuf=64 * KIB)
+        if full:
+            fill(near)
         options: dict[str, Any] = {}
         if kind == "tls":
             far = self._terminator.decrypted(far)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import io
 import os
+import socket
 from typing import Any, BinaryIO
 
 import pytest
@@ -12,6 +13,7 @@ from aiozc.streams import receive_file, relay, send_file, splice
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import contexts
+from tests.kit.transports import begin
 from tests.kit.waiting import until
 from tests.streams.conftest import Connect, Line
 
@@ -289,6 +291,35 @@ async def test_a_writer_that_is_closed_meanwhile_ends_both(
         assert isinstance(received, ConnectionError) or (kind == "tls" and received == 0)
         with pytest.raises(ConnectionError):
             await send_file(line.writer, make_file(b"x"))
+
+
+async def test_a_file_is_received_and_sent_in_the_turn_in_which_a_connection_is_made(
+    make_file: MakeFile,
+) -> None:
+    """An eager task begins there, before the transport reads."""
+    content = pattern(MIB)
+    with memory_file() as target, socket.create_server(("127.0.0.1", 0)) as listener:
+        begun: list[asyncio.Task[int]] = []
+
+        def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            async def answer() -> int:
+                received = await receive_file(reader, writer, target)
+                await send_file(writer, make_file(content))
+                writer.close()
+                return received
+
+            begun.append(begin(answer()))
+
+        server = await asyncio.start_server(serve, sock=listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(content)
+        writer.write_eof()
+        assert_same(await reader.read(), content)
+        assert await begun[0] == len(content)
+        assert_same(content_of(target), content)
+        writer.close()
+        server.close()
+        await server.wait_closed()
 
 
 async def test_without_a_fallback_tls_is_refused(connect: Connect, make_file: MakeFile) -> None:

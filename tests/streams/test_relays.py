@@ -42,6 +42,18 @@ async def test_both_ways_are_copied_behind_what_was_read_ahead_with_half_closes(
     assert await a.reader.read() == await b.reader.read() == b""
 
 
+@plain_pairs
+async def test_ends_that_the_readers_know_of_are_passed_on(kinds: Kinds, connect: Connect) -> None:
+    a, b = await connect(kinds[0]), await connect(kinds[1])
+    for line in a, b:
+        line.peer.send(b"?ahead", end=True)
+        assert await line.reader.readexactly(1) == b"?"
+        await until(lambda: line.reader._eof)  # type: ignore[attr-defined]  # noqa: B023
+    assert await relay(a.both, b.both) == (5, 5)
+    assert await a.peer.wait_end() == await b.peer.wait_end() == b"ahead"
+    assert a.reader.at_eof()
+
+
 @tls_pairs
 async def test_what_tls_carries_is_copied_to_the_end_of_a_side(
     kinds: Kinds, connect: Connect

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from aiozc.streams import splice
-from tests.kit.content import KIB, MIB, assert_same, digest, pattern
+from aiozc.streams import send_file, splice
+from tests.kit.content import KIB, MIB, MakeFile, assert_same, digest, pattern
 from tests.kit.tasks import outcome_of
 from tests.kit.waiting import until
 from tests.streams.conftest import Connect
@@ -179,6 +179,33 @@ async def test_a_peer_that_resets_leaves_the_program_alone(
     line.peer.reset()
     assert isinstance(await outcome_of(sending), ConnectionError)
     assert await stdout.readexactly(10) == bytes(10)
+
+
+async def test_a_peer_that_resets_leaves_what_a_program_said_that_is_gone(
+    connect: Connect, program: Program
+) -> None:
+    line = await connect("tcp", limit=0, full=True)
+    process = await program("head", "-c", "50000", "/dev/zero")
+    _, stdout = ends(process)
+    assert await stdout.readexactly(1) == b"\0"
+    sending = asyncio.ensure_future(splice(stdout, line.writer))
+    assert await process.wait() == 0
+    line.peer.reset()
+    outcome: Any = await outcome_of(sending)
+    assert isinstance(outcome, ConnectionError)
+    left = 49_999 - outcome.transferred - outcome.lost  # type: ignore[attr-defined]
+    assert await stdout.read() == bytes(left)
+
+
+async def test_a_file_is_read_by_a_program(program: Program, make_file: MakeFile) -> None:
+    stdin, stdout = ends(await program("sha256sum"))
+    content = pattern(3 * MIB)
+    stdin.write(b"before")
+    assert await send_file(stdin, make_file(content), 5) == len(content) - 5
+    stdin.write(b"after")
+    stdin.close()
+    said = await stdout.read()
+    assert said.split()[0].decode() == digest(b"before" + content[5:] + b"after")
 
 
 async def test_what_a_program_said_before_it_was_killed_arrives(
