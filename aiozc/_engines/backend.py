@@ -8,11 +8,12 @@ watches as readable.
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiozc._engines.inline import Inline
+from aiozc._engines.inline import Inline, Place
 from aiozc._resources.lifecycle import Phase
 from aiozc._resources.loans import Loans
-from aiozc._resources.polls import Polls
+from aiozc._resources.polls import Polls, Watch
 from aiozc._resources.records import Record
+from aiozc._runtime.runtime import running_loop
 from aiozc._runtime.waiting import Loop, Waited
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
@@ -43,11 +44,11 @@ class Counters:
 class Run(Waited):
     """One chain in flight: its results so far, and who waits for its end."""
 
-    __slots__ = (*("age", "asked", "backend", "chain", "evicted", "number", "record", "results"),)
+    __slots__ = (
+        *("age", "asked", "backend", "chain", "evicted", "going", "number", "record", "results"),
+    )
 
-    def __init__(
-        self, number: int, record: Record, chain: Chain, backend: "Backend | None" = None
-    ) -> None:
+    def __init__(self, number: int, record: Record, chain: Chain, backend: "Backend") -> None:
         super().__init__()
         self.backend = backend
         self.number = number
@@ -60,6 +61,8 @@ class Run(Waited):
         self.evicted = False
         """Whether it was taken out of a queue."""
         self.age = 0
+        self.going: Going | None = None
+        """What runs it, where that is no backend."""
 
     @property
     def ended(self) -> bool:
@@ -96,9 +99,7 @@ class LendingRun(Run):
 
     __slots__ = ("_due",)
 
-    def __init__(
-        self, number: int, record: Record, chain: Chain, backend: "Backend | None" = None
-    ) -> None:
+    def __init__(self, number: int, record: Record, chain: Chain, backend: "Backend") -> None:
         super().__init__(number, record, chain, backend)
         self._due = len(chain)
 
@@ -107,6 +108,43 @@ class LendingRun(Run):
         self.results[index] = result
         self._due -= 1
         return not self._due
+
+
+class Going:
+    """A chain that the loop's own thread runs, from callbacks, until something stands in its way.
+
+    Not all of them have a `place` in the queue for the loop's turn, or a `watch` of a peer.
+    """
+
+    __slots__ = ("_engine", "_loop", "_place", "_run", "_watch")
+
+    def __init__(self, engine: "Port", run: Run) -> None:
+        self._engine = engine
+        self._run = run
+        self._loop: Loop = running_loop()
+        self._place: Place | None = None
+        self._watch: Watch | None = None
+
+    def begin(self) -> None:
+        """Begin; what waits for nothing is done, and told, when this returns."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """End it: what it has done so far is its result."""
+        raise NotImplementedError
+
+    def _stop_waiting(self) -> None:
+        if self._place is not None:
+            self._engine.inline.leave(self._place)
+            self._place = None
+        if self._watch is not None:
+            self._watch.call = None
+
+    def _end(self, *results: int) -> None:
+        """Be over, with these results of the chain's steps."""
+        self._stop_waiting()
+        self._run.results[:] = results
+        self._engine.retire(self._run)
 
 
 def may_be_short(step: Step) -> bool:

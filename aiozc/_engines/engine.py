@@ -27,17 +27,18 @@ import time
 import weakref
 from typing import NamedTuple
 
-from aiozc._engines.backend import RETRY_S, Backend, Counters, LendingRun, Run
+from aiozc._engines.backend import RETRY_S, Backend, Counters, Going, LendingRun, Run
 from aiozc._engines.inline import Inline
 from aiozc._engines.offering import Offering
 from aiozc._engines.passing import Passing
 from aiozc._engines.readiness import Readiness
 from aiozc._engines.uring import Uring
-from aiozc._engines.waits import Waits, only_waits
+from aiozc._engines.waits import Wait, only_waits
 from aiozc._engines.watchdog import Watchdog
 from aiozc._errors import RingUnavailableError, error_from
 from aiozc._kernel.features import wanted_backend
 from aiozc._kernel.permitted import look
+from aiozc._kernel.sockets import Messenger, room_teller
 from aiozc._resources.buffers import Buffers
 from aiozc._resources.lifecycle import Phase
 from aiozc._resources.loans import Loan, Loans
@@ -100,9 +101,7 @@ class Engine:
         self.loans = Loans()
         self.polls = Polls()
         self.runs: dict[int, Run] = {}
-        self._waits = Waits(self)
-        self._passing = Passing(self)
-        self._offering = Offering(self)
+        self._room_in = room_teller()
         self._buffers: Buffers | None = None
         self._pipes = PipePool()
         self._pressed_until = 0.0
@@ -265,12 +264,16 @@ class Engine:
         kind = Run if record.loan is None else LendingRun
         backend = self._runner if record.loan is None else self._backend
         run = kind(self._last_number, record, chain, backend)
+        run.going = self._going(run)
         # Before the chain: once that is under way, nothing may fail any more.
         self._tick_later()
         self.runs[run.number] = run
         record.begin(run)
         try:
-            self._runner_of(run).start(run)
+            if run.going is not None:
+                run.going.begin()
+            else:
+                backend.start(run)
         except OSError:
             # Of a chain that was taken in part the record stays as it is until the end, and
             # behind any other exception a chain may be under way.
@@ -282,16 +285,24 @@ class Engine:
         self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         return run
 
-    def _runner_of(self, run: Run) -> Passing | Offering | Waits | Backend:
-        """Return what runs a chain."""
-        if isinstance(run.chain[0], Pass):
-            return self._passing
-        if isinstance(run.chain[0], Offer):
-            return self._offering
-        return self._waits if only_waits(run.chain) else run.backend or self._backend
+    def _going(self, run: Run) -> Going | None:
+        """Return what runs a chain in the loop's own thread; None where a backend does."""
+        first = run.chain[0]
+        if isinstance(first, Pass):
+            return Passing(self, run, self._messenger)
+        if isinstance(first, Offer):
+            return Offering(self, run, self._room_in)
+        return Wait(self, run) if only_waits(run.chain) else None
+
+    @functools.cached_property
+    def _messenger(self) -> Messenger:
+        return Messenger()
 
     def _interrupt(self, run: Run) -> None:
-        self._runner_of(run).interrupt(run)
+        if run.going is None:
+            run.backend.interrupt(run)
+        elif not run.ended:
+            run.going.interrupt()
 
     def drain(self) -> None:
         """Take in what the backend has to tell."""
@@ -307,6 +318,7 @@ class Engine:
         """Take in that a chain has ended."""
         self.runs.pop(run.number, None)
         self._count_shortness(run)
+        run.going = None
         run.record.end()
         self._drop_closed(run.record)
         if self.running_loop() is not None:
@@ -413,9 +425,8 @@ class Engine:
             return
         for run in tuple(self.runs.values()):
             run.record.stop()
-            self._passing.interrupt(run)
-            self._offering.interrupt(run)
-            self._waits.interrupt(run)
+            if run.going is not None:
+                self._interrupt(run)
         deadline = time.monotonic() + self._patience_s
         if self._spare is not None:
             self._spare.end_all(deadline)
@@ -445,9 +456,6 @@ class Engine:
         self.closing = True
         self.polls.close()
         self.inline.forget()
-        self._passing.forget()
-        self._offering.forget()
-        self._waits.forget()
         for run in self.runs.values():
             run.fail()
             run.wake()

@@ -9,63 +9,26 @@ the kernel is asked whether the callers' numbers are of the same open files stil
 import errno
 from collections.abc import Callable
 
-from aiozc._engines.backend import Port, Run
-from aiozc._engines.inline import Place
+from aiozc._engines.backend import Going, Port, Run
 from aiozc._engines.waits import awaited, watch_for
-from aiozc._kernel.sockets import room_teller
-from aiozc._resources.polls import Watch, is_ready
-from aiozc._runtime.runtime import running_loop
-from aiozc._runtime.waiting import Loop
+from aiozc._resources.polls import is_ready
 from aiozc._transfers.route import KEEPS_UP, OFFER, SHARE
 from aiozc._transfers.steps import Offer, PollOut
 
 
-class Offering:
-    """Runs the chains that are an Offer."""
-
-    def __init__(self, engine: Port) -> None:
-        self._engine = engine
-        self._room_in = room_teller()
-        self._under_way: dict[int, _Offering] = {}
-
-    def start(self, run: Run) -> None:
-        """Offer what there is to send; go on whenever there is room."""
-        offering = _Offering(self._engine, run, self._under_way, self._room_in)
-        self._under_way[run.number] = offering
-        offering.begin()
-
-    def interrupt(self, run: Run) -> None:
-        """Have a chain offer no more, if it is one of these."""
-        if run.number in self._under_way:
-            self._under_way[run.number].end(-errno.ECANCELED)
-
-    def forget(self) -> None:
-        """In a forked child: what is under way is the parent's."""
-        self._under_way.clear()
-
-
-class _Offering:
-    """One file that goes to one socket."""
+class Offering(Going):
+    """Runs a chain that is an Offer: one file that goes to one socket."""
 
     __slots__ = (
-        *("_begins_full", "_engine", "_in_a_row", "_in_vain", "_left", "_loop", "_offer"),
-        *("_offset", "_place", "_room_in", "_run", "_sent", "_under_way", "_watch"),
+        *("_begins_full", "_in_a_row", "_in_vain", "_left", "_offer", "_offset", "_room_in"),
+        "_sent",
     )
 
-    def __init__(
-        self,
-        engine: Port,
-        run: Run,
-        under_way: "dict[int, _Offering]",
-        room_in: Callable[[int], int],
-    ) -> None:
+    def __init__(self, engine: Port, run: Run, room_in: Callable[[int], int]) -> None:
+        super().__init__(engine, run)
         wanted = run.chain[0]
         assert isinstance(wanted, Offer)
-        self._engine = engine
-        self._run = run
-        self._under_way = under_way
         self._room_in = room_in
-        self._loop: Loop = running_loop()
         self._begins_full = wanted.full
         self._offset = wanted.offset
         self._left = wanted.length
@@ -73,8 +36,6 @@ class _Offering:
         self._sent = 0
         self._in_a_row = 0
         self._in_vain = 0
-        self._place: Place | None = None
-        self._watch: Watch | None = None
 
     def begin(self) -> None:
         """Offer, or wait for room first."""
@@ -110,15 +71,15 @@ class _Offering:
                 going = self._send(size)
         except Exception as error:
             self._run.record.fault = error
-            if self._run.number in self._under_way:
-                self.end()
+            if not self._run.ended:
+                self._end(self._sent)
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
         record, inline = self._run.record, self._engine.inline
         if not record.is_open():
             inline.give_back(size)
-            self.end(-errno.ECANCELED)
+            self._end(self._sent, -errno.ECANCELED)
             return False
         result = inline.send(record.target.fd, record.source.fd, self._offset, size)
         self._engine.counters.submissions += 1
@@ -126,12 +87,12 @@ class _Offering:
         if result > 0:
             return self._took(size, result)
         if result != -errno.EAGAIN:
-            self.end(result)
+            self._end(self._sent, result)
             return False
         record.check_nonblocking()
         self._in_vain += 1
         if self._in_vain > 1:
-            self.end(-errno.EAGAIN)
+            self._end(self._sent, -errno.EAGAIN)
         else:
             self._wait()
         return False
@@ -144,7 +105,7 @@ class _Offering:
         self._in_vain = 0
         self._in_a_row = self._in_a_row + taken if taken == size else 0
         if not self._left or self._in_a_row >= KEEPS_UP:
-            self.end()
+            self._end(self._sent)
             return False
         if taken == size:
             self._choose_offer()
@@ -166,19 +127,12 @@ class _Offering:
             try:
                 watch = watch_for(self._engine.polls, self._run.record, PollOut())
             except OSError as error:
-                self.end(-(error.errno or errno.EIO))
+                self._end(self._sent, -(error.errno or errno.EIO))
                 return
             self._watch = watch
             watch.call = self._woken
         watch.told = False
 
-    def end(self, *way: int) -> None:
-        """Be over: with what stood in the way, if something did."""
-        run = self._run
-        del self._under_way[run.number]
-        if self._place is not None:
-            self._engine.inline.leave(self._place)
-        if self._watch is not None:
-            self._watch.call = None
-        run.results[:] = self._sent, *way
-        self._engine.retire(run)
+    def interrupt(self) -> None:
+        """Offer no more."""
+        self._end(self._sent, -errno.ECANCELED)

@@ -16,13 +16,10 @@ credentials change, so it is asked until it has nothing.
 
 import errno
 
-from aiozc._engines.backend import Port, Run
-from aiozc._engines.inline import CALL, STREAMED, Place
+from aiozc._engines.backend import Going, Port, Run
+from aiozc._engines.inline import CALL, STREAMED
 from aiozc._engines.waits import watch_for
 from aiozc._kernel.sockets import Messenger, is_tcp
-from aiozc._resources.polls import Watch
-from aiozc._runtime.runtime import running_loop
-from aiozc._runtime.waiting import Loop
 from aiozc._transfers.splice import EAGER
 from aiozc._transfers.steps import Pass, PollIn, Receive
 
@@ -36,61 +33,28 @@ CALLS = 2 * CALL
 """What a message costs beside its bytes."""
 
 
-class Passing:
-    """Runs the chains that begin with the step Pass."""
-
-    def __init__(self, engine: Port) -> None:
-        self._engine = engine
-        self._messenger: Messenger | None = None
-        self._under_way: dict[int, _Passage] = {}
-
-    def start(self, run: Run) -> None:
-        """Hand on what is there; where nothing stands in the way, go on with what comes."""
-        self._messenger = self._messenger or Messenger()
-        passage = _Passage(self._engine, run, self._messenger, self._under_way)
-        self._under_way[run.number] = passage
-        passage.hand_on()
-
-    def interrupt(self, run: Run) -> None:
-        """Have a chain hand on no more, if it is one of these."""
-        if run.number in self._under_way:
-            self._under_way[run.number].end()
-
-    def forget(self) -> None:
-        """In a forked child: what is under way is the parent's."""
-        self._under_way.clear()
-
-
-class _Passage:
-    """One way that messages take, for as long as nothing stands in it."""
+class Passing(Going):
+    """Runs a chain that begins with Pass: one way that messages take."""
 
     __slots__ = (
-        *("_fast", "_engine", "_left", "_loop", "_wakeups", "_messenger", "_most", "_passed"),
-        *("_place", "_run", "_short_is_last", "_under_way", "_watch"),
+        *("_fast", "_left", "_messenger", "_most", "_passed", "_short_is_last", "_wakeups"),
     )
 
-    def __init__(
-        self, engine: Port, run: Run, messenger: Messenger, under_way: "dict[int, _Passage]"
-    ) -> None:
+    def __init__(self, engine: Port, run: Run, messenger: Messenger) -> None:
+        super().__init__(engine, run)
         wanted, receive = run.chain[0], run.chain[1]
         assert isinstance(wanted, Pass)
         assert isinstance(receive, Receive)
-        self._engine = engine
-        self._run = run
         self._messenger = messenger
-        self._under_way = under_way
-        self._loop: Loop = running_loop()
         self._left = wanted.length
         self._most = receive.length
         self._passed = 0
         self._fast = False
         self._wakeups = 0
-        self._place: Place | None = None
-        self._watch: Watch | None = None
         self._short_is_last = False
 
-    def hand_on(self) -> None:
-        """Go on: there may be something to receive."""
+    def begin(self) -> None:
+        """Hand on what is there, or comes: a wake-up calls this as well."""
         if self._place is not None:
             return
         if self._engine.inline.may_spend(self._loop, MESSAGE):
@@ -107,7 +71,7 @@ class _Passage:
         self._wakeups += 1
         record = self._run.record
         if (record.has_moved() or self._wakeups % CHECK_EVERY == 0) and not record.is_open():
-            self.end()
+            self._end(self._passed)
             return
         before, share = self._passed, SHARE
         while share and self._hand_on_one():
@@ -126,14 +90,14 @@ class _Passage:
             self._wait()
             return False
         if got <= 0:
-            self._tell(got)
+            self._end(self._passed, got)
             return False
         given = messenger.send(record.target.fd, got)
         if given != got:
             record.held = messenger.rest(max(given, 0), got)
         # Two in a row that are not small: a source for the pipe.
         if given != got or (self._fast and got >= EAGER):
-            self._tell(got, given)
+            self._end(self._passed, got, given)
             return False
         self._fast = got >= EAGER
         self._passed += got
@@ -142,7 +106,7 @@ class _Passage:
             self._left -= got
             self._most = min(self._most, self._left)
             if not self._left:
-                self.end()
+                self._end(self._passed)
                 return False
         return got == asked or not self._is_dry_when_short()
 
@@ -157,22 +121,12 @@ class _Passage:
         try:
             self._watch = watch = watch_for(self._engine.polls, self._run.record, PollIn())
         except OSError as error:
-            self._tell(-(error.errno or errno.EIO))
+            self._end(self._passed, -(error.errno or errno.EIO))
             return
         watch.told = False
-        watch.call = self.hand_on
+        watch.call = self.begin
         self._short_is_last = is_tcp(self._run.record.source.fd)
 
-    def end(self) -> None:
+    def interrupt(self) -> None:
         """Hand on no more, with nothing in hand."""
-        self._tell()
-
-    def _tell(self, *results: int) -> None:
-        """Be over: results of the steps behind Pass, of the message that was the last."""
-        run = self._run
-        del self._under_way[run.number]
-        if self._place is not None:
-            self._engine.inline.leave(self._place)
-        run.record.stop_listening()
-        run.results[:] = self._passed, *results
-        self._engine.retire(run)
+        self._end(self._passed)

@@ -1,10 +1,9 @@
 """Chains that do nothing but wait, and the waits of others."""
 
 import errno
-import functools
 import select
 
-from aiozc._engines.backend import Port, Run
+from aiozc._engines.backend import Going
 from aiozc._resources.polls import Polls, Watch, is_ready
 from aiozc._resources.records import Record
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Step
@@ -15,51 +14,38 @@ def only_waits(chain: Chain) -> bool:
     return all(isinstance(step, PollIn | PollOut) for step in chain)
 
 
-class Waits:
-    """Runs the chains of polls alone: each step is over where its end is ready, or has news."""
+class Wait(Going):
+    """Runs a chain of polls alone: each step is over where its end is ready, or has news."""
 
-    def __init__(self, engine: Port) -> None:
-        self._engine = engine
-        self._waiting: dict[int, tuple[int, Watch]] = {}
+    __slots__ = ("_index",)
 
-    def start(self, run: Run) -> None:
-        """Begin a chain; where nothing has to be waited for it is done, and told."""
-        self._go_on(run, 0)
+    def begin(self) -> None:
+        """Wait for what the first step is for."""
+        self._index = 0
+        self._go_on()
 
-    def _go_on(self, run: Run, index: int) -> None:
-        result = 0
-        while index < len(run.chain) and not result:
+    def _go_on(self) -> None:
+        run, result = self._run, 0
+        while self._index < len(run.chain) and not result:
             try:
-                watch = find_unready(self._engine.polls, run.record, run.chain[index])
+                watch = find_unready(self._engine.polls, run.record, run.chain[self._index])
             except OSError as error:
                 watch, result = None, -(error.errno or errno.EIO)
             if watch is not None:
-                self._waiting[run.number] = index, watch
-                watch.call = functools.partial(self._resume, run, 0)
+                self._watch = watch
+                watch.call = self._woken
                 return
-            index += 1
-        self._end(run, index - 1, result)
+            self._index += 1
+        self._end(*[0] * (self._index - 1), result)
 
-    def _resume(self, run: Run, result: int) -> None:
-        index, watch = self._waiting.pop(run.number)
-        watch.call = None
-        if result:
-            self._end(run, index, result)
-        else:
-            self._go_on(run, index + 1)
+    def _woken(self) -> None:
+        self._stop_waiting()
+        self._index += 1
+        self._go_on()
 
-    def _end(self, run: Run, index: int, result: int) -> None:
-        run.complete(index, result)
-        self._engine.retire(run)
-
-    def interrupt(self, run: Run) -> None:
-        """End what a chain waits for, if it is one of these."""
-        if run.number in self._waiting:
-            self._resume(run, -errno.ECANCELED)
-
-    def forget(self) -> None:
-        """In a forked child: what waits is the parent's."""
-        self._waiting.clear()
+    def interrupt(self) -> None:
+        """End the wait."""
+        self._end(*[0] * self._index, -errno.ECANCELED)
 
 
 def find_unready(polls: Polls, record: Record, step: Step) -> Watch | None:

@@ -463,11 +463,6 @@ class Record:
             watch.drop()
         self.watches.clear()
 
-    def stop_listening(self) -> None:
-        """Have nobody called when there is news of the source."""
-        if (watch := self.watches.get(End.SOURCE)) is not None:
-            watch.call = None
-
     def tell_of_room(self) -> None:
         """Tell who waits for room in the target that there is some, should no edge have told."""
         watch = self.watches.get(End.TARGET)

@@ -36,11 +36,11 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     engine = current_engine()
     record = Record(engine._pipes, Original(make_file(b"x")), outlet(sock))
     chain = Sendfile(0, 4 * MIB).next_chain(MIB, 6)
-    run, busy = (Run(number, record, chain) for number in (901, 902))
-    engine.runs |= {901: run, 902: busy}
-    record.begin(run)
     backend = engine._backend
     assert isinstance(backend, Uring)
+    run, busy = (Run(number, record, chain, backend) for number in (901, 902))
+    engine.runs |= {901: run, 902: busy}
+    record.begin(run)
     batches = [
         [Completion(_TICKER, -errno.ETIME), Completion(901 << _INDEX_BITS | 1, 300_000)],
         [Completion(901 << _INDEX_BITS | len(chain) - 1, -errno.EAGAIN)],
