@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from aiozc._errors import error_from
-from aiozc._resources.records import is_listening, known, socket_type
+from aiozc._kernel import sockets
+from aiozc._kernel.status import known
 from aiozc._runtime.waiting import Loop
 
 # The descriptor beneath `socket.socket.type` gives the number; the property makes an enum
@@ -160,7 +161,7 @@ def kind_of(sock: Any) -> int:
     if isinstance(sock, socket.socket):
         return type_of(sock)
     try:
-        return socket_type(sock)
+        return sockets.type_of(sock.fileno())
     except (AttributeError, TypeError, io.UnsupportedOperation):
         pass
     except OSError as error:
@@ -188,7 +189,7 @@ def _wanted_socket(given: Any) -> str:
 
 def check_connected(sock: Any) -> None:
     """Raise OSError (ENOTCONN) for a socket that listens: nothing ever arrives at it."""
-    if is_listening(sock):
+    if sockets.listens(sock.fileno()):
         raise error_from(errno.ENOTCONN, f"{shown(sock)} listens: give what its accept() returns")
 
 

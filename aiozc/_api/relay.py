@@ -12,7 +12,8 @@ from aiozc._drivers import drive
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import wait_for_engine
 from aiozc._errors import annotate, error_from, nothing_moved
-from aiozc._resources.records import Role, Stream, identity, inlet
+from aiozc._kernel.status import identity
+from aiozc._resources.records import Role, Stream, inlet
 from aiozc._runtime.runtime import checked_loop, current, uninterrupted
 from aiozc._transfers.splice import Splicing
 

@@ -103,8 +103,7 @@ async def loop_sendfile(
                 if sender.may_spend(loop, length):
                     inline = sender.send(sock.fileno(), file.fileno(), offset, length)
                 else:
-                    source, target = Original(file, offset), outlet(sock)
-                    inline = await sender.send_in_turn(loop, source, target, offset, length)
+                    inline = await sender.send_in_turn(loop, sock, file, offset, length)
                 if inline == length:
                     file.seek(offset + length)
                     engine.count(transfers=1, sent=length)
@@ -195,8 +194,7 @@ async def send_regular(
                 if sender.may_spend(loop, length):
                     inline = sender.send(sock.fileno(), file.fileno(), offset, length)
                 else:
-                    source, target = Original(file, offset), outlet(sock)
-                    inline = await sender.send_in_turn(loop, source, target, offset, length)
+                    inline = await sender.send_in_turn(loop, sock, file, offset, length)
                 if inline == length:
                     set_position(file, offset + length)
                     engine.count(transfers=1, sent=length)

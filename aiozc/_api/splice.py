@@ -34,14 +34,13 @@ from aiozc._drivers import fallback as fallback_way
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import count_fallback, wait_for_engine
 from aiozc._errors import annotate, error_from, nothing_moved
+from aiozc._kernel.status import identity, known
 from aiozc._resources.records import (
     Device,
     Original,
     Role,
     Stream,
-    identity,
     inlet,
-    known,
     waits_in_writes,
 )
 from aiozc._runtime.runtime import checked_loop, uninterrupted

@@ -21,8 +21,9 @@ from aiozc._api.gates import Flow, Gate, force_close
 from aiozc._drivers.fallback import READ, read_some, seek, seek_if_it_can
 from aiozc._engines.registry import count_fallback
 from aiozc._errors import annotate, connection_lost, nothing_moved, tells_of_lost_connection
+from aiozc._kernel.status import identity
 from aiozc._resources.owners import owners_of
-from aiozc._resources.records import HasFileno, check_sendable, identity, is_readable, is_used
+from aiozc._resources.records import HasFileno, check_sendable, is_readable, is_used
 from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
 from aiozc._runtime.waiting import Loop
 

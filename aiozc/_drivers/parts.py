@@ -210,7 +210,7 @@ class Parts(Original):
         self.lacks_direct = False
         """Whether one of the files has turned out not to be read past the page cache."""
         self._loan = loan
-        self._first = 0
+        self._first = self._owners = 0
         self._open: dict[int, _FilePart | _Memory] = {}
         self._parts: list[_FilePart | memoryview | Gather | None] = []
         self.fd = -1
@@ -262,9 +262,6 @@ class Parts(Original):
 
     def _files(self) -> list[_FilePart]:
         return [part for part in self._open.values() if isinstance(part, _FilePart)]
-
-    def hold(self) -> None:
-        """Be a record's: it has one alone."""
 
     def own(self) -> None:
         """Have nothing yet: what a part needs is waited for when it is its turn."""

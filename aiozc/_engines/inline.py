@@ -33,7 +33,7 @@ from collections.abc import Callable
 from aiozc._kernel.copying import copier
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.sockets import receive_nowait, send_nowait
-from aiozc._resources.records import Original, Record
+from aiozc._resources.records import HasFileno, Original, Record, outlet
 from aiozc._runtime.waiting import Loop, wake
 from aiozc._transfers.steps import Chain, End, Give, Splice, Step, TakeByte
 
@@ -234,7 +234,7 @@ class Inline:
         return sent
 
     async def send_in_turn(
-        self, loop: Loop, source: Original, target: Original, offset: int, length: int
+        self, loop: Loop, sock: HasFileno, file: HasFileno, offset: int, length: int
     ) -> int:
         """Send cached bytes in the first turn that has them for us, as `send` does.
 
@@ -242,16 +242,17 @@ class Inline:
         tell that, so that no duplicates are needed; their inodes are for those whose number was
         given to something else behind their back.
         """
+        source, target = Original(file, offset), outlet(sock)
         try:
             source.remember()
             await self.wait_turn(loop, length)
-            file, sock = source.number(), target.number()
+            numbers = target.number(), source.number()
         except BaseException:
             source.follow(0)
             raise
         finally:
             target.close()
-        return self.send(sock, file, offset, length)
+        return self.send(*numbers, offset, length)
 
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
         """Return whether a range of a file can be read without its disk; None: nobody says."""

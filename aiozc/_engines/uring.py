@@ -115,22 +115,19 @@ class Uring:
         self.drain()
 
     def _submit(self, sqes: Sequence[Sqe]) -> None:
-        try:
-            self._submit_or_drain(sqes)
-        except BrokenRingError:
-            self._engine.break_down()
-            raise
+        for is_last in (False, True):
+            try:
+                self._ring.submit(sqes)
+                break
+            except BrokenRingError:
+                self._engine.break_down()
+                raise
+            except OSError:
+                if is_last:
+                    raise
+                # EBUSY, EAGAIN: completions wait to be drained.
+                self.drain()
         self._engine.counters.submissions += 1
-
-    def _submit_or_drain(self, sqes: Sequence[Sqe]) -> None:
-        try:
-            self._ring.submit(sqes)
-        except BrokenRingError:
-            raise
-        except OSError:
-            # EBUSY, EAGAIN: completions wait to be drained.
-            self.drain()
-            self._ring.submit(sqes)
 
     def drain(self) -> None:
         """Take in the CQEs that are there."""

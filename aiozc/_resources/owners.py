@@ -26,7 +26,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import MethodType
 from typing import Any
 
-from aiozc._resources.records import HasFileno, Role, check_free, known
+from aiozc._kernel.status import known
+from aiozc._resources.records import HasFileno, Role, check_free
 from aiozc._runtime.waiting import Loop
 
 Key = tuple[int, ...]

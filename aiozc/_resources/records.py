@@ -17,16 +17,12 @@ from aiozc._errors import error_from, lacks_descriptors
 from aiozc._kernel.sockets import (
     end_writing,
     is_unix,
-    listens,
     receive_nowait,
     reset,
     send_nowait,
-    type_of,
     was_reset,
 )
-from aiozc._kernel.status import identity as identity
-from aiozc._kernel.status import identity_of_socket, is_same_open_file
-from aiozc._kernel.status import known as known
+from aiozc._kernel.status import identity, identity_of_socket, is_same_open_file
 from aiozc._resources.lifecycle import IN_FLIGHT, NEXT, Phase
 from aiozc._resources.liveness import Ask
 from aiozc._resources.loans import Loan
@@ -376,16 +372,6 @@ def is_used(stream: HasFileno, key: tuple[int, int]) -> bool:
 def already_busy(stream: HasFileno, role: Role) -> RuntimeError:
     """Return the error for a second transfer in the same role."""
     return RuntimeError(f"{stream!r} {role.value} already: await that transfer first")
-
-
-def socket_type(sock: HasFileno) -> int:
-    """Return the type of the socket behind anything with `fileno()`."""
-    return type_of(sock.fileno())
-
-
-def is_listening(sock: HasFileno) -> bool:
-    """Return whether the socket behind anything with `fileno()` listens for connections."""
-    return listens(sock.fileno())
 
 
 def set_position(file: Any, position: int) -> None:

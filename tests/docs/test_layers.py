@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "_resources": {"_errors", "_kernel", "_transfers", "_runtime"},
     "_engines": {"_errors", "_kernel", "_transfers", "_runtime", "_resources"},
     "_drivers": {"_errors", "_kernel", "_transfers", "_runtime", "_resources", "_engines"},
-    "_api": {"_errors", "_transfers", "_runtime", "_resources", "_engines", "_drivers"},
+    "_api": {"_errors", "_kernel", "_transfers", "_runtime", "_resources", "_engines", "_drivers"},
     "_install": {"_errors", "_runtime", "_resources", "_engines", "_drivers", "_api"},
     "streams": {"_errors", "_runtime", "_resources", "_engines", "_api"},
     "lowlevel": {"_errors", "_runtime", "_resources", "_engines", "_api", "_install"},

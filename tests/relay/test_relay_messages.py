@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 import aiozc
-from aiozc._engines import inline, passing
+from aiozc._engines import engine, inline
 from aiozc._kernel.sockets import Messenger
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, assert_same, pattern
@@ -305,7 +305,7 @@ async def test_a_message_of_tcp_costs_one_receive_until_its_end_is_told(
 
             self.receive = counted
 
-    monkeypatch.setattr(passing, "Messenger", Counting)
+    monkeypatch.setattr(engine, "Messenger", Counting)
     line = Line(stack, socket.AF_INET, None)
     relaying = line.relay()
     await send(line.client, REQUEST)
