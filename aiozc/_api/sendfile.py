@@ -106,7 +106,9 @@ async def loop_sendfile(
                     inline = await sender.send_in_turn(loop, sock, file, offset, length)
                 if inline == length:
                     file.seek(offset + length)
-                    engine.count(transfers=1, sent=length)
+                    counters = engine.counters
+                    counters.transfers += 1
+                    counters.bytes += length
                     return length
     except BaseException as error:
         annotate(error, max(inline or 0, 0), 0)

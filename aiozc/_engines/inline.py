@@ -98,7 +98,7 @@ class Inline:
 
     def __init__(self) -> None:
         self._probe = Probe()
-        self._read, self._copy = copier(SMALL)
+        self._has_ends, self._copy = copier(SMALL)
         self._scratch = memoryview(bytearray(1))
         self._spent = 0
         self._renewing = False
@@ -257,10 +257,8 @@ class Inline:
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
         """Return whether a range of a file can be read without its disk; None: nobody says."""
         cached = self._probe.is_cached(file, offset, length)
-        if not cached:
-            return cached
         # cachestat counts pages whose read is under way.
-        return self._read(file, offset + length - 1, 1) == 1 and self._read(file, offset, 1) == 1
+        return cached and self._has_ends(file, offset, length)
 
     def _splice(self, sock: int, file: int, offset: int, length: int) -> int:
         cached = self.is_cached(file, offset, length)
