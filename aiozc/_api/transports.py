@@ -7,7 +7,6 @@ import functools
 import select
 import types
 from collections.abc import Callable, Coroutine, Generator
-from types import TracebackType
 from typing import Any
 
 from aiozc._api.arguments import (
@@ -188,12 +187,7 @@ class Hold:
                 raise
         return self.sock
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, *trace: object) -> None:
         lost = self.lost_by(error)
         try:
             if not isinstance(error, GeneratorExit):  # then nothing can be waited for

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import io
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from aiozc._api.arguments import (
@@ -89,12 +88,7 @@ class ZeroCopySend:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.released()
 
 

@@ -19,7 +19,6 @@ import os
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from aiozc._drivers import bare
@@ -155,12 +154,7 @@ class _Following:
         self._seekable = await seek_if_it_can(self._file, self._offset, self._progress.position)
         return self._seekable
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, *trace: object) -> None:
         # A coroutine that is thrown away cannot wait any more.
         if self._seekable and not isinstance(error, GeneratorExit):
             with (

@@ -1,22 +1,20 @@
-"""What is small and waits for nothing goes at once, in the coroutine's own turn of the loop.
+"""What is small and waits for nothing is sent inline: in the coroutine's own turn of the loop.
 
-This is the shorter way through the rooms that the design allows for a path measured to be
-hot. Per transfer, in us, medians over loopback TCP: `os.sendfile` alone 2.0 (4 KiB), 11 (64
-KiB), 27 (256 KiB); a chain on the ring and back 40 to 65 (K1); `loop.sock_sendfile` 27 to 90.
+This is the shorter way through the rooms for a path measured to be hot. Per transfer, in us,
+medians over loopback TCP: `os.sendfile` alone 2.0 (4 KiB), 11 (64 KiB), 27 (256 KiB); a chain on
+the ring and back 40 to 65 (K1); `loop.sock_sendfile` 27 to 90.
 
-Three ways to touch no disk, both asked of the kernel and not guessed:
+No disk is touched, since the kernel is asked beforehand what is cached (K16):
 
-- Up to 16 KiB the bytes are read with preadv2(RWF_NOWAIT), which gives what is cached and
-  nothing else, and sent from memory: 2.4 us for 4 KiB, where cachestat and sendfile take
-  3.0, and 3.8 against 3.3 for 16 KiB.
-- Above, cachestat(2) says whether all pages are there (0.8 us), then sendfile(2) moves
-  them: 30 us for 256 KiB, where reading and sending them takes 58. It counts pages too
-  whose read is under way, so the first and the last are asked for a byte that may not wait.
+- Up to 16 KiB the bytes are read with preadv2(RWF_NOWAIT) and sent from memory: 2.4 us for 4 KiB,
+  where cachestat and sendfile take 3.0, and 3.8 against 3.3 for 16 KiB.
+- Above, cachestat(2) says whether all pages are there, and the first and the last are asked for a
+  byte; then sendfile(2) moves them: 30 us for 256 KiB, where reading and sending them takes 58.
   Pages can be evicted between the calls; that window is a few hundred ns wide.
-- Of a file that the process neither owns nor may write cachestat tells nothing: a read that
-  may not wait asks in its place (20 us for 256 KiB). What it read is not sent: to 500 slow
-  peers copies took 169 us for 64 KiB and 2 GB of the kernel's memory, where references to
-  cached pages take neither.
+- Of a file that the process neither owns nor may write cachestat tells nothing: a read that may not
+  wait asks in its place (20 us for 256 KiB). What it read is not sent: to 500 slow peers copies
+  took 169 us for 64 KiB and 2 GB of the kernel's memory, where references to cached pages take
+  neither.
 
 Guards against blocking calls (blockbuster) have functions of their own in `os` in the place of
 those that may block. What is asked beforehand whether it may wait is taken from `posix`, where

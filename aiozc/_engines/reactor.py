@@ -2,7 +2,6 @@
 
 import weakref
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Self
 
 from aiozc._engines.engine import Engine
@@ -100,12 +99,7 @@ class Reactor:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

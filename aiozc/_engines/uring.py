@@ -2,21 +2,15 @@
 
 Cancelling goes by the record's own duplicates of what can be waited for
 (`IORING_ASYNC_CANCEL_FD`), and by the steps' own numbers where a chain is to end that may be queued
-for a worker. Such a request can arrive between two steps and find nothing (K13),
-and a step that may be short is hard-linked, so that the chain goes on when it alone is cancelled:
-the engine asks again until the chain has ended. Duplicates are one file to the
-kernel: a chain that uses the socket the other way is interrupted too, and goes on from what is
-known to have moved.
+for a worker. Such a request can miss (K13), and a step that may be short is hard-linked, so that
+the chain goes on when it alone is cancelled: the engine asks again until the chain has ended.
+Duplicates are one file to the kernel: a chain that uses the socket the other way is interrupted
+too, and goes on from what is known to have moved.
 
 The tick is a timeout on the ring and no timer of the loop: with one, every wait of the loop
-starts and cancels a timer of the kernel, and io-wq ends that wait for each splice (see below):
-7 us more each, 0.025 s of loop CPU per GB in place of 0.010.
-
-Waking. The ring's descriptor is watched by the loop as readable (K10). io-wq frees each
-operation by task work in the thread that submitted it, so the loop's thread is woken in the
-kernel once for each splice (K18), 2 us, without returning to Python. An eventfd in place of the
-ring's descriptor changed nothing; few and large steps did (loop CPU per GB with 64 KiB steps
-0.10 s, 256 KiB 0.041, 512 KiB 0.021, 1 MiB 0.013).
+starts and cancels a timer of the kernel, and io-wq ends that wait for each splice (K18):
+7 us more each, 0.025 s of loop CPU per GB in place of 0.010. The loop watches the ring's
+descriptor itself (K10): an eventfd in its place changed nothing, few and large steps did.
 """
 
 import contextlib
@@ -63,16 +57,10 @@ LONGEST_CHAIN = 48
 OFTEN = 20
 """Requests for a chain to end, of which one looks for it among what is queued for a worker."""
 INTERRUPTED = -512
-"""The kernel's numbers for a call to be begun anew (ERESTARTSYS, linux/errno.h) begin here (K19).
+"""The kernel's numbers for a call to be begun anew (linux/errno.h, ERESTARTSYS): down from here
+(K19)."""
 
-A worker that was told to cancel what it does has a signal pending, and so has the splice that it
-does next, of whatever chain: splice(2)'s loop gives -ERESTARTSYS before it moves anything, and the
-CQE shows that as it is (seen on 6.18, where cold files took longer than two ticks). System calls
-make EINTR of it.
-"""
-
-_INDEX_BITS = INDEX_BITS
-_INDEX_MASK = (1 << _INDEX_BITS) - 1
+_INDEX_MASK = (1 << INDEX_BITS) - 1
 _NOBODY = 0
 _TICKER = (1 << 64) - 1
 _TICK = abi.Timespec(0, int(TICK_S * 1e9))
@@ -143,7 +131,7 @@ class Uring:
             if flags & _NOTIF:
                 self._engine.loans.take_back(user_data, result)
                 continue
-            run = self._engine.runs.get(user_data >> _INDEX_BITS)
+            run = self._engine.runs.get(user_data >> INDEX_BITS)
             if run is None:
                 continue
             if result <= INTERRUPTED:
@@ -205,7 +193,7 @@ def _sqes(number: int, record: Record, chain: Chain) -> Iterator[Sqe]:
     out_of = {End.SOURCE: source, End.PIPE: pipe.read_end if pipe else -1}
     into = {End.TARGET: target, End.PIPE: pipe.write_end if pipe else -1}
     for index, step in enumerate(chain):
-        user_data = number << _INDEX_BITS | index
+        user_data = number << INDEX_BITS | index
         flags = 0 if index == last else _HARD if may_be_short(step) else _SOFT
         if isinstance(step, PollIn):
             yield prep_poll(source, select.POLLIN, user_data, flags)

@@ -1,25 +1,4 @@
-"""Memory that the kernel may still read, until it says that it does not.
-
-Facts (K8 in short), all seen on 6.18 over loopback TCP unless said otherwise:
-
-- SEND_ZC posts its result with IORING_CQE_F_MORE, and a second CQE with IORING_CQE_F_NOTIF when
-  nobody refers to the pages any more: when the peer has acknowledged them all, and its kernel,
-  where that is this one, has made the copy that the receiver gets. The result comes first, also
-  of a send that a worker ran.
-- The notification comes from the pages' last user and not from the socket: with the socket
-  closed, and the memory unmapped, it comes all the same when the peer has read.
-- A send that was cancelled before it began posts a notification too, without a MORE before it,
-  and one that failed posts both. No page of those is anybody's: only what follows a result
-  above 0 is waited for.
-- IOSQE_CQE_SKIP_SUCCESS is refused (EINVAL): each send of a chain tells its own result.
-- IORING_SEND_ZC_REPORT_USAGE is of Linux 6.2; SEND_ZC is of 6.0, and refuses flags that it does
-  not know (EINVAL, by the source; not tried): there everything is copied.
-- Closing the ring ends the telling, not the sending: what is in the send queue arrives.
-- More than RLIMIT_MEMLOCK on its way, of all of a user's processes, answers ENOMEM at once (in
-  numbers: seven sends of 1 MiB of 8 MiB, to peers that do not read). It is charged once for a
-  send, when its chain is submitted, and until its notification. CAP_IPC_LOCK exempts.
-- net.core.optmem_max bounds MSG_ZEROCOPY's notifications, and none of these: with 1 KiB of it,
-  100 sends were on their way, where MSG_ZEROCOPY answered ENOBUFS after 16.
+"""Memory that the kernel may still read, until it says that it does not (K8).
 
 Ownership. What a transfer needs has two owners, which end at different times:
 

@@ -1,29 +1,13 @@
 """Who waits for which peer, on one epoll instance.
 
-Facts about waiting (read in the kernel's source, tested on 6.18):
+By edges (K22), which a poll on a ring does not give (K20). So:
 
-- A poll on a ring hears of more than it asks for: io_uring/poll.c adds EPOLLERR, EPOLLHUP and
-  EPOLLRDHUP to each (IO_POLL_UNMASK), edge-triggered ones too, which look once when they begin.
-  So a poll for room is true for as long as a peer has ended its own stream. fs/eventpoll.c adds
-  EPOLLERR and EPOLLHUP alone.
-- EPOLLERR is level-true for as long as an error queue (MSG_ERRQUEUE) has something in it: only an
-  edge tells nothing for ever. epoll looks at a number when it is registered and when that is
-  modified, so an error queue tells once each time: a registration is kept from one wait to the
-  next.
-- An edge that comes while nobody waits is remembered, and who waits first asks poll(2) for exactly
-  what it wants: a machine may wait without having seen EAGAIN. The second such edge ends the
-  registration: a busy transfer would have the loop woken for nothing.
-- TCP wakes who waits for room when a third of a send buffer is free, where a send had none; where
-  it found none in an empty buffer (no memory) as well, since without that no edge would follow
-  (`tcp_sendmsg_locked`, "make sure we wake any epoll edge trigger waiter").
-- Whoever reads hears of urgent data and of the stream's end by bits of their own: where neither
-  was told, a TCP socket's recv(2) that gives less than was asked for has left nothing, and whatever
-  comes behind it makes another edge (epoll(7), question 9).
+- A registration is kept from one wait to the next, and who waits first asks poll(2) for exactly
+  what it wants: a machine may wait without having seen EAGAIN.
+- An edge that comes while nobody waits is remembered. The second of these ends the registration: a
+  busy transfer would have the loop woken for nothing.
 - A registration goes before its number is closed: the caller's own number keeps the file open, and
   epoll would go on telling about it.
-
-400 clients that asked for a file, ended their own streams and did not read cost 60 % of a core by
-polls on the ring with pauses of up to 128 ms between them, and 0.7 % by edges.
 """
 
 import select

@@ -56,6 +56,14 @@ class Original:
 
     __slots__ = ("_holder", "_identity", "_number", "_owners", "fd", "start")
 
+    interruptible = False
+    """Whether a chain may wait for it, so that the wait may have to be ended."""
+    is_socket = False
+    """Whether it is a socket: what a call that may not wait never waits for.
+
+    (Files wait for their disk whatever their flags say; pipes for who holds their lock.)
+    """
+
     def __init__(self, holder: HasFileno, start: int | None = None) -> None:
         self._holder = holder
         self._owners = 0
@@ -147,19 +155,6 @@ class Original:
     def check_nonblocking(self) -> None:
         """Raise OSError (EINVAL) where it is a socket that somebody has made blocking meanwhile."""
 
-    @property
-    def interruptible(self) -> bool:
-        """Whether a chain may wait for it, so that the wait may have to be ended."""
-        return False
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether it is a socket: what a call that may not wait never waits for.
-
-        Files wait for their disk whatever their flags say; pipes for who holds their lock.
-        """
-        return False
-
     def follow(self, moved: int) -> None:
         """Let the caller's position be where the transfer is."""
         if self.start is not None and self.is_open():
@@ -181,11 +176,13 @@ class Original:
 class Stream(Original):
     """A socket or a pipe end: in the whole process one transfer reads it, and one writes it."""
 
-    __slots__ = ("_is_socket", "_is_unix", "_roles")
+    __slots__ = ("_is_unix", "_roles", "is_socket")
+
+    interruptible = True
 
     def __init__(self, holder: HasFileno, *roles: Role, is_socket: bool = True) -> None:
         super().__init__(holder)
-        self._is_socket = is_socket
+        self.is_socket = is_socket
         self.remember()
         self._is_unix: bool | None = None
         self._roles = roles
@@ -195,7 +192,7 @@ class Stream(Original):
                 raise already_busy(holder, role)
 
     def _identify(self, number: int) -> tuple[int, int]:
-        return identity_of_socket(number) if self._is_socket else identity(number)
+        return identity_of_socket(number) if self.is_socket else identity(number)
 
     def check(self) -> None:
         """Raise the OSError that sending into a UNIX socket would end with, room or not.
@@ -205,7 +202,7 @@ class Stream(Original):
         must not be asked: asking takes the error of a reset away from whoever reads next.
         """
         if self._is_unix is None:
-            self._is_unix = self._is_socket and is_unix(self.fd)
+            self._is_unix = self.is_socket and is_unix(self.fd)
         if self._is_unix:
             check_sendable(self.fd)
 
@@ -225,18 +222,8 @@ class Stream(Original):
 
         The flag is the open file's: who shares that (a child process) may change it.
         """
-        if self._is_socket and os.get_blocking(self.fd):
+        if self.is_socket and os.get_blocking(self.fd):
             raise error_from(errno.EINVAL, "the socket was made blocking during the transfer")
-
-    @property
-    def interruptible(self) -> bool:
-        """Whether a chain may wait for it, so that the wait may have to be ended."""
-        return True
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether it is a socket."""
-        return self._is_socket
 
     def is_of(self, holder: HasFileno) -> bool:
         """Return whether it is that object that it was made of."""

@@ -16,7 +16,8 @@ import aiozc
 from aiozc._engines.backend import Run
 from aiozc._engines.engine import Engine
 from aiozc._engines.registry import current_engine, latest_engine
-from aiozc._engines.uring import _INDEX_BITS, _TICKER, Uring
+from aiozc._engines.uring import _TICKER, Uring
+from aiozc._engines.workers import INDEX_BITS
 from aiozc._kernel.ring import Completion
 from aiozc._resources.records import Original, Record, outlet
 from aiozc._transfers.sendfile import Sendfile
@@ -42,8 +43,8 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     engine.runs |= {901: run, 902: busy}
     record.begin(run)
     batches = [
-        [Completion(_TICKER, -errno.ETIME), Completion(901 << _INDEX_BITS | 1, 300_000)],
-        [Completion(901 << _INDEX_BITS | len(chain) - 1, -errno.EAGAIN)],
+        [Completion(_TICKER, -errno.ETIME), Completion(901 << INDEX_BITS | 1, 300_000)],
+        [Completion(901 << INDEX_BITS | len(chain) - 1, -errno.EAGAIN)],
     ]
     with monkeypatch.context() as patch:
         patch.setattr(backend._ring, "drain", lambda: batches.pop(0) if batches else [])
