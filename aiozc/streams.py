@@ -106,9 +106,11 @@ async def receive_file(
         moving = Moving(count, into_file(plain_file(file), offset, fallback=fallback))
     with moving.telling():
         if by_kernel:
-            async with _read_from(reader, writer.transport) as (ahead, sock):
-                await moving.take_ahead(ahead)
-                await moving.take(sock)
+            held, _ = refusing(writer.transport)
+            with standing_in(writer, held):
+                async with _read_from(reader, held) as (ahead, sock):
+                    await moving.take_ahead(ahead)
+                    await moving.take(sock)
         else:
             await _take_from_reader(reader, moving)
     return moving.moved

@@ -204,7 +204,7 @@ class Proxy(asyncio.Transport):
     """Stands for a transport, and its gate."""
 
     __slots__ = (
-        *("__weakref__", "_ended", "_gate", "_number", "_real", "_refused"),
+        *("__weakref__", "_ended", "_gate", "_number", "_real", "_refused", "_stands"),
         *(*_WRITES, *_KEPT, *_SETTINGS),
     )
 
@@ -217,6 +217,7 @@ class Proxy(asyncio.Transport):
         self._gate: ProxyGate | None = None
         self._ended = False
         self._refused: dict[str, Any] = {}
+        self._stands = 0
 
     def __repr__(self) -> str:
         return f"<aiozc's proxy of {self._real!r}>"
@@ -533,15 +534,19 @@ def _beneath(transport: Any) -> Any:
 
 @contextlib.contextmanager
 def standing_in(writer: asyncio.StreamWriter, transport: Any) -> Iterator[None]:
-    """Have a writer write to this transport for a while."""
+    """Have a writer write to this transport for a while: its own, or a proxy of that."""
     held: Any = writer
-    before = held._transport
+    if transport is held._transport and not getattr(transport, "_stands", 0):
+        yield
+        return
+    transport._stands += 1  # of several transfers
     held._transport = transport
     try:
         yield
     finally:
-        if held._transport is transport:
-            held._transport = before
+        transport._stands -= 1
+        if not transport._stands and held._transport is transport:
+            held._transport = transport._real
 
 
 @contextlib.contextmanager

@@ -135,8 +135,10 @@ class Hold:
             return
         if self._writing:
             self._gate.check_open()
+        self._pause = self._transport.pause_reading
+        if self._reading is Reading.DEFERRED and _is_deferred(self._pause):
+            raise RuntimeError(f"{self._transport!r} is held: another transfer reads from it")
         self._loop = asyncio.get_running_loop()
-        self._pause, self._resume = self._transport.pause_reading, self._transport.resume_reading
         if self._reading is not Reading.GOES_ON:
             self._pause_reading()
             if not self._reads:
@@ -159,7 +161,8 @@ class Hold:
             self._later.cancel()
         self._gate.open()
         if self._reads and not self._loop.is_closed():
-            self._resume()
+            # Another hold may have come since, and defer that.
+            self._transport.resume_reading()
 
     def _pause_reading(self) -> None:
         if self._gate.is_watched():
@@ -231,6 +234,10 @@ class Hold:
             # Another one: this one's traceback holds frames, which hold the transport.
             force_close(self._transport, type(lost)(*lost.args))
         return lost
+
+
+def _is_deferred(pause: Any) -> bool:
+    return isinstance(getattr(getattr(pause, "func", None), "__self__", None), Hold)
 
 
 async def send_through(

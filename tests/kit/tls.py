@@ -98,17 +98,25 @@ class Terminator:
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         plain_reader, plain = await asyncio.open_connection(sock=inner)
-        with contextlib.suppress(OSError):
+        transports: list[asyncio.WriteTransport] = [plain.transport]
+        try:
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: protocol, far, ssl=contexts()[0]
             )
+            transports.append(transport)
             tls = asyncio.StreamWriter(transport, protocol, reader, self._loop)
             back = asyncio.create_task(self._copy(plain_reader, tls))
             await self._copy(reader, plain)
             back.cancel()
             await asyncio.wait([back])
-            transport.abort()
-        plain.close()
+            plain.close()
+            await plain.wait_closed()
+        except OSError:
+            pass
+        finally:
+            for closing in transports:
+                with contextlib.suppress(AttributeError):  # it has closed, and has no loop
+                    closing.abort()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -125,7 +133,5 @@ class Terminator:
             bridge.cancel()
         if self._bridges:
             await asyncio.wait(self._bridges)
-        for transport in tuple(self._loop._transports.values()):  # type: ignore[attr-defined]
-            transport.abort()
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -5,16 +5,19 @@ import errno
 import io
 import os
 import socket
+from asyncio.selector_events import BaseSelectorEventLoop
 from typing import Any, BinaryIO
 
 import pytest
 
+from aiozc._api.gates import is_bare
+from aiozc.lowlevel import exclusive
 from aiozc.streams import receive_file, relay, send_file, splice
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.tasks import outcome_of
 from tests.kit.tls import contexts
 from tests.kit.transports import begin
-from tests.kit.waiting import until
+from tests.kit.waiting import turns, until
 from tests.streams.conftest import Connect, Line
 
 pytestmark = pytest.mark.anyio
@@ -188,6 +191,56 @@ async def test_a_file_is_sent_while_another_is_received(
         assert await sending == len(there)
         assert_same(content_of(target), back)
     assert_same(await line.finish(), there)
+
+
+@plain_kinds
+async def test_what_is_received_stays_in_order_where_others_pause_and_resume_the_transport(
+    kind: str, connect: Connect, make_file: MakeFile
+) -> None:
+    line = await connect(kind, limit=1)
+    there, back = pattern(24 * MIB), pattern(200_000, 1)
+    loop = asyncio.get_running_loop()
+    installed = getattr(loop, "_aiozc_installed", None)
+    with memory_file() as target:
+        if installed or isinstance(loop, BaseSelectorEventLoop):
+            sending = asyncio.ensure_future(loop.sendfile(line.transport, make_file(there)))
+        else:
+            sending = asyncio.ensure_future(send_file(line.writer, make_file(there)))
+        await line.peer.wait_arrived(1)
+        receiving = asyncio.ensure_future(receive_file(*line.both, target, count=len(back)))
+        line.peer.send(back, limit=100_000)
+        await until(lambda: os.fstat(target.fileno()).st_size == 100_000)
+        stands: Any = line.writer.transport
+        stands.pause_reading()
+        stands.resume_reading()
+        line.peer.allow(None)
+        assert await sending == len(there)
+        await turns(3)
+        stands.resume_reading()
+        line.peer.allow_sending(None)
+        assert await receiving == len(back)
+        assert_same(content_of(target), back)
+    assert line.transport.is_reading()
+    assert line.writer.transport is line.transport
+    assert_same(await line.finish(), there)
+
+
+@plain_kinds
+async def test_a_transport_that_is_held_is_not_received_from(kind: str, connect: Connect) -> None:
+    line = await connect(kind)
+    if is_bare(line.transport):
+        return  # it cannot be held
+    line.peer.send(b"some")
+    async with exclusive(line.transport):
+        with pytest.raises(RuntimeError, match="is held"):
+            await receive_file(*line.both, io.BytesIO())
+    with memory_file() as target:
+        receiving = asyncio.ensure_future(receive_file(*line.both, target))
+        await until(lambda: os.fstat(target.fileno()).st_size == 4)
+        with pytest.raises(RuntimeError, match="is held"):
+            await exclusive(line.transport).__aenter__()
+        line.peer.send(b" more", end=True)
+        assert await receiving == 9
 
 
 @kinds
