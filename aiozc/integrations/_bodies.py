@@ -52,9 +52,14 @@ class Body:
         self._untouched = cycle.body
         """uvicorn's `receive` puts another object in its place when it returns what it holds."""
 
-    def offer(self) -> dict[str, Any]:
-        """Return the extension's entry in the scope."""
-        return {"length": self._length, "receive_file": self.receive_file}
+    async def run(self, application: Any, scope: Any, send: Any, extensions: dict[str, Any]) -> Any:
+        """Call an application to which it is offered."""
+        offer = {"length": self._length, "receive_file": self.receive_file}
+        extensions[RECEIVEFILE] = offer
+        try:
+            return await application(scope, self.receive, send)
+        finally:
+            extensions.pop(RECEIVEFILE, None)  # it leads to the scope: a circle
 
     async def receive(self) -> Any:
         """Return the next message: ASGI's `receive`."""

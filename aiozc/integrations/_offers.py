@@ -75,15 +75,15 @@ _BENEATH = {
 class Offers(dict[str, Any]):
     """`scope["extensions"]` of one request: what others offer, and the extensions for files.
 
-    `names` are those that are offered, `send` is what the server gave to `application`. Copies as
-    plain dictionaries have what others offer alone.
+    `names` are those that are offered. The `send` that the server gave to `application` is a method
+    of an object whose `offers` these are; its `may_be_file` notes that somebody has asked. Copies
+    as plain dictionaries have what others offer alone.
     """
 
-    __slots__ = ("application", "names", "send")
+    __slots__ = ("application", "names")
 
     application: Any
     names: tuple[str, ...]
-    send: Any
 
     def __contains__(self, name: object) -> bool:
         if name in self.names:
@@ -133,17 +133,23 @@ class Offers(dict[str, Any]):
         if _stands_around(asking.f_code):
             return False
         places = asking.f_locals
-        send = places.get("send")
+        send: Any = places.get("send")
         if send is None:
             send = getattr(places.get("self"), "_send", None)
         for _ in range(_MOST_WRAPPERS):
-            if send is self.send:
+            if self._is_servers(send):
+                send.__self__.may_be_file = True
                 return True
             if _is_of(send, _BASE, f"{_CALL_NEXT}.send_no_error"):
                 middleware = _middleware_of(send, asking)
                 return name == PATHSEND and self._passes_paths(middleware)
             send = _next_of(send)
         return False
+
+    def _is_servers(self, send: Any) -> bool:
+        """Return whether it is what the server gave to `application` with these offers."""
+        owner: Any = getattr(send, "__self__", None)
+        return getattr(owner, "offers", None) is self and bool(send == owner.send)
 
     def _passes_paths(self, middleware: Any) -> bool:
         """Return whether a BaseHTTPMiddleware and all in front of it send a path on."""

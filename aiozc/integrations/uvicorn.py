@@ -18,9 +18,9 @@ no file's. What stands here comes between the application and the `send` of its 
   other messages of that response are refused, and requests behind it are read afterwards.
 - Over TLS, and on transports of other loops, a file is read in worker threads, as body messages.
 
-The start of a response is kept until the next message, or to the next turn of the loop: it is
-sent together with a small file, and a file that cannot be opened is a 500 as long as it has not
-left.
+Where an application has asked for one of the two, the start of its response is kept until the next
+message, or to the next turn of the loop: it is sent together with a small file, and a file that
+cannot be opened is a 500 as long as it has not left.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ from aiozc._engines.opening import open_regular, read_cached
 from aiozc._engines.registry import count_fallback
 from aiozc._runtime.runtime import current
 from aiozc._runtime.threads import in_thread, in_thread_that_may_be_left
-from aiozc.integrations._bodies import RECEIVEFILE, Body, length_of_body
+from aiozc.integrations._bodies import Body, length_of_body
 from aiozc.integrations._offers import PATHSEND, ZEROCOPYSEND, Offers
 
 Message = Any
@@ -75,10 +75,15 @@ async def _refuse_during_file(kind: str) -> NoReturn:
 class Response:
     """What the application sends in answer to one request.
 
-    Responses without a file come through here too, and take 1.5 us more: so much is done without
-    a coroutine, and attributes have their first values from the class.
+    Responses without a file come through here too: so nothing is kept where nobody has asked for
+    files, much is done without a coroutine, and attributes have their first values from the class.
     """
 
+    protocol: "SendsFiles"
+    cycle: Any
+    offers: Offers
+    may_be_file = False
+    """Whether the application has asked, and was told that a file may come."""
     held: Message = None
     """The start of the response, until it is sent."""
     leaving: asyncio.Task[None] | None = None
@@ -87,44 +92,44 @@ class Response:
     _mixed = False
     _busy = False
 
-    def __init__(self, protocol: "SendsFiles", cycle: Any) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-
     def send(self, message: Message) -> Any:
         """Do as the application says: ASGI's `send`."""
         kind = message["type"]
         if self._start is None:
-            return self._begin(message) if kind == START else self._cycle.send(message)
+            if kind != START:
+                return self.cycle.send(message)
+            self._start = message
+            return self._hold(message) if self.may_be_file else self.cycle.send(message)
         if self._busy:
             return _refuse_during_file(kind)
         if kind in _FILES and self._may_send_file(kind):
             return self._send_file(message)
         self._mixed = True
         if self.held is None and self.leaving is None:
-            return self._cycle.send(message)
+            return self.cycle.send(message)
         return self._send_behind_start(message)
 
-    def _begin(self, start: Message) -> Coroutine[Any, Any, None]:
+    def _hold(self, start: Message) -> Coroutine[Any, Any, None]:
         """Keep the start of the response for the rest of this turn of the loop."""
-        cycle = self._cycle
-        self._start = self.held = start
+        cycle = self.cycle
+        self.held = start
         cycle.waiting_for_100_continue = False
         if cycle.flow.write_paused and not cycle.disconnected:
             return self.flush()
-        self._protocol.running_loop.call_soon(self._let_go)
+        self.protocol.running_loop.call_soon(self._let_go)
         return _nothing()
 
     def _let_go(self) -> None:
         if self.held is not None and not self._busy:
             start, self.held = self.held, None
-            self.leaving = self._protocol.running_loop.create_task(self._cycle.send(start))
+            if not self.cycle.response_started:  # by uvicorn, as a 500
+                self.leaving = self.protocol.running_loop.create_task(self.cycle.send(start))
 
     async def flush(self) -> None:
         """Send the start of the response, if it has not left."""
         if self.held is not None:
             start, self.held = self.held, None
-            await self._cycle.send(start)
+            await self.cycle.send(start)
         elif self.leaving is not None:
             # It stays until it has left: messages of several tasks may wait for it.
             await asyncio.shield(self.leaving)
@@ -133,10 +138,10 @@ class Response:
     async def _send_behind_start(self, message: Message) -> None:
         if self.held is not None:  # as `flush` does, without its coroutine
             start, self.held = self.held, None
-            await self._cycle.send(start)
+            await self.cycle.send(start)
         else:
             await self.flush()
-        await self._cycle.send(message)
+        await self.cycle.send(message)
 
     # Files
 
@@ -151,14 +156,14 @@ class Response:
 
     def _may_send_file(self, kind: str) -> bool:
         """Return whether a file may come now; uvicorn's own `send` says why not."""
-        offered = kind == PATHSEND or self._protocol.is_plain
-        return offered and not self._cycle.response_complete
+        offered = kind == PATHSEND or self.protocol.is_plain
+        return offered and not self.cycle.response_complete
 
     async def _send_path(self, message: Message) -> None:
         if self._mixed:
             raise RuntimeError(f"Unexpected ASGI message {PATHSEND!r} sent, after other content.")
         self._mixed = True
-        cycle = self._cycle
+        cycle = self.cycle
         if not self._has_body():
             await self._end(False)
             return
@@ -184,7 +189,7 @@ class Response:
         file: Any
         with io.FileIO(fd) as file:
             file.name = message["path"]  # errors show it
-            loop = self._protocol.running_loop
+            loop = self.protocol.running_loop
 
             def send(sock: Any) -> Coroutine[Any, Any, int]:
                 return send_regular(loop, sock, file, 0, count, count)
@@ -208,7 +213,7 @@ class Response:
             except asyncio.SendfileNotAvailableError:
                 await self._read_content(file, offset, count)
             else:
-                loop, end = self._protocol.running_loop, offset + count
+                loop, end = self.protocol.running_loop, offset + count
 
                 def send(sock: Any) -> Coroutine[Any, Any, int]:
                     return send_regular(loop, sock, file, offset, count, end)
@@ -228,12 +233,12 @@ class Response:
         await self.flush()
         if not more_body:
             if not self._has_body():
-                self._protocol.expect_nothing(self._cycle)
-            await self._cycle.send({"type": "http.response.body", "body": b""})
+                self.protocol.expect_nothing(self.cycle)
+            await self.cycle.send({"type": "http.response.body", "body": b""})
 
     def _has_body(self) -> bool:
         """Return whether the response has any, as to its request and its status."""
-        return self._cycle.scope["method"] != "HEAD" and self._start["status"] not in (204, 304)
+        return self.cycle.scope["method"] != "HEAD" and self._start["status"] not in (204, 304)
 
     def _content_length(self) -> int | None:
         for name, value in self._start.get("headers", []):
@@ -244,7 +249,7 @@ class Response:
     async def _send_content(self, send: Send, file: Any, offset: int, count: int) -> None:
         """Send bytes of a regular file that has so many, by `send` if the kernel may."""
         await self.flush()
-        protocol, cycle = self._protocol, self._cycle
+        protocol, cycle = self.protocol, self.cycle
         if not protocol.is_plain:
             read = await self._read_content(file, offset, count)
             if read < count and not cycle.disconnected:
@@ -276,7 +281,7 @@ class Response:
 
     def _cut(self, file: Any, place: int) -> RuntimeError:
         """Close the connection; return what to raise for a file that ended too early."""
-        self._cycle.transport.close()
+        self.cycle.transport.close()
         return RuntimeError(f"{file!r} was cut at {place} bytes while it was sent")
 
     async def _read_content(self, file: Any, offset: int, count: int | None) -> int:
@@ -286,8 +291,8 @@ class Response:
         and that other tasks run now: so the transport does.
         """
         await self.flush()
-        count_fallback(self._protocol.running_loop)
-        cycle, gate = self._cycle, self._protocol.gate
+        count_fallback(self.protocol.running_loop)
+        cycle, gate = self.cycle, self.protocol.gate
         done = 0
         gate.shut()
         try:
@@ -401,31 +406,21 @@ class SendsFiles:
     def app(self, app: Any) -> None:
         self._application = app
 
-    async def _run(self, scope: Any, receive: Any, send: Any) -> Any:
+    def _run(self, scope: Any, receive: Any, send: Any) -> Any:
         """Call the application with what is offered here, for one request."""
-        cycle = send.__self__
-        response = Response(self, cycle)
-        send = response.send
-        offers = None
-        if self.offers_files:
-            others = scope.get("extensions")
-            scope["extensions"] = offers = Offers(others) if others else Offers()
-            offers.names = _PLAIN if self.is_plain else _TLS
-            offers.send, offers.application = send, self._application
-            if cycle.more_body and self.is_plain:
-                length = length_of_body(scope["headers"])
-                if length:
-                    body = Body(self, cycle, length)
-                    receive, offers[RECEIVEFILE] = body.receive, body.offer()
-        try:
-            return await self._application(scope, receive, send)
-        finally:
-            if offers is not None:
-                # They are in the scope that `send` leads to: a circle, for the collector to find.
-                offers.names, offers.send = (), None
-                offers.pop(RECEIVEFILE, None)
-            if response.held is not None or response.leaving is not None:
-                await response.flush()
+        application = self._application
+        if not self.offers_files:
+            return application(scope, receive, send)
+        response = Response()
+        response.protocol = self
+        response.cycle = cycle = send.__self__
+        others = scope.get("extensions")
+        scope["extensions"] = response.offers = offers = Offers(others) if others else Offers()
+        offers.application = application
+        offers.names = _PLAIN if self.is_plain else _TLS
+        if cycle.more_body and self.is_plain and (length := length_of_body(scope["headers"])):
+            return Body(self, cycle, length).run(application, scope, response.send, offers)
+        return application(scope, receive, response.send)
 
     def frame(self, cycle: Any, count: int) -> tuple[bytes, bytes]:
         """Note that a file's bytes are sent as content; return what to put around them."""

@@ -60,8 +60,9 @@ def answering(*messages: dict[str, Any]) -> Any:
     """Return an application that answers each request so."""
 
     async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
-        for message in messages:
-            await send(message)
+        if PATHSEND in scope["extensions"]:
+            for message in messages:
+                await send(message)
 
     return app
 
@@ -70,9 +71,10 @@ def paths(folder: Path) -> Any:
     """Return an application that answers with the folder's files."""
 
     async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
-        path = folder / scope["path"].strip("/")
-        await send(start(path.stat().st_size))
-        await send(pathsend(path))
+        if PATHSEND in scope["extensions"]:
+            path = folder / scope["path"].strip("/")
+            await send(start(path.stat().st_size))
+            await send(pathsend(path))
 
     return app
 
@@ -308,7 +310,8 @@ async def test_an_application_may_answer_otherwise_where_there_is_no_file(
     serve: Serve, folder: Path, errors: list[str]
 ) -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
-        await send(start(LARGE))
+        if PATHSEND in scope["extensions"]:
+            await send(start(LARGE))
         try:
             await send(pathsend(folder / "nobody"))
         except FileNotFoundError:
@@ -376,9 +379,10 @@ async def test_over_tls_files_arrive_and_zerocopysend_is_not_offered(
     async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
         extensions = scope["extensions"]
         offers.append((PATHSEND in extensions, ZEROCOPYSEND in extensions))
-        path = folder / scope["path"].strip("/")
-        await send(start(path.stat().st_size))
-        await send(pathsend(path))
+        if PATHSEND in scope["extensions"]:
+            path = folder / scope["path"].strip("/")
+            await send(start(path.stat().st_size))
+            await send(pathsend(path))
 
     for tls in (True, False):
         served = await serve(app, tls=tls)
