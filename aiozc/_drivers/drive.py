@@ -11,8 +11,9 @@ from aiozc._engines.registry import current_engine
 from aiozc._errors import lacks_descriptors
 from aiozc._resources.records import Original, Record
 from aiozc._runtime.runtime import current, running_loop, sleep
+from aiozc._transfers.machine import Transfer
 from aiozc._transfers.sendfile import Sendfile
-from aiozc._transfers.steps import Give, Offer, Splice, Step, Transfer
+from aiozc._transfers.steps import Give, Offer, Splice, Step
 
 
 class _ScarceError(Exception):

@@ -1,5 +1,6 @@
 """What the machines share: transitions as data, and when to pause."""
 
+import abc
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from errno import ECANCELED, EINTR
@@ -21,6 +22,61 @@ class Transitions(dict[S, Mapping[S, str]]):
     def check(self, before: S, after: S) -> None:
         """Fail where the one may not follow the other."""
         assert after is before or after in self[before], f"{after} behind {before}"
+
+
+class Transfer(abc.ABC):
+    """What drivers run: a machine that is asked for its next chain, and told what became of it.
+
+    `position` is the number of bytes that the target took, and `error` the positive errno that
+    ended the transfer, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.error = 0
+        self._taken = 0
+
+    @property
+    @abc.abstractmethod
+    def done(self) -> bool:
+        """Whether nothing is left to do: all was moved, the source ended, or it failed."""
+
+    @property
+    def in_pipe(self) -> int:
+        """Bytes that left the source and have not reached the target: in the pipe, or in memory."""
+        return self._taken - self.position
+
+    @property
+    def lost(self) -> int:
+        """Bytes that nobody has, should the transfer end now: none where a file has them."""
+        return 0
+
+    @property
+    @abc.abstractmethod
+    def needs_pipe(self) -> bool:
+        """Whether the next chain goes through a pipe; where not, the pipe is given up."""
+
+    @property
+    @abc.abstractmethod
+    def waits(self) -> bool:
+        """Whether the next chain does nothing but wait."""
+
+    @property
+    def inline_cost(self) -> int:
+        """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
+        return 0
+
+    @abc.abstractmethod
+    def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
+        """Return the next chain: `most_steps` (8 or more) at the most."""
+
+    def last_chain(self) -> Chain:
+        """Return the chain that empties the pipe of what cannot be read again."""
+        return ()
+
+    @abc.abstractmethod
+    def advance(self, chain: Chain, results: Sequence[int]) -> None:
+        """Take in what became of a chain: a result for each step that ran."""
 
 
 class Backoff:

@@ -32,7 +32,7 @@ import errno
 import mmap
 from collections.abc import Callable, Sequence
 
-from aiozc._transfers.machine import Backoff, Transitions, misfortune
+from aiozc._transfers.machine import Backoff, Transfer, Transitions, misfortune
 from aiozc._transfers.route import SHARE, Peer, Way, next_way
 from aiozc._transfers.steps import (
     UNLUCKY,
@@ -86,12 +86,11 @@ NEXT = Transitions(
 )
 
 
-class Sendfile:
+class Sendfile(Transfer):
     """The bytes of a file from `offset` on, `length` of them or fewer if the file ends.
 
     `inline` is the result of a SendCached from `offset` that was tried before, None where
-    none was. `crowded` tells whether as many chains of cached files as pay are under way. `error`
-    is the positive errno that ended the transfer, or 0.
+    none was. `crowded` tells whether as many chains of cached files as pay are under way.
     """
 
     def __init__(
@@ -101,12 +100,10 @@ class Sendfile:
         inline: int | None = None,
         crowded: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__()
         self.offset = offset
         self.length = length
-        self.position = 0
-        self.error = 0
         self.ended = False
-        self._taken = 0
         self._crowded = crowded
         self._cached = True
         self._peer = Peer.NEW
@@ -133,28 +130,9 @@ class Sendfile:
         return self.error != 0 or self.position >= self.length or self.ended
 
     @property
-    def in_pipe(self) -> int:
-        """Bytes that left the file and have not reached the socket."""
-        return self._taken - self.position
-
-    @property
-    def lost(self) -> int:
-        """Bytes that nobody has, should the transfer end now: none, the file has them."""
-        return 0
-
-    def last_chain(self) -> Chain:
-        """Return the chain that empties the pipe: none, what is in it is read again."""
-        return ()
-
-    @property
     def needs_pipe(self) -> bool:
         """Whether the next chain goes through a pipe; where not, the pipe is given up."""
         return self._state is State.FLOWING
-
-    @property
-    def inline_cost(self) -> int:
-        """What the next chain costs the loop's own thread: an Offer sees to that itself."""
-        return 0
 
     def extend(self, length: int) -> None:
         """Go on to a new end: the file has grown while it was sent."""

@@ -45,7 +45,7 @@ import errno
 import mmap
 from collections.abc import Sequence
 
-from aiozc._transfers.machine import Backoff, Transitions, misfortune
+from aiozc._transfers.machine import Backoff, Transfer, Transitions, misfortune
 from aiozc._transfers.steps import (
     UNLUCKY,
     Chain,
@@ -151,14 +151,14 @@ NEXT = Transitions(
 )
 
 
-class Splicing:
+class Splicing(Transfer):
     """`count` bytes, or all until the source's end, from a source to a target.
 
     An offset is where a file is read or written; None says that the end is a stream. An end
     may be `direct`: a pipe, so that none is needed between. `socket` says that the source is
     one, `between_sockets` that both ends are: they never wait for a disk, nor for who holds the
-    lock of a pipe. `paced`: the target may wait in the midst of a write. `error` is the positive
-    errno that ended the transfer, or 0, and `source_failed` whose it was.
+    lock of a pipe. `paced`: the target may wait in the midst of a write. `source_failed`: it is
+    the source whose error ended the transfer.
     """
 
     def __init__(
@@ -172,9 +172,8 @@ class Splicing:
         between_sockets: bool = False,
         paced: bool = False,
     ) -> None:
+        super().__init__()
         self.count = count
-        self.position = 0
-        self.error = 0
         self.source_failed = False
         self._source_offset = source_offset
         self._target_offset = target_offset
@@ -184,7 +183,6 @@ class Splicing:
         self._at_mark = False
         self._between_sockets = between_sockets
         self._paced = paced
-        self._taken = 0
         self._ended = False
         self._source_error = 0
         self._large_rounds = 0
@@ -212,11 +210,6 @@ class Splicing:
         if self.error:
             return True
         return not self.in_pipe and (self._ended or self.position == self.count)
-
-    @property
-    def in_pipe(self) -> int:
-        """Bytes that left the source and have not reached the target: in the pipe, or in memory."""
-        return self._taken - self.position
 
     @property
     def lost(self) -> int:

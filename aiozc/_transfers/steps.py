@@ -11,7 +11,7 @@ Engines run chains: as linked SQEs, or as system calls. They know the ends by na
 import enum
 import errno
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class End(enum.IntEnum):
@@ -192,45 +192,3 @@ LoanStep = SendZero | SendCopied | AwaitRoom | Pause
 
 UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
 """Errors that say that this was not the moment, and nothing else (but see `Backoff`)."""
-
-
-class Transfer(Protocol):
-    """What an engine runs: asked for its next chain, told what became of it."""
-
-    error: int
-    """The positive errno that ended the transfer, or 0."""
-    position: int
-    """Bytes that the target took."""
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to do: all was moved, the source ended, or it failed."""
-
-    @property
-    def in_pipe(self) -> int:
-        """Bytes that left the source and have not reached the target."""
-
-    @property
-    def lost(self) -> int:
-        """Bytes that nobody has, should the transfer end now."""
-
-    @property
-    def needs_pipe(self) -> bool:
-        """Whether the next chain goes through a pipe; where not, the pipe is given up."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether the next chain does nothing but wait."""
-
-    @property
-    def inline_cost(self) -> int:
-        """What the next chain costs the loop's own thread, in bytes; 0: it goes elsewhere."""
-
-    def next_chain(self, pipe_size: int, most_steps: int) -> Chain:
-        """Return the next chain: `most_steps` (8 or more) at the most."""
-
-    def last_chain(self) -> Chain:
-        """Return the chain that empties the pipe of what cannot be read again."""
-
-    def advance(self, chain: Chain, results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step that ran."""
