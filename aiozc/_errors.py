@@ -33,7 +33,7 @@ def error_from(number: int, doing: str) -> OSError:
 
 @contextlib.contextmanager
 def nothing_moved(none: Any) -> Iterator[None]:
-    """Say so in what is raised before a transfer; `none` is what 0 is there."""
+    """Give what is raised in the block `transferred` and `lost` of `none`: 0, or (0, 0)."""
     try:
         yield
     except BaseException as error:
@@ -42,7 +42,7 @@ def nothing_moved(none: Any) -> Iterator[None]:
 
 
 def annotate(error: BaseException, transferred: Any, lost: Any) -> None:
-    """Say in an exception how many bytes reached the target, and how many nobody has."""
+    """Give an exception the attributes `transferred` and `lost`, in bytes."""
     error.transferred = transferred  # type: ignore[attr-defined]
     error.lost = lost  # type: ignore[attr-defined]
 

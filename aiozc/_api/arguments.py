@@ -49,7 +49,7 @@ def check(sock: Any, file: Any, offset: int, count: int | None) -> None:
 
 
 def shown(given: Any) -> str:
-    """Return what was given as a sentence can show it."""
+    """Return the repr of an argument for an error message, shortened."""
     if isinstance(given, bytes | bytearray | memoryview):
         return f"{type(given).__name__} of {len(given)} bytes"
     whole = repr(given)
@@ -157,7 +157,7 @@ def _wanted_file(given: Any, mode: str) -> str:
 
 
 def kind_of(sock: Any) -> int:
-    """Return a socket's type; TypeError for what is none, OSError (EBADF) for a closed number."""
+    """Return a socket's type. Raises TypeError, and OSError (EBADF) for a closed number."""
     if isinstance(sock, socket.socket):
         return type_of(sock)
     try:
@@ -188,7 +188,7 @@ def _wanted_socket(given: Any) -> str:
 
 
 def check_connected(sock: Any) -> None:
-    """Raise OSError (ENOTCONN) for a socket that listens: nothing ever arrives at it."""
+    """Raise OSError (ENOTCONN) for a listening socket: splice(2) from one waits for ever."""
     if sockets.listens(sock.fileno()):
         raise error_from(errno.ENOTCONN, f"{shown(sock)} listens: give what its accept() returns")
 
@@ -200,7 +200,7 @@ def check_stream(sock: Any) -> None:
 
 
 def check_count(count: int | None) -> None:
-    """Raise TypeError or ValueError for what is no number of bytes."""
+    """Raise TypeError or ValueError for a count that is not a positive integer."""
     if count is not None:
         if not isinstance(count, int):
             raise TypeError(f"count must be a positive integer (got {count!r})")
@@ -209,7 +209,7 @@ def check_count(count: int | None) -> None:
 
 
 def check_offset(offset: int) -> None:
-    """Raise TypeError or ValueError for what is no place in a file."""
+    """Raise TypeError or ValueError for an offset that is not an integer from 0 on."""
     if not isinstance(offset, int):
         raise TypeError(f"offset must be a non-negative integer (got {offset!r})")
     if not 0 <= offset < 1 << 63:
@@ -222,7 +222,7 @@ def socket_of(side: Any) -> Any:
 
 
 def timeout_of(sock: Any) -> float | None:
-    """Return what `gettimeout()` does, also of an object that has none.
+    """Return `sock.gettimeout()`, or the same worked out for an object without that method.
 
     Raises as `kind_of` does.
     """
@@ -277,7 +277,7 @@ def check_moved_by_kernel(sock: Any, timeout: float | None) -> None:
 
 
 def descriptor_of(file: Any) -> int:
-    """Return the number beneath a file object; SendfileNotAvailableError where it says less."""
+    """Return a file object's descriptor; SendfileNotAvailableError where it reads other bytes."""
     if transforms(file):
         raise asyncio.SendfileNotAvailableError(f"{shown(file)} transforms its bytes")
     # A SpooledTemporaryFile that is asked for a descriptor writes what it holds to a disk.

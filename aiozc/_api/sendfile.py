@@ -117,7 +117,7 @@ async def loop_sendfile(
 
 
 def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
-    """Return whether the arguments are right, and of types that cannot be misleading."""
+    """Return whether the arguments are valid, and of the exact types that the fast path knows."""
     return (
         type(offset) is int
         and 0 <= offset < 1 << 63
@@ -143,7 +143,7 @@ async def _send_file(
     inline: int | None,
     status: os.stat_result | None,
 ) -> int:
-    """Send anything to anything.
+    """Send by whatever way the socket and the file allow.
 
     `inline` is the result of a SendCached done before, `status` the file's where it is known.
     """
@@ -181,7 +181,7 @@ async def send_regular(
     fallback: bool = True,
     inline: int | None = None,
 ) -> int:
-    """Send a regular file of that size by descriptors, as `loop_sendfile` does what it has checked.
+    """Send a regular file of that size by descriptors; the arguments have been checked.
 
     `inline` is the result of a SendCached done before.
     """

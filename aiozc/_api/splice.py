@@ -203,7 +203,7 @@ async def loop_recvfile(
 async def _fall_back(
     loop: Loop, sock: Any, file: Any, offset: int, count: int | None, blocking: Any = None
 ) -> int:
-    """Receive by memory: into the descriptor itself where that is what the object writes."""
+    """Receive into memory, and write from there: by the descriptor where the file is plain."""
     plain = _is_regular(file)
     with nothing_moved(0):
         if plain:
@@ -264,14 +264,14 @@ class _Given:
     """Whether the object's position follows the transfer."""
 
     def find_offset(self) -> int | None:
-        """Have the place in a file where the transfer starts; None for a stream."""
+        """Return the offset in the file where the transfer starts; None for a stream."""
         if self.kind is _Kind.FILE and self.offset is None:
             self.offset = self.holder.tell()
             self.follows = True
         return self.offset
 
     def owned(self, role: Role) -> Original:
-        """Return what the transfer's record may own."""
+        """Return the end as a record owns it."""
         if self.kind is _Kind.FILE:
             return Original(self.holder, self.offset if self.follows else None)
         if self.kind is _Kind.OTHER:
@@ -331,7 +331,7 @@ def _kind_of(mode: int) -> _Kind:
 def _choose(
     engine: Engine, given: _Given, wanted: _Given, count: int | None
 ) -> Sendfile | Splicing:
-    """Return the machine for two ends: for a file into a socket, the one that knows most."""
+    """Return the machine for two ends: Sendfile for a file into a socket, else Splicing."""
     source_offset, target_offset = given.find_offset(), wanted.find_offset()
     # Devices and procfs's files do not tell their size: they are read to the end.
     size = os.fstat(given.holder.fileno()).st_size if given.kind is _Kind.FILE else 0
@@ -370,7 +370,7 @@ def _check_regular(file: Any) -> None:
 
 
 async def _settle(file: Any) -> None:
-    """Have a buffered file written out, and what it has read ahead forgotten.
+    """Write out what a buffered file holds, and have it drop what it has read ahead.
 
     In a thread where something is to be written: that may wait for a disk, or for a reader.
     """

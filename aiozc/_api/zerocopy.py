@@ -207,7 +207,7 @@ def _buffers(engine: Engine, fallback: bool) -> Buffers | None:
 
 
 async def _in_turns(loop: Loop, items: Iterable[T], do: Callable[[T], object]) -> None:
-    """Do something for each item; for many of them within what turns of the loop have for it."""
+    """Call `do` for each item, and let the loop go round now and then where there are many."""
     for number, item in enumerate(items, 1):
         do(item)
         if number % BATCH == 0:
@@ -217,7 +217,7 @@ async def _in_turns(loop: Loop, items: Iterable[T], do: Callable[[T], object]) -
 
 
 async def _sources_of(loop: Loop, file: Any) -> list[Any]:
-    """Return what is to be sent, in order: files, memoryviews of one run of bytes, and Gathers."""
+    """Return what is to be sent, in order: files, memoryviews, and small objects gathered."""
     if not isinstance(file, Sequence) or isinstance(file, str) or _has_memory(file):
         return [_source_of(file)]
     sources: list[Any] = []
@@ -271,7 +271,7 @@ def _size_of(source: Any) -> int:
 async def _choose(
     loop: Loop, sources: Sequence[Any], offset: int, count: int | None
 ) -> list[tuple[Any, int, int]]:
-    """Return those that have some of the bytes, each with an offset in it and a length."""
+    """Return the sources that the range covers, each with an offset in it and a length."""
     chosen: list[tuple[Any, int, int]] = []
     left = count
 
@@ -315,7 +315,7 @@ async def _send(
 
 
 def _annotate(error: BaseException, sent: int, loan: Loan) -> None:
-    """Say in an exception what was sent before it, and when that is released."""
+    """Give an exception `transferred`, `lost` and `send`."""
     annotate(error, sent, 0)
     error.send = ZeroCopySend(sent, loan)  # type: ignore[attr-defined]
 

@@ -37,7 +37,7 @@ _DONE = (0,)
 
 
 async def send_some(inline: Inline, transfer: Sendfile, source: Original, target: Original) -> None:
-    """Do the next step of a transfer, or wait for what it waits for.
+    """Do the next step of a transfer, by the callers' own numbers.
 
     The two have no duplicates. Raises OSError as `drive.send_file` does.
     """
@@ -92,7 +92,7 @@ def _numbers(source: Original, target: Original) -> tuple[int, int]:
 
 
 class _Waiting:
-    """One who waits for room, and what ends that wait."""
+    """A transfer that waits for its socket, and the future that ends the wait."""
 
     __slots__ = ("fd", "future", "source", "target")
 
@@ -123,7 +123,7 @@ class _Waiting:
 
 
 class _Poller:
-    """Those of one loop that wait, looked at now and then by one call."""
+    """Polls the sockets of all such transfers of a loop, now and then, by one call of poll(2)."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = weakref.ref(loop)

@@ -28,7 +28,7 @@ IN_HAND = 4
 async def run_direct(
     engine: Engine, record: Record, parts: Parts, sends: Sequence[SendZero], loan: Loan
 ) -> Outcome:
-    """Run the first of the sends, as many as there are buffers in hand; `is_direct` is each.
+    """Run as many of the sends as there are buffers in hand. All of them are `is_direct`.
 
     The outcome has a result for each that was run.
     """

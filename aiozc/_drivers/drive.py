@@ -72,7 +72,7 @@ async def send_file(
 async def _send_bare(
     inline: Inline, transfer: Sendfile, source: Original, target: Original, growth: "_Growth"
 ) -> bool:
-    """Go on for a while without descriptors; return whether it is at its end."""
+    """Go on without duplicates and pipes for TICK_S seconds; return whether all is done."""
     source.let_go()
     target.let_go()
     transfer.lose_pipe()
@@ -147,7 +147,7 @@ async def move(engine: Engine, transfer: Transfer, source: Original, target: Ori
 
 
 async def own(*ends: Original) -> None:
-    """Have numbers of their own for all of these, once there are descriptors for all of them."""
+    """Duplicate the descriptors of all these ends; wait until the process may open so many."""
     while True:
         try:
             for end in ends:
@@ -237,14 +237,14 @@ async def _run(engine: Engine, record: Record, transfer: Transfer, *, is_new: bo
 
 
 def _unused(granted: int, step: Step, result: int) -> int:
-    """Return what was granted for a step that moved less than it asked for."""
+    """Return what of a grant was not used, by a step that moved less than it asked for."""
     if not isinstance(step, Splice | Give) or result >= step.length:
         return 0
     return granted * (step.length - max(0, result)) // step.length
 
 
 async def _save(engine: Engine, record: Record, transfer: Transfer) -> None:
-    """Give the target what can be read nowhere any more, if it can take that now."""
+    """Write the bytes in the pipe, which cannot be read again, if the target takes them at once."""
     chain = transfer.last_chain()
     if not chain or not record.is_idle or transfer.error or not record.target.is_open():
         return
@@ -258,7 +258,7 @@ async def _save(engine: Engine, record: Record, transfer: Transfer) -> None:
 
 
 def _pipe_for(transfer: Transfer, record: Record) -> int:
-    """Have a pipe or give it up, as the next chain needs; return its size in bytes."""
+    """Take or give up a pipe, as the next chain needs; return its size in bytes, 0 without one."""
     if transfer.needs_pipe:
         return record.take_pipe()
     record.drop_pipe(empty=not transfer.in_pipe)

@@ -132,7 +132,7 @@ async def write_whole(file: Any, data: bytes | bytearray) -> None:
 
 @contextlib.contextmanager
 def _telling(progress: _Progress) -> Iterator[None]:
-    """Say in what is raised, at the very end too, how far it came."""
+    """Give every exception `transferred` and `lost`."""
     try:
         yield
     except BaseException as error:
@@ -243,7 +243,7 @@ def _is_seekable(file: Any) -> bool:
 
 
 def seeks_inline(file: Any) -> bool:
-    """Return whether its position is a number that is set: no decompressor, nothing to write."""
+    """Return whether seeking only sets a number: no decompressor, nothing to write out first."""
     kind = type(file)
     return kind in (io.BytesIO, io.FileIO) or (
         kind is io.BufferedReader and type(file.raw) is io.FileIO
@@ -274,7 +274,7 @@ def _read_into(file: Any, memory: memoryview) -> int:
 
 
 def read_some(file: Any, size: int) -> bytes | None:
-    """Read from a file object that may be anybody's. Raises TypeError where it gives no bytes."""
+    """Read from any file object; raise TypeError where its `read` does not return bytes."""
     data: Any = file.read(size)
     if data is not None:
         try:
@@ -295,7 +295,7 @@ def _close_coroutine(result: Any) -> None:
 
 
 def _receive(source: Stream, sock: HasFileno, memory: memoryview) -> tuple[memoryview, bool | None]:
-    """Return what is there, nothing at the end, or what to wait for: True for room to write."""
+    """Return the bytes received (none at the end), and None or whether to wait for writing."""
     source.check_open()
     try:
         if isinstance(sock, ssl.SSLSocket):

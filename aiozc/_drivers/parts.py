@@ -60,7 +60,7 @@ class Gather:
         return fits
 
     def copy(self) -> bytes:
-        """Return what they hold."""
+        """Return the bytes of all of them."""
         return b"".join(self._buffers)
 
 
@@ -90,13 +90,13 @@ class _FilePart:
         self._alignment = 0
 
     def ask_alignment(self) -> int:
-        """Return what aligns reads past the page cache; 0 where there are none."""
+        """Return the alignment of O_DIRECT reads; 0 where the file system has none."""
         alignment = direct_alignment(self._holder.fileno())
         self._alignment = alignment if alignment < SIZE else 0
         return self._alignment
 
     def take_up(self, *, direct: bool) -> None:
-        """Have a number of our own, and one to read past the page cache where that can be."""
+        """Duplicate the descriptor, and open the file with O_DIRECT if that is wanted."""
         if self.original.has_moved():
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
         try:
@@ -233,7 +233,7 @@ class Parts(Original):
         return self._alignment
 
     def take_up(self, number: int) -> None:
-        """Have what is needed of a part. Raises the OSError that speaks against it."""
+        """Open what sending a part needs. Raises OSError."""
         if number in self._open:
             return
         part = self._parts[number]
@@ -256,7 +256,7 @@ class Parts(Original):
         self._first = max(self._first, number)
 
     def stop(self, sent: int) -> None:
-        """Let the file stand behind what was sent of it, and one alone anyway."""
+        """Set the position of the file that was being sent; a single file's also where none was."""
         if (sent or len(self.pieces) == 1) and self._first in self._open:
             self._open[self._first].follow(sent)
 
@@ -264,7 +264,7 @@ class Parts(Original):
         return [part for part in self._open.values() if isinstance(part, _FilePart)]
 
     def own(self) -> None:
-        """Have nothing yet: what a part needs is waited for when it is its turn."""
+        """Do nothing: each part has its descriptor when it is its turn."""
 
     def check_open(self) -> None:
         """Raise OSError (EBADF) where one of the files in use was closed by the caller."""

@@ -37,7 +37,7 @@ room is left for more mappings."""
 
 
 def can_lend(engine: Engine, sock: HasFileno) -> bool:
-    """Return whether it may be worth while to send memory by that socket without a copy.
+    """Return whether sends without a copy are to be tried on that socket.
 
     UNIX sockets answer EOPNOTSUPP (seen on 6.18). So may others: then the transfer goes on
     copying.
@@ -106,7 +106,7 @@ async def _run_next(engine: Engine, record: Record, transfer: ZeroCopy, parts: P
 
 
 async def _take_up(record: Record, parts: Parts, chain: Sequence[LoanStep]) -> Sequence[LoanStep]:
-    """Have what a chain's parts need; return as much of it as there are descriptors for.
+    """Open what a chain's parts need; return as much of the chain as there are descriptors for.
 
     Where there are none it waits: those before may be somebody's who closes them soon.
     """

@@ -66,12 +66,12 @@ class Run(Waited):
 
     @property
     def ended(self) -> bool:
-        """Whether it is its record's chain in flight no more."""
+        """Whether it has ended: its record has no chain in flight, or another one."""
         return self.record.in_flight is not self
 
     @property
     def stopping(self) -> bool:
-        """Whether it is to end."""
+        """Whether it was told to end."""
         return self.record.phase in (Phase.STOPPING, Phase.ABANDONED)
 
     def complete(self, index: int, result: int) -> bool:
@@ -89,7 +89,7 @@ class Run(Waited):
         return False
 
     def fail(self) -> None:
-        """Be over without an outcome: nothing is known to have moved."""
+        """Give up on the chain: nothing is known to have moved, and its record is lost."""
         self.results.clear()
         self.record.lose()
 
@@ -141,7 +141,7 @@ class Going:
             self._watch.call = None
 
     def _end(self, *results: int) -> None:
-        """Be over, with these results of the chain's steps."""
+        """End the chain with these results of its steps."""
         self._stop_waiting()
         self._run.results[:] = results
         self._engine.retire(self._run)
@@ -182,7 +182,7 @@ class Port(Protocol):
         """Have chains go by this backend again."""
 
     def break_down(self) -> None:
-        """End at the loop's next turn: the kernel and we do not agree on what is in flight."""
+        """End at the loop's next turn: what the kernel has in flight is not known any more."""
 
 
 class Backend(Protocol):
@@ -216,13 +216,13 @@ class Backend(Protocol):
         """Have the engine's `tick` called in TICK_S seconds. Raises OSError where it cannot be."""
 
     def at_tick(self) -> None:
-        """See to it that what needs no disk does not wait for one: each tick calls it."""
+        """Look at the workers, at each tick: what needs no disk is not to wait for one."""
 
     def end_all(self, deadline: float) -> None:
         """End what is in flight, without a loop, by the time `deadline` (time.monotonic)."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close what the backend has open."""
 
     def forget(self) -> None:
-        """In a forked child: give the child's copies back, and leave the parent's alone."""
+        """In a forked child: close the child's copies; what is in flight is the parent's."""

@@ -123,7 +123,7 @@ class Engine:
             raise
 
     def _choose(self, wanted: str | None, entries: int) -> Backend:
-        """Return the backend that is wanted, here or by the environment.
+        """Return the backend that the caller or the environment asks for.
 
         Where none is, io_uring, or readiness for the causes of a RingUnavailableError alone.
         """
@@ -196,7 +196,7 @@ class Engine:
         self.counters.bytes += sent
 
     def open(self, source: Original, target: Original, loan: Loan | None = None) -> Record:
-        """Return a new record, which owns the two; where it raises they are closed.
+        """Return a new record of the two ends. Where that raises, the ends are closed.
 
         With a `loan` its chains are of sends that lend memory, and no others.
         """
@@ -213,7 +213,7 @@ class Engine:
         return record
 
     def press(self) -> None:
-        """Take in that descriptors are scarce: who waits with some gives them up."""
+        """Note that descriptors are scarce: transfers that wait for a peer give theirs up."""
         loop = self.running_loop()
         if loop is not None and not self.is_pressed:
             loop.call_soon(self._ease)
@@ -230,7 +230,7 @@ class Engine:
         return time.monotonic() < self._pressed_until
 
     def is_crowded(self) -> bool:
-        """Return whether a chain more of cached files would not pay: by readiness none does."""
+        """Return whether another chain of a cached file would not pay; by readiness none does."""
         return self.backend == Readiness.name or self._pipes.lent >= CHAINS
 
     def release(self, record: Record) -> None:
@@ -305,7 +305,7 @@ class Engine:
             run.going.interrupt()
 
     def drain(self) -> None:
-        """Take in what the backend has to tell."""
+        """Process the backend's completions."""
         self.counters.wakeups += 1
         self._backend.drain()
 
@@ -335,7 +335,7 @@ class Engine:
                     self.counters.short_write_bytes += result
 
     def _stop(self, run: Run) -> None:
-        """Have a chain end, and ask again until it has."""
+        """Ask a chain to end, again and again until it has (K13)."""
         if not run.ended and not run.stopping:
             run.record.stop()
             self._insist(run)
@@ -380,7 +380,7 @@ class Engine:
         self._goes_by_spare = True
 
     def regain_workers(self) -> None:
-        """Have chains go by the ring again; those that do not end where they are."""
+        """Have new chains go by the ring again; the others end where they are."""
         self._goes_by_spare = False
 
     def break_down(self) -> None:
@@ -405,7 +405,7 @@ class Engine:
         self.end()
 
     def end(self) -> None:
-        """End everything on a loop that goes on."""
+        """End the engine on a loop that stays open."""
         loop = self.running_loop()
         if loop is not None and not self.closed:
             if self.polls.fd != self._backend.fd:
@@ -415,7 +415,7 @@ class Engine:
         self.shut_down()
 
     def shut_down(self) -> None:
-        """End everything now; wait for what is still done for us.
+        """End everything now, and wait for what the kernel and threads still do for us.
 
         What has not ended within the engine's patience is left as it is: a number that a later
         step may still look up is worse reused than leaked.
@@ -452,7 +452,7 @@ class Engine:
             self._buffers.close()
 
     def forget(self) -> None:
-        """In a forked child: give up the copies of what is the parent's."""
+        """In a forked child: close the child's copies of the parent's descriptors."""
         self.closing = True
         self.polls.close()
         self.inline.forget()

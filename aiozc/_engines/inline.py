@@ -104,7 +104,7 @@ class Inline:
         self._large: deque[Place] = deque()
 
     def may_spend(self, loop: Loop, length: int) -> bool:
-        """Take `length` bytes from this turn's budget, or say that others have it, or wait for it.
+        """Take `length` bytes from the turn's budget; return False if it is spent or others wait.
 
         A loop's turn cannot be asked for; a callback marks the next one. It is scheduled
         when half of the budget is gone, so that a few small files cost nothing.
@@ -118,17 +118,17 @@ class Inline:
         return True
 
     def charge(self, loop: Loop, length: int) -> None:
-        """Take `length` bytes that were sent already, be they there or not."""
+        """Take `length` bytes, which were sent already, from the budget, even below zero."""
         self._spent += length
         if self._spent > TURN // 2:
             self._renew_later(loop)
 
     def give_back(self, length: int) -> None:
-        """Have `length` bytes that were taken, and not sent, be there for others."""
+        """Return `length` bytes, which were taken and not sent, to the budget."""
         self._spent = max(0, self._spent - length)
 
     async def wait_turn(self, loop: Loop, length: int) -> None:
-        """Take `length` bytes from the budget of the first turn that has them for us."""
+        """Wait in the queue for `length` bytes of a turn's budget."""
         turn = loop.create_future()
         place = self.queue(loop, length, lambda: wake(turn))
         try:
@@ -145,7 +145,7 @@ class Inline:
         return place
 
     def leave(self, place: Place) -> None:
-        """Want nothing any more: not the place, nor what was granted and is not used."""
+        """Leave the queue; what was granted already, and is not used, is returned."""
         if place.go_on is None:
             self.give_back(place.length + CALL)
         place.go_on = None
@@ -172,7 +172,7 @@ class Inline:
                 self._renew_later(loop)
 
     def _grant(self, loop: Loop, queue: deque[Place], most: int) -> None:
-        """Grant what there is to those who wait; to the first of them whatever it costs."""
+        """Grant the budget to those who wait, up to `most`; the first is granted any length."""
         granted = False
         while queue and (not granted or self._spent + queue[0].length + CALL <= most):
             place = queue.popleft()
@@ -253,7 +253,7 @@ class Inline:
         return self.send(*numbers, offset, length)
 
     def is_cached(self, file: int, offset: int, length: int) -> bool | None:
-        """Return whether a range of a file can be read without its disk; None: nobody says."""
+        """Return whether a range of a file is cached; None where the kernel does not say."""
         cached = self._probe.is_cached(file, offset, length)
         # cachestat counts pages whose read is under way.
         return cached and self._has_ends(file, offset, length)

@@ -111,7 +111,7 @@ class Passing(Going):
         return got == asked or not self._is_dry_when_short()
 
     def _is_dry_when_short(self) -> bool:
-        """Return whether a recv that gave less than was asked for has left nothing, for sure."""
+        """Return whether a short recv(2) is sure to have left nothing in the socket."""
         watch = self._watch
         return self._short_is_last and watch is not None and not (watch.more or watch.gone)
 

@@ -129,7 +129,7 @@ class Readiness:
             self._timer = loop.call_later(TICK_S, self._tick)
 
     def at_tick(self) -> None:
-        """Have another thread where all are stuck."""
+        """Start another thread where all are stuck and somebody waits."""
         threads.FILES.grow()
 
     def _take_back(self, course: Course) -> None:
@@ -185,7 +185,7 @@ class Readiness:
         self._engine.retire(course.run)
 
     def _step(self, course: Course) -> bool:
-        """Do the next step and return True, or see to it that the course is resumed."""
+        """Do the next step and return True; return False where it waits and is resumed later."""
         step = course.step
         if isinstance(step, Splice):
             if self._may_block(course, step):
@@ -251,7 +251,7 @@ class Readiness:
         return False
 
     def _resume(self, course: Course, result: int) -> None:
-        """Go on behind a wait: with the step that it was for, or with what the wait came to."""
+        """Go on after a wait, which ended with `result`: for a step that waits alone, its own."""
         leave, course.leave = course.leave, None
         if leave is not None:
             leave()
@@ -260,7 +260,7 @@ class Readiness:
         self._go_on_safely(course)
 
     def _go_on_safely(self, course: Course) -> None:
-        """Go on where nobody is there to be told of an error but the record."""
+        """Go on from a callback, where an error can only be kept in the record."""
         try:
             course.run.record.check_nonblocking()
         except OSError as error:
@@ -276,7 +276,7 @@ class Readiness:
     # Threads.
 
     def _hand_over(self, course: Course, step: Splice) -> bool:
-        """Have a thread go on with the chain, as far as it can without waiting for a peer.
+        """Give the chain to a thread, which goes on until a step has to wait for a peer.
 
         Where there can be none, the step is done here; what might never end waits for one.
         """
@@ -298,7 +298,7 @@ class Readiness:
         return False
 
     def _end_work(self, course: Course) -> None:
-        """Take in that a thread is done; it may be told twice, or when all has ended."""
+        """Go on with what a thread has left. It may be called twice, or after the engine's end."""
         job = course.job
         if job is None or not job.ended or course.run.number not in self._courses:
             return

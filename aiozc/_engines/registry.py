@@ -79,7 +79,7 @@ def current_engine() -> Engine:
 
 
 async def wait_for_engine() -> Engine:
-    """Return what `current_engine` does, once there are descriptors to make it of."""
+    """Return the running loop's engine; wait until there are descriptors to make one."""
     while True:
         try:
             return current_engine()

@@ -118,7 +118,7 @@ class Uring:
         self._engine.counters.submissions += 1
 
     def drain(self) -> None:
-        """Take in the CQEs that are there."""
+        """Process the CQEs that are there."""
         ticked = False
         for user_data, result, flags in self._ring.drain():
             self._engine.counters.completions += 1

@@ -49,7 +49,7 @@ class Wait(Going):
 
 
 def find_unready(polls: Polls, record: Record, step: Step) -> Watch | None:
-    """Return what tells of the end that a poll is for, or None where that need not be awaited.
+    """Return the watch of the end that a poll is for, or None where the end is ready.
 
     Raises OSError where there can be no watch.
     """
@@ -62,7 +62,7 @@ def find_unready(polls: Polls, record: Record, step: Step) -> Watch | None:
 
 
 def watch_for(polls: Polls, record: Record, step: Step) -> Watch:
-    """Return what tells of the end that a poll is for. Raises OSError where there can be none."""
+    """Return the watch of the end that a poll is for. Raises OSError where there can be none."""
     end = End.SOURCE if isinstance(step, PollIn) else End.TARGET
     watch = record.watches.get(end)
     if watch is None or watch.gone:
@@ -71,7 +71,7 @@ def watch_for(polls: Polls, record: Record, step: Step) -> Watch:
 
 
 def awaited(record: Record, step: Step) -> tuple[int, int]:
-    """Return the number that a poll is for, and the event."""
+    """Return the descriptor and the event that a poll is for."""
     if isinstance(step, PollIn):
         return record.source.fd, select.POLLIN
     return record.target.fd, select.POLLOUT

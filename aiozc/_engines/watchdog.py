@@ -32,7 +32,7 @@ PIPE_TICKS = 1
 
 
 class _RoundRobin:
-    """Gives the chains in flight by and by: all of one moment, then all of another."""
+    """Yields the chains in flight, some at a time, and begins anew when all had their turn."""
 
     def __init__(self, runs: dict[int, Run]) -> None:
         self._runs = runs

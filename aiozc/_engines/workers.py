@@ -40,7 +40,7 @@ _logger = logging.getLogger("aiozc")
 
 
 class Workers:
-    """Those of one ring. `submit` submits SQEs to it; it raises OSError."""
+    """The workers of one ring. `submit` submits SQEs to it, and raises OSError."""
 
     def __init__(self, ring: Ring, engine: Port, submit: Callable[[Sequence[Sqe]], None]) -> None:
         self._ring = ring
@@ -60,7 +60,7 @@ class Workers:
         self._ended = False
 
     def stop_asking(self) -> None:
-        """Take in that the ring ends: what is cancelled now says nothing."""
+        """Ask no more: the ring ends, and cancels its operations itself."""
         self._ended = True
 
     def begin(self, run: Run) -> None:
@@ -81,7 +81,7 @@ class Workers:
             self._ask()
 
     def at_tick(self) -> None:
-        """Ask, or see to it that there are enough."""
+        """Ask whether there are workers, or act on a late answer."""
         if self._asked:
             if self._late:
                 self._relieve()
@@ -114,7 +114,7 @@ class Workers:
         self._asked += 2
 
     def answered(self, result: int) -> None:
-        """Take in an answer."""
+        """Take in the result of a question."""
         self._asked -= 1
         if self._ended:
             return
@@ -129,7 +129,7 @@ class Workers:
             self._engine.regain_workers()
 
     def _relieve(self) -> None:
-        """Have more workers, or do without."""
+        """Allow more workers, or have chains go by the other backend."""
         if self._refused:
             # By a limit of 0 (RLIMIT_NPROC) what is queued stays so, without a word.
             self._evict()

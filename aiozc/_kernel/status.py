@@ -42,7 +42,7 @@ class Known(NamedTuple):
 
 
 class _Can:
-    """What this kernel answers: asked once, and found out on first use."""
+    """Which of the newer calls this kernel has, found out on first use."""
 
     query = True
     statx = _statx is not None

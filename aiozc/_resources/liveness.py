@@ -19,17 +19,17 @@ enough for 4,000 transfers of sockets and files."""
 
 
 class Asked(Protocol):
-    """What has two objects to be asked."""
+    """A record, with two objects that may be closed by their owner."""
 
     def asks(self) -> tuple[tuple[Ask, object], tuple[Ask, object]]:
-        """Return of each what to call, and what that returns for as long as it is open."""
+        """Return for each a function, and what it returns while the object is open."""
 
 
 T = TypeVar("T", bound=Asked)
 
 
 class Liveness:
-    """Those who are to be looked at, in turn."""
+    """The records whose objects are asked, in turn."""
 
     def __init__(self) -> None:
         self._asks: list[Ask] = []
@@ -39,7 +39,7 @@ class Liveness:
         self._next = 0
 
     def add(self, owner: Asked) -> None:
-        """Have one looked at from now on."""
+        """Ask a record's objects from now on."""
         self._places[owner] = len(self._owners)
         self._owners.append(owner)
         for ask, answer in owner.asks():
@@ -47,7 +47,7 @@ class Liveness:
             self._answers.append(answer)
 
     def discard(self, owner: Asked) -> None:
-        """Look at one no more."""
+        """Ask them no more."""
         place = self._places.pop(owner, None)
         if place is None:
             return
@@ -61,12 +61,12 @@ class Liveness:
         del self._asks[-2:], self._answers[-2:]
 
     def clear(self) -> None:
-        """Look at nobody any more."""
+        """Ask nobody any more."""
         for held in (self._asks, self._answers, self._owners, self._places):
             held.clear()
 
     def find_closed(self, most: int) -> set[Asked]:
-        """Return who says to have been closed, `most` at the most, and tell of them once.
+        """Return the records with a closed object, each once, `most` at the most.
 
         All are asked, in as many looks as that takes.
         """

@@ -72,7 +72,7 @@ class Loan:
         return self.buffers.address_of(slot)
 
     def seal(self) -> None:
-        """Take in that nothing more is lent."""
+        """Note that nothing more will be lent."""
         self._sealed = True
         self.drop_slots()
         self._release()
@@ -89,7 +89,7 @@ class Loan:
         export.release()
 
     def lose(self, *, wake: bool) -> None:
-        """Take in that no notification comes any more, or no result either."""
+        """Note that no notification comes any more: the ring has ended."""
         self.lost = True
         for export in self.exports:
             export.keep()
@@ -143,7 +143,7 @@ class Loans:
         self.sent += 1
 
     def take_back(self, user_data: int, result: int) -> None:
-        """Take in a notification; those of sends that sent nothing are nobody's."""
+        """Process a notification; those of sends that sent nothing are ignored."""
         loan, step = self._due.pop(user_data, (None, None))
         if loan is not None:
             if isinstance(step, SendFixed) and loan.buffers is not None:

@@ -72,7 +72,7 @@ class Owners(weakref.WeakValueDictionary[int, Any]):
     _loop: weakref.ref[Loop]
 
     def begin(self, loop: Loop) -> None:
-        """Be what is asked about the transports of a loop."""
+        """Begin to keep track of a loop's transports."""
         self.used = self.data  # type: ignore[attr-defined]
         self.new = set(self)
         self.cleared = set()
@@ -271,7 +271,7 @@ def unguard(loop: Any) -> bool:
 
 
 def _method_of(loop: "weakref.ref[Any]", method: Create) -> Create:
-    """Return a loop's method as it is, whatever it is called on."""
+    """Return a method of the loop that does not keep the loop alive."""
 
     @functools.wraps(method)
     def call(_: Any, *arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:

@@ -23,7 +23,7 @@ _BEYOND = select.POLLHUP | select.POLLNVAL
 
 
 class Watch:
-    """What is known of one descriptor, and who is to be called when there is news of it.
+    """A registration of one descriptor, and the function that is called when it is ready.
 
     `told`: there was news that nobody was called for; `gone`: it is looked at no more; `more`: it
     told once of more than bytes and room (an end, an error, urgent data).
@@ -41,7 +41,7 @@ class Watch:
         self.call: Callable[[], object] | None = None
 
     def tell(self) -> None:
-        """Take in that there is news."""
+        """Call who waits, or remember that it is ready."""
         if self.call is not None:
             self.call()
         elif self.told:
@@ -50,7 +50,7 @@ class Watch:
             self.told = True
 
     def drop(self) -> None:
-        """Have it looked at no more."""
+        """Unregister it."""
         self.call = None
         if not self.gone:
             self.gone = True
@@ -111,7 +111,7 @@ class Polls:
             self._epoll.unregister(watch.fd)
 
     def call_ready(self) -> None:
-        """Tell of what is new. None of those told is in the midst of anything.
+        """Call those whose descriptors are ready.
 
         What one of them raises is raised when all have been told: an edge comes once.
         """

@@ -80,18 +80,18 @@ class Original:
         return self._identity
 
     def remember(self) -> None:
-        """Keep what stands behind the number now, for who has no duplicate to compare it with."""
+        """Keep the inode behind the number, to compare with where there is no duplicate."""
         self._identity = self._identify(self._number)
 
     def _identify(self, number: int) -> tuple[int, int]:
         return identity(number)
 
     def hold(self) -> None:
-        """Have one owner more, who closes it in the end."""
+        """Count one more owner; each calls `close`."""
         self._owners += 1
 
     def own(self) -> None:
-        """Have a number of our own. Raises OSError (EMFILE, ENFILE) where there can be none."""
+        """Duplicate the descriptor. Raises OSError (EMFILE, ENFILE) where that cannot be."""
         if self.fd < 0:
             fd = self._another_number()
             if self._identity is not None and self._identify(fd) != self._identity:
@@ -100,7 +100,7 @@ class Original:
             self.fd = fd
 
     def let_go(self) -> None:
-        """Have no number of our own for a while, unless another owner needs it."""
+        """Close the duplicate for a while, unless another owner needs it."""
         if self._owners <= 1:
             self._identity = self.identity
             self.abandon()
@@ -123,20 +123,20 @@ class Original:
             raise error_from(errno.EBADF, f"{self._holder!r} was closed during the transfer")
 
     def _is_same(self, number: int) -> bool:
-        """Return whether that number is still of the file; nobody but the kernel is asked."""
+        """Return whether the number is still of the same file; the kernel alone is asked."""
         if self.fd >= 0 and (same := is_same_open_file(self.fd, number)) is not None:
             return same
         return self._identify(number) == self.identity
 
     def has_moved(self) -> bool:
-        """Return whether the caller's object says that it is closed, or elsewhere: a quick look."""
+        """Return whether the caller's object says that it is closed, or has another number."""
         try:
             return self._holder.fileno() != self._number
         except Exception:
             return True
 
     def ask(self) -> tuple[Ask, object]:
-        """Return what is to be called for that, and what it returns while the object is open."""
+        """Return a function, and what it returns while the object is open: see `liveness.py`."""
         return self._holder.fileno, self._number
 
     def is_open(self) -> bool:
@@ -156,7 +156,7 @@ class Original:
         """Raise OSError (EINVAL) where it is a socket that somebody has made blocking meanwhile."""
 
     def follow(self, moved: int) -> None:
-        """Let the caller's position be where the transfer is."""
+        """Set the caller's file position to where the transfer is."""
         if self.start is not None and self.is_open():
             set_position(self._holder, self.start + moved)
 
@@ -226,7 +226,7 @@ class Stream(Original):
             raise error_from(errno.EINVAL, "the socket was made blocking during the transfer")
 
     def is_of(self, holder: HasFileno) -> bool:
-        """Return whether it is that object that it was made of."""
+        """Return whether it was made of this very object."""
         return self._holder is holder
 
     def end_writing(self) -> None:
@@ -362,7 +362,7 @@ def already_busy(stream: HasFileno, role: Role) -> RuntimeError:
 
 
 def set_position(file: Any, position: int) -> None:
-    """Let a file that has a position stand there."""
+    """Set a file's position, if it has one."""
     try:
         file.seek(position)
     except (AttributeError, ValueError):
@@ -419,19 +419,19 @@ class Record:
             self._own()
 
     def take_pipe(self) -> int:
-        """Have a pipe, lent now if need be; return its size in bytes."""
+        """Borrow a pipe, unless there is one already; return its size in bytes."""
         if self.pipe is None:
             self.pipe = self._pipes.lend()
         return self.pipe.size
 
     def drop_pipe(self, *, empty: bool) -> None:
-        """Have no pipe; what it still holds is gone."""
+        """Give the pipe back; bytes that are in it are gone."""
         if self.pipe is not None:
             self._pipes.give_back(self.pipe, empty=empty)
             self.pipe = None
 
     def drop_watches(self) -> None:
-        """Have nobody told of its ends any more."""
+        """Unregister the watches of its ends."""
         for watch in self.watches.values():
             watch.drop()
         self.watches.clear()
@@ -443,12 +443,12 @@ class Record:
             watch.tell()
 
     def shrink_pipe(self) -> None:
-        """Have a pipe that is no larger than what is in it."""
+        """Shrink the pipe to what is in it."""
         if self.pipe is not None:
             self._pipes.shrink(self.pipe)
 
     def asks(self) -> tuple[tuple[Ask, object], tuple[Ask, object]]:
-        """Return of both what tells quickly whether it was closed."""
+        """Return both ends' `ask`: see `liveness.py`."""
         return self.target.ask(), self.source.ask()
 
     def check_open(self) -> None:
