@@ -1,7 +1,7 @@
 """Files by their paths, opened and begun to be read without the loop waiting for a disk.
 
-A file for a stranger's path is opened beneath a directory: what is sent then is what was looked
-at, whatever happens to the path meanwhile, and no symbolic link leads elsewhere.
+A file for a stranger's path is opened beneath a directory (K23): what is sent then is what was
+looked at, whatever happens to the path meanwhile, and no symbolic link leads elsewhere.
 """
 
 import errno

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aiozc
-from aiozc._engines.opening import open_regular
+from aiozc._engines.opening import open_beneath, open_regular
 from aiozc._kernel import permitted
 from aiozc._kernel.pagecache import Probe
 from aiozc._kernel.permitted import New, look, may_call
@@ -139,6 +139,9 @@ def test_every_transfer_lives(
         fd, size = await open_regular(str(path))
         os.close(fd)
         assert size == path.stat().st_size
+        opened = await open_beneath(str(path.parent), path.name, follow=False)
+        assert opened.status.st_size == size
+        opened.close()
 
     calls = ALL if loop_factory is LOOPS["asyncio"] else BUT_UVLOOPS
 
