@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from aiozc._api.ahead import PIECE, Moved, Moving, ReadAhead, ended_socket, into_file
+from aiozc._api.ahead import Moved, Moving, ReadAhead, ended_socket, into_file
 from aiozc._api.arguments import check_count, plain_file, shown
 from aiozc._api.gates import (
     ReaderGate,
@@ -285,15 +285,19 @@ async def _copy(
 ) -> None:
     """Copy to the end, or as many as are left; `transport` is the writer's own."""
     while moving.left != 0:
-        data = await reader.read(PIECE if moving.left is None else min(PIECE, moving.left))
-        if not data:
-            return
-        if transport.is_closing():
-            moving.lost = len(data)
-            raise connection_lost(None)
-        transport.write(data)
-        moving.moved += len(data)
-        await writer.drain()
+        await wait_for_bytes(reader)
+        with ReaderGate(reader) as gate:
+            if not gate.chunks:
+                return
+            if transport.is_closing():
+                raise connection_lost(None)
+            data = gate.chunks.popleft()
+            if moving.left is not None:
+                gate.chunks.appendleft(data[moving.left :])
+                data = data[: moving.left]
+            transport.write(data)
+            moving.moved += len(data)
+            await writer.drain()
 
 
 async def _relay_by_memory(a: Side, b: Side) -> tuple[int, int]:

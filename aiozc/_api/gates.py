@@ -570,7 +570,7 @@ async def wait_for_bytes(reader: asyncio.StreamReader) -> None:
     if held._exception is not None:
         raise held._exception
     if not held._buffer and not held._eof:
-        await held._wait_for_data("receive_file")
+        await held._wait_for_data("a transfer")
 
 
 class ReaderGate:

@@ -71,6 +71,8 @@ async def test_what_tls_carries_is_copied_to_the_end_of_a_side(
     for line in a, b:
         with pytest.raises(RuntimeError):
             line.writer.write(b"never")
+        with pytest.raises(RuntimeError):
+            await line.reader.read(1)
     (a if kinds[0] == "tls" else b).peer.send(b"", end=True)
     assert await relaying == (len(there), len(back))
     assert_same(await b.finish(), b"before", there)

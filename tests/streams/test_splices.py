@@ -189,7 +189,7 @@ async def test_a_peer_that_resets_leaves_what_a_program_said_that_is_gone(
     _, stdout = ends(process)
     assert await stdout.readexactly(1) == b"\0"
     sending = asyncio.ensure_future(splice(stdout, line.writer))
-    assert await process.wait() == 0
+    await until(lambda: process.returncode == 0)  # `wait` is for its pipes too
     line.peer.reset()
     outcome: Any = await outcome_of(sending)
     assert isinstance(outcome, ConnectionError)
