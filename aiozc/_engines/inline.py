@@ -11,10 +11,10 @@ No disk is touched, since the kernel is asked beforehand what is cached (K16):
 - Above, cachestat(2) says whether all pages are there, and the first and the last are asked for a
   byte; then sendfile(2) moves them: 30 us for 256 KiB, where reading and sending them takes 58.
   Pages can be evicted between the calls; that window is a few hundred ns wide.
-- Of a file that the process neither owns nor may write cachestat tells nothing: a read that may not
-  wait asks in its place (20 us for 256 KiB). What it read is not sent: to 500 slow peers copies
-  took 169 us for 64 KiB and 2 GB of the kernel's memory, where references to cached pages take
-  neither.
+- Of a file that the process neither owns nor may write cachestat tells nothing: reads that
+  may not wait ask in its place (`ProbeByReading`). What they read is not sent: to 500 slow
+  peers copies took 169 us for 64 KiB and 2 GB of the kernel's memory, where references to
+  cached pages take neither.
 
 Guards against blocking calls (blockbuster) have functions of their own in `os` in the place of
 those that may block. What is asked beforehand whether it may wait is taken from `posix`, where
@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable
 
 from aiozc._kernel.copying import copier
-from aiozc._kernel.pagecache import Probe
+from aiozc._kernel.pagecache import Probe, ProbeByReading
 from aiozc._kernel.sockets import receive_nowait, send_nowait
 from aiozc._resources.records import HasFileno, Original, Record, outlet
 from aiozc._runtime.waiting import Loop, wake
@@ -95,7 +95,7 @@ class Inline:
     """
 
     def __init__(self) -> None:
-        self._probe = Probe()
+        self._probe, self._probe_by_reading = Probe(), ProbeByReading()
         self._has_ends, self._copy = copier(SMALL)
         self._scratch = memoryview(bytearray(1))
         self._spent = 0
@@ -261,7 +261,8 @@ class Inline:
     def _splice(self, sock: int, file: int, offset: int, length: int) -> int:
         cached = self.is_cached(file, offset, length)
         if cached is None:
-            cached = self._can_read(file, offset, length)
+            cached = self._probe_by_reading.is_cached(file, offset, length)
+            cached = cached and self._has_ends(file, offset, length)
         if not cached:
             return -errno.ENODATA
         # What is not there is waited for by who looks at that flag (`Record.check_nonblocking`).
@@ -271,12 +272,3 @@ class Inline:
             return posix.sendfile(sock, file, offset, length)
         except OSError as error:
             return -(error.errno or errno.EIO)
-
-    def _can_read(self, file: int, offset: int, length: int) -> bool:
-        """Return whether a range can be read without its disk, by reading it."""
-        if len(self._scratch) < length:
-            self._scratch = memoryview(bytearray(length))
-        try:
-            return os.preadv(file, (self._scratch[:length],), offset, os.RWF_NOWAIT) == length
-        except OSError:
-            return False
