@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 
 import psutil  # type: ignore[import-untyped]
 
+import aiozc
 from bench.contenders import CONTENDERS, Running
 from bench.ends import CONGESTION, SinkProcess, listen, source_of
 from bench.errors import BenchError
@@ -86,17 +87,19 @@ def _new_file(path: str) -> IO[bytes]:
     return Path(path).open("xb")
 
 
-async def forward_by_streams(near: socket.socket, far: socket.socket) -> tuple[int, int]:
+async def forward_by_streams(
+    near: socket.socket, far: socket.socket, *, relayed: bool = False
+) -> tuple[int, int]:
     """Forward both ways by asyncio's streams; give how many bytes went each way."""
-    near_reader, near_writer = await asyncio.open_connection(sock=near)
-    far_reader, far_writer = await asyncio.open_connection(sock=far)
-    async with asyncio.TaskGroup() as group:
-        there = group.create_task(_pump(near_reader, far_writer))
-        back = group.create_task(_pump(far_reader, near_writer))
-    for writer in near_writer, far_writer:
+    a, b = await asyncio.open_connection(sock=near), await asyncio.open_connection(sock=far)
+    if relayed:
+        there, back = await aiozc.streams.relay(a, b)
+    else:
+        there, back = await asyncio.gather(_pump(a[0], b[1]), _pump(b[0], a[1]))
+    for _, writer in a, b:
         writer.close()
         await writer.wait_closed()
-    return there.result(), back.result()
+    return there, back
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
