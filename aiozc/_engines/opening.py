@@ -34,7 +34,11 @@ class Opened:
 
     def __init__(self, fd: int, status: os.stat_result | None = None) -> None:
         self.fd = fd
-        self.status = status or os.fstat(fd)
+        try:
+            self.status = status or os.fstat(fd)
+        except BaseException:
+            self.close()
+            raise
 
     def __del__(self) -> None:
         self.close()
@@ -116,8 +120,9 @@ async def open_beneath(directory: str, path: str, *, follow: bool) -> Opened:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError:
-        return await _in_thread(lambda: _look_beneath(directory, path, follow))
-    opened = Opened(fd)
+        opened = await _in_thread(lambda: _look_beneath(directory, path, follow))
+    else:
+        opened = Opened(fd)
     if not opened.is_regular:
         opened.close()
     return opened

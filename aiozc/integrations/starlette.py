@@ -135,22 +135,23 @@ class FileResponse(starlette.responses.FileResponse):
     async def _answer(
         self, send: Send, opened: Opened, ranges: list[tuple[int, int]], size: int, is_head: bool
     ) -> None:
-        headers = MutableHeaders(raw=list(self.raw_headers))
         parts: list[bytes | tuple[int, int]] = [*ranges] or [(0, size)]
-        if len(ranges) == 1:
-            [(start, end)] = ranges
-            headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
-        elif ranges:
-            boundary = secrets.token_hex(13)
-            parts = _in_multipart(ranges, size, boundary, headers["content-type"])
-            headers["content-type"] = f"multipart/byteranges; boundary={boundary}"
+        status, raw_headers = self.status_code, self.raw_headers
         if ranges:
+            headers = MutableHeaders(raw=list(raw_headers))
+            if len(ranges) == 1:
+                [(start, end)] = ranges
+                headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
+            else:
+                boundary = secrets.token_hex(13)
+                parts = _in_multipart(ranges, size, boundary, headers["content-type"])
+                headers["content-type"] = f"multipart/byteranges; boundary={boundary}"
             lengths = (
                 len(part) if isinstance(part, bytes) else part[1] - part[0] for part in parts
             )
             headers["content-length"] = str(sum(lengths))
-        status = 206 if ranges else self.status_code
-        await send({"type": "http.response.start", "status": status, "headers": headers.raw})
+            status, raw_headers = 206, headers.raw
+        await send({"type": "http.response.start", "status": status, "headers": raw_headers})
         await _send_parts(send, opened, [] if is_head else parts, self.path)
 
 
@@ -257,7 +258,8 @@ class StaticFiles(starlette.staticfiles.StaticFiles):
             return await super().get_response(path, scope)
         found = await self._find(path)
         if found is not None and self.html and stat.S_ISDIR(found.opened.status.st_mode):
-            found = await self._find(os.path.join(path, "index.html"))
+            path = os.path.join(path, "index.html")
+            found = await self._find(path)
             if found is not None and found.opened.is_regular and not scope["path"].endswith("/"):
                 url = URL(scope=scope)
                 return RedirectResponse(url.replace(path=url.path + "/"))

@@ -588,6 +588,16 @@ async def test_encodings_of_one_size_and_time_have_etags_of_their_own(
     assert len(etags) == 3
 
 
+async def test_the_page_of_a_folder_has_encodings_too(serve: Serve, root: Path) -> None:
+    (root / "folder" / "index.html").write_bytes(b"index")
+    (root / "folder" / "index.html.gz").write_bytes(b"packed")
+    (root / "folder.gz").write_bytes(b"something else")
+    app = static(root, html=True, precompressed=True)
+    answer = await get(serve, app, "/folder/", accept_encoding="gzip")
+    assert (answer.body, answer.headers["content-encoding"]) == (b"packed", "gzip")
+    assert answer.headers["content-type"].startswith("text/html")
+
+
 async def test_without_being_asked_for_no_encoding_is_sent(serve: Serve, root: Path) -> None:
     (root / "file.gz").write_bytes(b"packed")
     answer = await get(serve, static(root), "/file", accept_encoding="gzip")
