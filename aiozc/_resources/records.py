@@ -419,7 +419,12 @@ class Record:
             self._own()
 
     def take_pipe(self) -> int:
-        """Borrow a pipe, unless there is one already; return its size in bytes."""
+        """Borrow a pipe, unless there is one already; return its size in bytes.
+
+        Raises OSError (ECANCELED) where the record was closed, by the end of its reactor.
+        """
+        if self.phase is Phase.CLOSED:
+            raise error_from(errno.ECANCELED, "the reactor was closed")
         if self.pipe is None:
             self.pipe = self._pipes.lend()
         return self.pipe.size
