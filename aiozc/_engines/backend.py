@@ -14,7 +14,7 @@ from aiozc._resources.loans import Loans
 from aiozc._resources.polls import Polls, Watch
 from aiozc._resources.records import Record
 from aiozc._runtime.runtime import running_loop
-from aiozc._runtime.waiting import Loop, Waited
+from aiozc._runtime.waiting import Loop, Timer, Waited
 from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
 
 TICK_S = 0.1
@@ -42,15 +42,27 @@ class Counters:
 
 
 class Run(Waited):
-    """One chain in flight: its results so far, and who waits for its end."""
+    """One chain in flight: its results so far, and who waits for its end.
+
+    Of those that the loop's own thread runs, from callbacks, some have a `_place` in the queue for
+    the loop's turn, a `_watch` of a peer, or a `_timer`.
+    """
 
     __slots__ = (
-        *("age", "asked", "backend", "chain", "evicted", "going", "number", "record", "results"),
+        *("_engine", "_loop", "_place", "_timer", "_watch", "age", "asked", "chain", "evicted"),
+        *("number", "record", "results"),
     )
 
-    def __init__(self, number: int, record: Record, chain: Chain, backend: "Backend") -> None:
+    in_kernel = False
+    """Whether the kernel has it in flight."""
+
+    def __init__(self, engine: "Port", number: int, record: Record, chain: Chain) -> None:
         super().__init__()
-        self.backend = backend
+        self._engine = engine
+        self._loop: Loop = running_loop()
+        self._place: Place | None = None
+        self._watch: Watch | None = None
+        self._timer: Timer | None = None
         self.number = number
         self.record = record
         self.chain = chain
@@ -61,8 +73,20 @@ class Run(Waited):
         self.evicted = False
         """Whether it was taken out of a queue."""
         self.age = 0
-        self.going: Going | None = None
-        """What runs it, where that is no backend."""
+
+    def begin(self) -> None:
+        """Begin it. What waits for nothing is done, and told, when this returns.
+
+        Raises OSError where nothing of it was begun.
+        """
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Have its wait for a peer end with ECANCELED, and all of it if it is `stopping`.
+
+        It may miss (K13): who wants the chain to end asks again until it has.
+        """
+        raise NotImplementedError
 
     @property
     def ended(self) -> bool:
@@ -88,63 +112,26 @@ class Run(Waited):
             return True
         return False
 
-    def fail(self) -> None:
-        """Give up on the chain: nothing is known to have moved, and its record is lost."""
-        self.results.clear()
-        self.record.lose()
-
-
-class LendingRun(Run):
-    """A chain of sends that lend memory: each tells its own result, those too that never began."""
-
-    __slots__ = ("_due",)
-
-    def __init__(self, number: int, record: Record, chain: Chain, backend: "Backend") -> None:
-        super().__init__(number, record, chain, backend)
-        self._due = len(chain)
-
-    def complete(self, index: int, result: int) -> bool:
-        """Take in the result of a step; return whether it was the last that was due."""
-        self.results[index] = result
-        self._due -= 1
-        return not self._due
-
-
-class Going:
-    """A chain that the loop's own thread runs, from callbacks, until something stands in its way.
-
-    Not all of them have a `place` in the queue for the loop's turn, or a `watch` of a peer.
-    """
-
-    __slots__ = ("_engine", "_loop", "_place", "_run", "_watch")
-
-    def __init__(self, engine: "Port", run: Run) -> None:
-        self._engine = engine
-        self._run = run
-        self._loop: Loop = running_loop()
-        self._place: Place | None = None
-        self._watch: Watch | None = None
-
-    def begin(self) -> None:
-        """Begin; what waits for nothing is done, and told, when this returns."""
-        raise NotImplementedError
-
-    def interrupt(self) -> None:
-        """End it: what it has done so far is its result."""
-        raise NotImplementedError
-
     def _stop_waiting(self) -> None:
-        if self._place is not None:
-            self._engine.inline.leave(self._place)
-            self._place = None
-        if self._watch is not None:
-            self._watch.call = None
+        place, watch, timer = self._place, self._watch, self._timer
+        self._place = self._watch = self._timer = None
+        if place is not None:
+            self._engine.inline.leave(place)
+        if watch is not None:
+            watch.call = None
+        if timer is not None:
+            timer.cancel()
 
     def _end(self, *results: int) -> None:
         """End the chain with these results of its steps."""
         self._stop_waiting()
-        self._run.results[:] = results
-        self._engine.retire(self._run)
+        self.results[:] = results
+        self._engine.retire(self)
+
+    def fail(self) -> None:
+        """Give up on the chain: nothing is known to have moved, and its record is lost."""
+        self.results.clear()
+        self.record.lose()
 
 
 def may_be_short(step: Step) -> bool:
@@ -197,20 +184,11 @@ class Backend(Protocol):
     def fd(self) -> int:
         """The descriptor for the loop to watch; -1 when it is closed."""
 
-    def start(self, run: Run) -> None:
-        """Start a chain. What waits for nothing is done, and told, when this returns.
-
-        Raises OSError where nothing of it was begun.
-        """
+    def make(self, number: int, record: Record, chain: Chain) -> Run:
+        """Return a chain that is to be begun."""
 
     def drain(self) -> None:
         """Take in what has happened: the descriptor is readable."""
-
-    def interrupt(self, run: Run) -> None:
-        """Have a chain's wait for a peer end with ECANCELED, and all of it if it is `stopping`.
-
-        It may miss (K13): who wants the chain to end asks again until it has.
-        """
 
     def tick_later(self) -> None:
         """Have the engine's `tick` called in TICK_S seconds. Raises OSError where it cannot be."""

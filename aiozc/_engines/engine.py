@@ -27,7 +27,7 @@ import time
 import weakref
 from typing import NamedTuple
 
-from aiozc._engines.backend import RETRY_S, Backend, Counters, Going, LendingRun, Run
+from aiozc._engines.backend import RETRY_S, Backend, Counters, Run
 from aiozc._engines.inline import Inline
 from aiozc._engines.offering import Offering
 from aiozc._engines.passing import Passing
@@ -106,7 +106,7 @@ class Engine:
         self._pipes = PipePool()
         self._pressed_until = 0.0
         self._records: set[Record] = set()
-        self._watchdog = Watchdog(self.runs, self._stop, self._interrupt)
+        self._watchdog = Watchdog(self.runs, self._stop)
         self._last_number = 0
         self._ticking = False
         self._patience_s = LONGEST_END_S
@@ -222,7 +222,7 @@ class Engine:
     def _ease(self) -> None:
         for run in tuple(self.runs.values()):
             if run.record.may_let_go and not run.ended:
-                self._interrupt(run)
+                run.interrupt()
 
     @property
     def is_pressed(self) -> bool:
@@ -260,20 +260,13 @@ class Engine:
         return Outcome(run.results, cancellation)
 
     def _start(self, record: Record, chain: Chain) -> Run:
-        self._last_number += 1
-        kind = Run if record.loan is None else LendingRun
-        backend = self._runner if record.loan is None else self._backend
-        run = kind(self._last_number, record, chain, backend)
-        run.going = self._going(run)
+        run = self._make(record, chain)
         # Before the chain: once that is under way, nothing may fail any more.
         self._tick_later()
         self.runs[run.number] = run
         record.begin(run)
         try:
-            if run.going is not None:
-                run.going.begin()
-            else:
-                backend.start(run)
+            run.begin()
         except OSError:
             # Of a chain that was taken in part the record stays as it is until the end, and
             # behind any other exception a chain may be under way.
@@ -285,24 +278,21 @@ class Engine:
         self.counters.polls += sum(isinstance(step, PollIn | PollOut) for step in chain)
         return run
 
-    def _going(self, run: Run) -> Going | None:
-        """Return what runs a chain in the loop's own thread; None where a backend does."""
-        first = run.chain[0]
+    def _make(self, record: Record, chain: Chain) -> Run:
+        self._last_number += 1
+        number, first = self._last_number, chain[0]
         if isinstance(first, Pass):
-            return Passing(self, run, self._messenger)
+            return Passing(self, number, record, chain, self._messenger)
         if isinstance(first, Offer):
-            return Offering(self, run, self._room_in)
-        return Wait(self, run) if only_waits(run.chain) else None
+            return Offering(self, number, record, chain, self._room_in)
+        if only_waits(chain):
+            return Wait(self, number, record, chain)
+        backend = self._runner if record.loan is None else self._backend
+        return backend.make(number, record, chain)
 
     @functools.cached_property
     def _messenger(self) -> Messenger:
         return Messenger()
-
-    def _interrupt(self, run: Run) -> None:
-        if run.going is None:
-            run.backend.interrupt(run)
-        elif not run.ended:
-            run.going.interrupt()
 
     def drain(self) -> None:
         """Process the backend's completions."""
@@ -318,7 +308,6 @@ class Engine:
         """Take in that a chain has ended."""
         self.runs.pop(run.number, None)
         self._count_shortness(run)
-        run.going = None
         run.record.end()
         self._drop_closed(run.record)
         if self.running_loop() is not None:
@@ -344,7 +333,7 @@ class Engine:
         loop = self.running_loop()
         if run.ended or self.closed or loop is None:
             return
-        self._interrupt(run)
+        run.interrupt()
         if not run.ended:
             loop.call_later(RETRY_S, self._insist, run)
 
@@ -425,8 +414,8 @@ class Engine:
             return
         for run in tuple(self.runs.values()):
             run.record.stop()
-            if run.going is not None:
-                self._interrupt(run)
+            if not run.in_kernel:
+                run.interrupt()
         deadline = time.monotonic() + self._patience_s
         if self._spare is not None:
             self._spare.end_all(deadline)

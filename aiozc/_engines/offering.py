@@ -9,24 +9,27 @@ the kernel is asked whether the callers' numbers are of the same open files stil
 import errno
 from collections.abc import Callable
 
-from aiozc._engines.backend import Going, Port, Run
+from aiozc._engines.backend import Port, Run
 from aiozc._engines.waits import awaited, watch_for
 from aiozc._resources.polls import is_ready
+from aiozc._resources.records import Record
 from aiozc._transfers.route import KEEPS_UP, OFFER, SHARE
-from aiozc._transfers.steps import Offer, PollOut
+from aiozc._transfers.steps import Chain, Offer, PollOut
 
 
-class Offering(Going):
-    """Runs a chain that is an Offer: one file that goes to one socket."""
+class Offering(Run):
+    """A chain that is an Offer: one file that goes to one socket."""
 
     __slots__ = (
         *("_begins_full", "_in_a_row", "_in_vain", "_left", "_offer", "_offset", "_room_in"),
         "_sent",
     )
 
-    def __init__(self, engine: Port, run: Run, room_in: Callable[[int], int]) -> None:
-        super().__init__(engine, run)
-        wanted = run.chain[0]
+    def __init__(
+        self, engine: Port, number: int, record: Record, chain: Chain, room_in: Callable[[int], int]
+    ) -> None:
+        super().__init__(engine, number, record, chain)
+        wanted = chain[0]
         assert isinstance(wanted, Offer)
         self._room_in = room_in
         self._begins_full = wanted.full
@@ -39,7 +42,7 @@ class Offering(Going):
 
     def begin(self) -> None:
         """Offer, or wait for room first."""
-        if self._begins_full and not is_ready(*awaited(self._run.record, PollOut())):
+        if self._begins_full and not is_ready(*awaited(self.record, PollOut())):
             self._wait()
         else:
             self._go_on()
@@ -70,13 +73,13 @@ class Offering(Going):
                 granted = False
                 going = self._send(size)
         except Exception as error:
-            self._run.record.fault = error
-            if not self._run.ended:
+            self.record.fault = error
+            if not self.ended:
                 self._end(self._sent)
 
     def _send(self, size: int) -> bool:
         """Send what there is room for; return whether to offer more at once."""
-        record, inline = self._run.record, self._engine.inline
+        record, inline = self.record, self._engine.inline
         if not record.is_open():
             inline.give_back(size)
             self._end(self._sent, -errno.ECANCELED)
@@ -118,14 +121,14 @@ class Offering(Going):
 
     def _choose_offer(self) -> None:
         """Offer what there is room for, to who had none before."""
-        room = 0 if self._watch is None else self._room_in(self._run.record.target.fd)
+        room = 0 if self._watch is None else self._room_in(self.record.target.fd)
         self._offer = min(room + OFFER, SHARE) if room else SHARE
 
     def _wait(self) -> None:
         watch = self._watch
         if watch is None or watch.gone:
             try:
-                watch = watch_for(self._engine.polls, self._run.record, PollOut())
+                watch = watch_for(self._engine.polls, self.record, PollOut())
             except OSError as error:
                 self._end(self._sent, -(error.errno or errno.EIO))
                 return
@@ -135,4 +138,5 @@ class Offering(Going):
 
     def interrupt(self) -> None:
         """Offer no more."""
-        self._end(self._sent, -errno.ECANCELED)
+        if not self.ended:
+            self._end(self._sent, -errno.ECANCELED)

@@ -16,12 +16,13 @@ credentials change, so it is asked until it has nothing.
 
 import errno
 
-from aiozc._engines.backend import Going, Port, Run
+from aiozc._engines.backend import Port, Run
 from aiozc._engines.inline import CALL, STREAMED
 from aiozc._engines.waits import watch_for
 from aiozc._kernel.sockets import Messenger, is_tcp
+from aiozc._resources.records import Record
 from aiozc._transfers.splice import EAGER
-from aiozc._transfers.steps import Pass, PollIn, Receive
+from aiozc._transfers.steps import Chain, Pass, PollIn, Receive
 
 SHARE = 4
 """Messages that one source may have handed on in a turn of the loop."""
@@ -33,16 +34,18 @@ CALLS = 2 * CALL
 """What a message costs beside its bytes."""
 
 
-class Passing(Going):
-    """Runs a chain that begins with Pass: one way that messages take."""
+class Passing(Run):
+    """A chain that begins with Pass: one way that messages take."""
 
     __slots__ = (
         *("_fast", "_left", "_messenger", "_most", "_passed", "_short_is_last", "_wakeups"),
     )
 
-    def __init__(self, engine: Port, run: Run, messenger: Messenger) -> None:
-        super().__init__(engine, run)
-        wanted, receive = run.chain[0], run.chain[1]
+    def __init__(
+        self, engine: Port, number: int, record: Record, chain: Chain, messenger: Messenger
+    ) -> None:
+        super().__init__(engine, number, record, chain)
+        wanted, receive = chain[0], chain[1]
         assert isinstance(wanted, Pass)
         assert isinstance(receive, Receive)
         self._messenger = messenger
@@ -69,7 +72,7 @@ class Passing(Going):
     def _receive_and_send(self) -> None:
         self._place = None
         self._wakeups += 1
-        record = self._run.record
+        record = self.record
         if (record.has_moved() or self._wakeups % CHECK_EVERY == 0) and not record.is_open():
             self._end(self._passed)
             return
@@ -83,7 +86,7 @@ class Passing(Going):
 
     def _hand_on_one(self) -> bool:
         """Hand on a message; return whether there may be another one, and nothing is in its way."""
-        messenger, record = self._messenger, self._run.record
+        messenger, record = self._messenger, self.record
         got = messenger.receive(record.source.fd, self._most)
         if got == -errno.EAGAIN:
             self._fast = False
@@ -119,14 +122,15 @@ class Passing(Going):
         if self._watch is not None and not self._watch.gone:
             return  # it calls this passage still
         try:
-            self._watch = watch = watch_for(self._engine.polls, self._run.record, PollIn())
+            self._watch = watch = watch_for(self._engine.polls, self.record, PollIn())
         except OSError as error:
             self._end(self._passed, -(error.errno or errno.EIO))
             return
         watch.told = False
         watch.call = self.begin
-        self._short_is_last = is_tcp(self._run.record.source.fd)
+        self._short_is_last = is_tcp(self.record.source.fd)
 
     def interrupt(self) -> None:
         """Hand on no more, with nothing in hand."""
-        self._end(self._passed)
+        if not self.ended:
+            self._end(self._passed)

@@ -75,6 +75,45 @@ _MORE = int(CqeFlag.MORE)
 _NOTIF = int(CqeFlag.NOTIF)
 
 
+class Submission(Run):
+    """A chain of linked SQEs."""
+
+    __slots__ = ("_uring",)
+
+    in_kernel = True
+
+    def __init__(
+        self, uring: "Uring", engine: Port, number: int, record: Record, chain: Chain
+    ) -> None:
+        super().__init__(engine, number, record, chain)
+        self._uring = uring
+
+    def begin(self) -> None:
+        """Submit it."""
+        self._uring.start(self)
+
+    def interrupt(self) -> None:
+        """Ask the kernel to cancel it."""
+        self._uring.interrupt(self)
+
+
+class LendingSubmission(Submission):
+    """A chain of sends that lend memory: each tells its own result, those too that never began."""
+
+    __slots__ = ("_due",)
+
+    def begin(self) -> None:
+        """Submit it."""
+        self._due = len(self.chain)
+        super().begin()
+
+    def complete(self, index: int, result: int) -> bool:
+        """Take in the result of a step; return whether it was the last that was due."""
+        self.results[index] = result
+        self._due -= 1
+        return not self._due
+
+
 class Uring:
     """The backend `io_uring`. Raises RingUnavailableError where no ring can be had."""
 
@@ -91,6 +130,11 @@ class Uring:
     def fd(self) -> int:
         """The ring's descriptor, or -1."""
         return self._ring.fd
+
+    def make(self, number: int, record: Record, chain: Chain) -> Run:
+        """Return a chain that is to be submitted."""
+        kind = Submission if record.loan is None else LendingSubmission
+        return kind(self, self._engine, number, record, chain)
 
     def start(self, run: Run) -> None:
         """Submit a chain, and take in what was ready at once (K6): no trip round the loop."""

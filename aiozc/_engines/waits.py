@@ -3,7 +3,7 @@
 import errno
 import select
 
-from aiozc._engines.backend import Going
+from aiozc._engines.backend import Run
 from aiozc._resources.polls import Polls, Watch, is_ready
 from aiozc._resources.records import Record
 from aiozc._transfers.steps import Chain, End, PollIn, PollOut, Step
@@ -14,8 +14,8 @@ def only_waits(chain: Chain) -> bool:
     return all(isinstance(step, PollIn | PollOut) for step in chain)
 
 
-class Wait(Going):
-    """Runs a chain of polls alone: each step is over where its end is ready, or has news."""
+class Wait(Run):
+    """A chain of polls alone: each step is over where its end is ready, or has news."""
 
     __slots__ = ("_index",)
 
@@ -25,10 +25,10 @@ class Wait(Going):
         self._go_on()
 
     def _go_on(self) -> None:
-        run, result = self._run, 0
-        while self._index < len(run.chain) and not result:
+        result = 0
+        while self._index < len(self.chain) and not result:
             try:
-                watch = find_unready(self._engine.polls, run.record, run.chain[self._index])
+                watch = find_unready(self._engine.polls, self.record, self.chain[self._index])
             except OSError as error:
                 watch, result = None, -(error.errno or errno.EIO)
             if watch is not None:
@@ -45,7 +45,8 @@ class Wait(Going):
 
     def interrupt(self) -> None:
         """End the wait."""
-        self._end(*[0] * self._index, -errno.ECANCELED)
+        if not self.ended:
+            self._end(*[0] * self._index, -errno.ECANCELED)
 
 
 def find_unready(polls: Polls, record: Record, step: Step) -> Watch | None:

@@ -47,14 +47,11 @@ class _RoundRobin:
 
 
 class Watchdog:
-    """Looks at an engine's chains in flight: `stop` ends one, `interrupt` its wait for a peer."""
+    """Looks at an engine's chains in flight: `stop` ends one."""
 
-    def __init__(
-        self, runs: dict[int, Run], stop: Callable[[Run], None], interrupt: Callable[[Run], None]
-    ) -> None:
+    def __init__(self, runs: dict[int, Run], stop: Callable[[Run], None]) -> None:
         self._runs = runs
         self._stop = stop
-        self._interrupt = interrupt
         self._liveness = Liveness()
         self._to_check = _RoundRobin(runs)
         self._with_pipes = _RoundRobin(runs)
@@ -109,7 +106,7 @@ class Watchdog:
         record = run.record
         if record.pipe is not None and run.age >= PIPE_TICKS:
             if len(run.chain) > 1:
-                self._interrupt(run)
+                run.interrupt()
             elif isinstance(run.chain[0], PollIn | PollOut):
                 # Not while a step uses it: it holds the pipe's lock for as long as a disk takes.
                 record.shrink_pipe()

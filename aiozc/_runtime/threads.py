@@ -89,6 +89,10 @@ class Job(Waited):
         if self.seat is not None:
             self.seat.since = time.monotonic()
 
+    def give_up(self) -> bool:
+        """Leave the queue for a thread; return whether none has begun with it."""
+        return self.seat is not None and self.seat.give_back()
+
     def report(self) -> None:
         """Tell the loop, if there still is one, that it has ended."""
         _call_in(self._loop, self._heard)

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import pytest
 
 import aiozc
-from aiozc._engines.backend import Run
 from aiozc._engines.engine import Engine
+from aiozc._engines.offering import Offering
 from aiozc._engines.registry import current_engine, latest_engine
 from aiozc._engines.uring import _TICKER, Uring
 from aiozc._engines.workers import INDEX_BITS
@@ -39,7 +39,7 @@ async def test_a_tick_among_completions_does_not_let_newer_ones_overtake(
     chain = Sendfile(0, 4 * MIB).next_chain(MIB, 6)
     backend = engine._backend
     assert isinstance(backend, Uring)
-    run, busy = (Run(number, record, chain, backend) for number in (901, 902))
+    run, busy = (backend.make(number, record, chain) for number in (901, 902))
     engine.runs |= {901: run, 902: busy}
     record.begin(run)
     batches = [
@@ -140,7 +140,9 @@ async def test_an_aclose_that_is_cancelled_leaves_a_reactor_that_works(
     sending = asyncio.create_task(aiozc.loop_sendfile(sock, make_file(pattern(4 * MIB))))
     reactor = aiozc.get_reactor()
     runs = reactor._engine.runs
-    await until(lambda: any(run.going is not None for run in runs.values()))  # it waits for room
+    await until(
+        lambda: any(isinstance(run, Offering) for run in runs.values())
+    )  # it waits for room
     with monkeypatch.context() as patch:
         patch.setattr(reactor._engine, "_stop", lambda _: None)
         closing = asyncio.create_task(reactor.aclose())
