@@ -253,7 +253,7 @@ async def _read_from(
             await asyncio.sleep(0)  # it has ended, of which the reader is told in a later turn
         gate.take()
         if gate.ended:  # its transport may be closed
-            sock, _ = stack.enter_context(ended_socket(b""))
+            sock = stack.enter_context(ended_socket(b""))
             yield ReadAhead(gate.chunks), sock
         else:
             hold = Hold(*refusing(transport), Reading.DEFERRED, writing=False)
@@ -270,7 +270,7 @@ async def _read_from(
 
 async def _take_from_reader(reader: asyncio.StreamReader, moving: Moving) -> None:
     """Move what a reader reads, without ever having it in hand."""
-    with ended_socket(b"") as (nothing, _):
+    with ended_socket(b"") as nothing:
         await moving.take(nothing)  # the file is looked at first
     while moving.left != 0:
         await wait_for_bytes(reader)

@@ -29,34 +29,38 @@ class ReadAhead:
     def pieces(self) -> Iterator[contextlib.AbstractContextManager[socket.socket]]:
         """Give all of it as sockets, one after the other."""
         while self._chunks:
-            yield self.as_socket(None)
+            yield self._piece()
 
     @contextlib.contextmanager
-    def as_socket(self, most: int | None) -> Iterator[socket.socket]:
-        """Give the first of it as a socket, `most` bytes if that is not None."""
-        with ended_socket(self._chunks[0][: PIECE if most is None else min(most, PIECE)]) as given:
-            near, count = given
+    def _piece(self) -> Iterator[socket.socket]:
+        with self.as_socket(None) as piece:
+            before = len(piece.recv(PIECE, socket.MSG_PEEK))
             try:
-                yield near
+                yield piece
             finally:
-                self._drop(count - len(near.recv(count, socket.MSG_PEEK)))
+                self.drop(before - len(piece.recv(PIECE, socket.MSG_PEEK)))
 
-    def _drop(self, count: int) -> None:
+    def as_socket(self, most: int | None) -> contextlib.AbstractContextManager[socket.socket]:
+        """Give the first of it as a socket, `most` bytes if that is not None."""
+        return ended_socket(self._chunks[0][: PIECE if most is None else min(most, PIECE)])
+
+    def drop(self, count: int) -> None:
+        """Have so many of the first bytes no more."""
         rest = self._chunks.popleft()[count:]
         if rest:
             self._chunks.appendleft(rest)
 
 
 @contextlib.contextmanager
-def ended_socket(content: bytes) -> Iterator[tuple[socket.socket, int]]:
-    """Give a socket that has those bytes, or the first of them, and then ends; and their number."""
+def ended_socket(content: bytes) -> Iterator[socket.socket]:
+    """Give a socket that has those bytes, or the first of them, and then ends."""
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
         far.setblocking(False)
-        count = far.send(content)
+        far.send(content)
         far.close()
-        yield near, count
+        yield near
 
 
 class Moved:
@@ -93,8 +97,14 @@ class Moving(Moved):
     async def take_ahead(self, ahead: ReadAhead) -> None:
         """Move what was read ahead."""
         while ahead and self.left != 0:
-            with ahead.as_socket(self.left) as piece:
-                await self.take(piece)
+            before = self.moved
+            try:
+                with ahead.as_socket(self.left) as piece:
+                    await self.take(piece)
+            finally:
+                # What has left the piece, and came nowhere, is here still.
+                self.lost = 0
+                ahead.drop(self.moved - before)
 
     async def take(self, sock: Any) -> None:
         """Move what is in a socket, to its end."""

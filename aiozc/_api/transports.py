@@ -348,4 +348,8 @@ async def write_file(
             if pauses and not flow.is_over and not transport.is_closing():
                 transport.resume_reading()
         if seekable:
-            await seek(file, offset + written)
+            try:
+                await seek(file, offset + written)
+            except BaseException as error:  # it may be cancelled here too
+                annotate(error, written, 0)
+                raise

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import socket
+import threading
 from asyncio.selector_events import BaseSelectorEventLoop
 from typing import Any, BinaryIO
 
@@ -257,6 +258,31 @@ async def test_a_send_that_is_cancelled_goes_on_where_it_was(
     assert 200_000 <= place == file.tell() < len(content)
     line.peer.allow(None)
     assert await send_file(line.writer, file, place) == len(content) - place
+    assert_same(await line.finish(), content)
+
+
+async def test_a_send_by_memory_that_is_cancelled_at_its_end_tells_what_was_sent(
+    connect: Connect,
+) -> None:
+    class Slow(io.BytesIO):
+        asked, goes_on = threading.Event(), threading.Event()
+
+        def tell(self) -> int:
+            place = super().tell()
+            if place == len(content):
+                self.asked.set()
+                self.goes_on.wait()
+            return place
+
+    line = await connect("tls")
+    content = pattern(MIB)
+    file = Slow(content)
+    sending = asyncio.ensure_future(send_file(line.writer, file))
+    await until(file.asked.is_set)
+    sending.cancel()
+    await turns(3)
+    file.goes_on.set()
+    assert transferred(await outcome_of(sending), asyncio.CancelledError) == len(content)
     assert_same(await line.finish(), content)
 
 
