@@ -22,7 +22,7 @@ import selectors
 from asyncio import constants
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NoReturn, Protocol, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from aiozc._engines.backend import TICK_S
 from aiozc._errors import connection_lost
@@ -89,34 +89,6 @@ def _is_uvloop(transport: Any, names: set[str]) -> bool:
     return kind.__module__ == "uvloop.loop" and kind.__name__ in names
 
 
-class Gate(Protocol):
-    """A transport's gate."""
-
-    def check_open(self) -> None:
-        """Raise RuntimeError where it is shut already."""
-
-    def check_not_ended(self) -> None:
-        """Raise RuntimeError where the stream was ended by `write_eof`."""
-
-    def number(self) -> int:
-        """Return the number of the transport's socket."""
-
-    def is_watched(self) -> bool:
-        """Return whether the loop waits for bytes from the peer."""
-
-    def shut(self) -> None:
-        """Refuse what is written from here on."""
-
-    def defer_reading(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Have these called in place of the transport's own."""
-
-    def open(self) -> None:
-        """Let everything be as it was."""
-
-    async def wait_empty(self) -> None:
-        """Wait until the write buffer is empty; ConnectionError where the connection is lost."""
-
-
 class SelectorGate:
     """The gate of a transport of asyncio's selector loop."""
 
@@ -168,7 +140,7 @@ class SelectorGate:
         methods[name] = method
 
     def open(self) -> None:
-        """Let everything be as it was."""
+        """Open it: everything is as it was before."""
         if self._transport._empty_waiter is self:
             self._transport._empty_waiter = None
         # What somebody has set, before or meanwhile, is theirs.
@@ -316,7 +288,7 @@ class ProxyGate:
         proxy.pause_reading, proxy.resume_reading = pause, resume
 
     def open(self) -> None:
-        """Let everything be as it was."""
+        """Open it: everything is as it was before."""
         if self._put is not None:
             # What somebody has set meanwhile is theirs.
             pause, resume, own_pause, own_resume = self._put
@@ -497,6 +469,9 @@ class Flow:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+Gate = SelectorGate | ProxyGate
 
 
 def refusing(transport: Any) -> tuple[Any, Gate]:

@@ -17,7 +17,7 @@ from aiozc._resources.records import Role, Stream, inlet
 from aiozc._runtime.runtime import checked_loop, current, uninterrupted
 from aiozc._transfers.splice import Splicing
 
-Piece: TypeAlias = AbstractContextManager[socket.socket]
+Borrowed: TypeAlias = AbstractContextManager[socket.socket]
 
 
 @uninterrupted
@@ -52,7 +52,7 @@ async def relay(a: Any, b: Any) -> tuple[int, int]:
 
 @uninterrupted
 async def relay_behind(
-    a: Any, b: Any, to_b: Iterable[Piece], to_a: Iterable[Piece]
+    a: Any, b: Any, to_b: Iterable[Borrowed], to_a: Iterable[Borrowed]
 ) -> tuple[int, int]:
     """Relay, each way behind what can be read from sockets that are opened one after the other."""
     loop = await checked_loop((0, 0))
@@ -108,7 +108,7 @@ def _both(a: Any, b: Any) -> tuple[Stream, Stream]:
 async def _one_way(
     engine: Engine,
     transfer: Splicing,
-    before: Iterable[Piece],
+    before: Iterable[Borrowed],
     source: Stream,
     target: Stream,
 ) -> None:

@@ -19,14 +19,14 @@ from aiozc._drivers.parts import Parts
 from aiozc._engines.engine import Engine, Outcome
 from aiozc._resources.loans import Loan
 from aiozc._resources.records import Record
-from aiozc._transfers.steps import ReadFixed, SendFixed, SendZero
+from aiozc._transfers.steps import ReadFixed, SendFixed, SendZeroCopy
 
 IN_HAND = 4
 """Buffers that one transfer has in hand at the most."""
 
 
 async def run_direct(
-    engine: Engine, record: Record, parts: Parts, sends: Sequence[SendZero], loan: Loan
+    engine: Engine, record: Record, parts: Parts, sends: Sequence[SendZeroCopy], loan: Loan
 ) -> Outcome:
     """Run as many of the sends as there are buffers in hand. All of them are `is_direct`.
 

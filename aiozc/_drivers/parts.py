@@ -16,7 +16,7 @@ from aiozc._resources.buffers import SIZE
 from aiozc._resources.liveness import Ask
 from aiozc._resources.loans import Loan
 from aiozc._resources.records import HasFileno, Original
-from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZero
+from aiozc._transfers.steps import ReadFixed, SendCopied, SendFixed, SendMemory, SendZeroCopy
 from aiozc._transfers.zerocopy import Piece
 
 TOGETHER = 256 << 10
@@ -114,7 +114,7 @@ class _FilePart:
             os.close(self.direct)
             self.direct = -1
 
-    def stage(self, step: SendZero, slot: int, alignment: int) -> tuple[ReadFixed, SendFixed]:
+    def stage(self, step: SendZeroCopy, slot: int, alignment: int) -> tuple[ReadFixed, SendFixed]:
         """Return a send as a read of whole blocks into a buffer, and a send of it."""
         start = step.offset % alignment
         length = -(-(start + step.length) // alignment) * alignment
@@ -135,7 +135,7 @@ class _FilePart:
                 " it was truncated during the transfer",
             )
 
-    def locate(self, inline: Inline, steps: Sequence[SendZero]) -> list[SendMemory]:
+    def locate(self, inline: Inline, steps: Sequence[SendZeroCopy]) -> list[SendMemory]:
         """Return the sends, which follow each other, by their addresses."""
         fd, start = self.original.fd, steps[0].offset
         length = steps[-1].offset + steps[-1].length - start
@@ -177,7 +177,7 @@ class _Memory:
             self._loan.copied |= not self._lent
         return self._export
 
-    def locate(self, steps: Sequence[SendZero]) -> list[SendMemory]:
+    def locate(self, steps: Sequence[SendZeroCopy]) -> list[SendMemory]:
         address = self.export.address
         return [SendMemory(address + at, size, lent=self._lent) for _, at, size in steps]
 
@@ -295,7 +295,7 @@ class Parts(Original):
         """Close our numbers, whoever has them."""
         self.close()
 
-    def check_lengths(self, chain: Sequence[SendZero]) -> None:
+    def check_lengths(self, chain: Sequence[SendZeroCopy]) -> None:
         """Raise OSError (ENODATA) where a file ends before what is to be sent of it."""
         ends = {step.part: step.offset + step.length for step in chain}
         for number, end in ends.items():
@@ -303,7 +303,7 @@ class Parts(Original):
             if isinstance(part, _FilePart):
                 part.check_length(end)
 
-    def locate(self, inline: Inline, chain: Sequence[SendZero]) -> list[SendMemory]:
+    def locate(self, inline: Inline, chain: Sequence[SendZeroCopy]) -> list[SendMemory]:
         """Return the sends by their addresses. Raises the OSError of mmap(2)."""
         found: list[SendMemory] = []
         for number, steps in itertools.groupby(chain, lambda step: step.part):
@@ -320,18 +320,18 @@ class Parts(Original):
         for file in self._files():
             file.close_direct()
 
-    def is_direct(self, step: SendZero) -> bool:
+    def is_direct(self, step: SendZeroCopy) -> bool:
         """Return whether it is a file's, to be read past the page cache."""
         part = self._open[step.part]
         return isinstance(part, _FilePart) and part.direct >= 0
 
-    def stage(self, step: SendZero, slot: int) -> tuple[ReadFixed, SendFixed]:
+    def stage(self, step: SendZeroCopy, slot: int) -> tuple[ReadFixed, SendFixed]:
         """Return the read and the send for a step that `is_direct`."""
         part = self._open[step.part]
         assert isinstance(part, _FilePart)
         return part.stage(step, slot, self._alignment)
 
-    def is_whole(self, step: SendZero, read: ReadFixed) -> bool:
+    def is_whole(self, step: SendZeroCopy, read: ReadFixed) -> bool:
         """Return whether the file has all that is to be read for a step."""
         part = self._open[step.part]
         assert isinstance(part, _FilePart)
@@ -354,7 +354,7 @@ class Parts(Original):
             return False
         return got == len(memory)
 
-    def read_through(self, sends: Sequence[SendZero]) -> None:
+    def read_through(self, sends: Sequence[SendZeroCopy]) -> None:
         """Read files' pieces, waiting for their disks, so that they are cached."""
         memory = bytearray(min(max(step.length for step in sends), READ))
         for step in sends:

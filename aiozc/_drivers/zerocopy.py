@@ -23,7 +23,7 @@ from aiozc._transfers.steps import (
     Pause,
     PollOut,
     SendCopied,
-    SendZero,
+    SendZeroCopy,
 )
 from aiozc._transfers.zerocopy import ZeroCopy
 
@@ -84,7 +84,7 @@ async def _run_next(engine: Engine, record: Record, transfer: ZeroCopy, parts: P
     # A send of what is not cached takes two SQEs.
     chain = transfer.next_chain(engine.longest_chain // 2)
     first = chain[0]
-    if isinstance(first, SendCopied | SendZero):
+    if isinstance(first, SendCopied | SendZeroCopy):
         chain = await _take_up(record, parts, chain)
         if parts.lacks_direct and not transfer.may_copy:
             transfer.error = errno.EOPNOTSUPP
@@ -111,7 +111,7 @@ async def _take_up(record: Record, parts: Parts, chain: Sequence[LoanStep]) -> S
     Where there are none it waits: those before may be somebody's who closes them soon.
     """
     for number, step in enumerate(chain):
-        assert isinstance(step, SendCopied | SendZero)
+        assert isinstance(step, SendCopied | SendZeroCopy)
         while True:
             try:
                 parts.take_up(step.part)
@@ -126,12 +126,12 @@ async def _take_up(record: Record, parts: Parts, chain: Sequence[LoanStep]) -> S
     return chain
 
 
-def _of(chain: Sequence[LoanStep]) -> list[SendZero]:
-    return [step for step in chain if isinstance(step, SendZero)]
+def _of(chain: Sequence[LoanStep]) -> list[SendZeroCopy]:
+    return [step for step in chain if isinstance(step, SendZeroCopy)]
 
 
 async def _lend(
-    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZeroCopy]
 ) -> None:
     # What the socket has room for is sent, and looked up page by page, in the loop's thread.
     length = min(sum(step.length for step in sends), SEND_BUFFER)
@@ -167,7 +167,7 @@ async def _take_turn(engine: Engine, record: Record, length: int) -> None:
 
 
 async def _lend_direct(
-    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZero]
+    engine: Engine, record: Record, transfer: ZeroCopy, parts: Parts, sends: Sequence[SendZeroCopy]
 ) -> None:
     """Send from registered buffers; where others have them all, one piece by the page cache."""
     loan = record.loan
@@ -194,7 +194,7 @@ async def _run_direct(
     record: Record,
     transfer: ZeroCopy,
     parts: Parts,
-    sends: Sequence[SendZero],
+    sends: Sequence[SendZeroCopy],
     loan: Loan,
 ) -> None:
     parts.check_lengths(sends)
@@ -253,7 +253,7 @@ async def _copy(
         if sent or not memory:
             transfer.advance((step,), [sent])
     if transfer.error:
-        parts.check_lengths([SendZero(*step)])
+        parts.check_lengths([SendZeroCopy(*step)])
 
 
 async def _memory_of(parts: Parts, step: SendCopied) -> memoryview:

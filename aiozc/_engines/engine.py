@@ -135,7 +135,7 @@ class Engine:
         except RingUnavailableError as error:
             if wanted == Uring.name:
                 raise
-            _tell_once(f"{error}; {error.remedy}" if error.remedy else str(error))
+            _log_once(f"{error}; {error.remedy}" if error.remedy else str(error))
         return Readiness(self)
 
     @property
@@ -463,5 +463,5 @@ class Engine:
 
 
 @functools.cache
-def _tell_once(cause: str) -> None:
+def _log_once(cause: str) -> None:
     _logger.info("transfers go by readiness (os.sendfile, os.splice), not io_uring: %s", cause)

@@ -21,7 +21,7 @@ class Offering(Run):
     """A chain that is an Offer: one file that goes to one socket."""
 
     __slots__ = (
-        *("_begins_full", "_in_a_row", "_in_vain", "_left", "_offer", "_offset", "_room_in"),
+        *("_begins_full", "_in_a_row", "_spurious", "_left", "_offer", "_offset", "_room_in"),
         "_sent",
     )
 
@@ -38,7 +38,7 @@ class Offering(Run):
         self._offer = SHARE
         self._sent = 0
         self._in_a_row = 0
-        self._in_vain = 0
+        self._spurious = 0
 
     def begin(self) -> None:
         """Offer, or wait for room first."""
@@ -93,8 +93,8 @@ class Offering(Run):
             self._end(self._sent, result)
             return False
         record.check_nonblocking()
-        self._in_vain += 1
-        if self._in_vain > 1:
+        self._spurious += 1
+        if self._spurious > 1:
             self._end(self._sent, -errno.EAGAIN)
         else:
             self._wait()
@@ -105,7 +105,7 @@ class Offering(Run):
         self._offset += taken
         self._left -= taken
         self._sent += taken
-        self._in_vain = 0
+        self._spurious = 0
         self._in_a_row = self._in_a_row + taken if taken == size else 0
         if not self._left or self._in_a_row >= KEEPS_UP:
             self._end(self._sent)

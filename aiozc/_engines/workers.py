@@ -121,7 +121,7 @@ class Workers:
         if result == -errno.ECANCELED:
             self._refused = True
             self._refused_at = time.monotonic()
-            _tell_of_refusal()
+            _warn_of_refusal()
             self._engine.lose_workers()
         elif not self._asked and not self._refused and not self._engine.has_workers:
             self._crowded = False
@@ -143,7 +143,7 @@ class Workers:
             return
         if not self._crowded:
             self._crowded = True
-            _tell_of_most()
+            _warn_of_limit()
             self._engine.lose_workers()
         self._evict()
 
@@ -191,7 +191,7 @@ def numbers_of(run: Run) -> list[int]:
 
 
 @functools.cache
-def _tell_of_refusal() -> None:
+def _warn_of_refusal() -> None:
     _logger.warning(
         "the process may have no more tasks (a pids cgroup, RLIMIT_NPROC), so that io_uring has"
         " no threads: transfers go by readiness (os.sendfile, os.splice) until it has"
@@ -199,7 +199,7 @@ def _tell_of_refusal() -> None:
 
 
 @functools.cache
-def _tell_of_most() -> None:
+def _warn_of_limit() -> None:
     _logger.warning(
         "%d threads of one io_uring wait for disks that do not answer: what needs none goes by"
         " readiness (os.sendfile, os.splice) until they do",

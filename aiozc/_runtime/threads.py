@@ -275,7 +275,7 @@ class Pool:
         try:
             threading.Thread(target=self._serve, name="aiozc", daemon=True).start()
         except RuntimeError as error:
-            _tell_of_refusal(str(error))
+            _warn_of_refusal(str(error))
             if not self._count:
                 raise
             return False
@@ -286,7 +286,7 @@ class Pool:
         if self._count < self._limit:
             return True
         if self._count >= self._most:
-            _tell_of_most(self._most)
+            _warn_of_limit(self._most)
             return False
         before = time.monotonic() - STUCK_S
         began = [seat.since for seat in self._taken]
@@ -342,12 +342,12 @@ class Pool:
 
 
 @functools.cache
-def _tell_of_refusal(cause: str) -> None:
+def _warn_of_refusal(cause: str) -> None:
     _logger.warning("%s: files are read by the threads there are, or in the loop's thread", cause)
 
 
 @functools.cache
-def _tell_of_most(most: int) -> None:
+def _warn_of_limit(most: int) -> None:
     _logger.warning("%d threads wait for disks or streams: no more are made for these", most)
 
 

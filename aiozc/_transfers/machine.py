@@ -88,24 +88,24 @@ class Backoff:
     tries in a row is bounded, and the error that began the row ends the transfer.
     """
 
-    __slots__ = ("_began", "_in_vain", "_interrupted", "_level", "_ready", "_tried", "_tries")
+    __slots__ = ("_began", "_interrupted", "_level", "_ready", "_spurious", "_tried", "_tries")
 
     def __init__(self) -> None:
         self._tries = self._began = 0
         self._tried = False
-        self._in_vain = self._interrupted = self._level = 0
+        self._spurious = self._interrupted = self._level = 0
         self._ready = False
 
     @property
     def is_due(self) -> bool:
         """Whether it is time for a pause."""
         often = self._interrupted > QUICK_TRIES or (self._tried and self._tries > QUICK_TRIES)
-        return often or self._in_vain > 1
+        return often or self._spurious > 1
 
     @property
-    def is_in_vain(self) -> bool:
-        """Whether what was waited for last was not there."""
-        return self._in_vain > 0
+    def was_spurious(self) -> bool:
+        """Whether the last wake-up was spurious: what was waited for was not there."""
+        return self._spurious > 0
 
     @property
     def pause(self) -> Pause:
@@ -114,7 +114,7 @@ class Backoff:
 
     def paused(self) -> None:
         """Take in that a pause is over."""
-        self._in_vain = self._interrupted = 0
+        self._spurious = self._interrupted = 0
         self._ready = self._tried = False
         self._level += 1
 
@@ -125,7 +125,7 @@ class Backoff:
 
     def moved(self, *, arrived: bool = True) -> None:
         """Take in that bytes have left the source, and whether some reached the target."""
-        self._in_vain = self._interrupted = self._level = 0
+        self._spurious = self._interrupted = self._level = 0
         self._ready = False
         if arrived:
             self._tries = self._began = 0
@@ -133,7 +133,7 @@ class Backoff:
 
     def moved_nothing(self) -> None:
         """Take in that nothing has moved, behind a wait or not."""
-        self._in_vain += self._ready
+        self._spurious += self._ready
         self._interrupted = 0
         self._ready = False
 

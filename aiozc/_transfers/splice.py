@@ -430,7 +430,7 @@ class Splicing(Transfer):
             return self._moving
         if self._between_sockets:
             return self._next_between_sockets(chain, reads)
-        if self._socket and not self.in_pipe and (self._at_mark or self._backoff.is_in_vain):
+        if self._socket and not self.in_pipe and (self._at_mark or self._backoff.was_spurious):
             return State.MARKED
         largest = max(reads, default=0)
         self._waits_first = interrupted or (

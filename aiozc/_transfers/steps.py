@@ -118,7 +118,7 @@ LONGEST_PAUSE = 7
 """The highest level: 128 ms."""
 
 
-class SendZero(NamedTuple):
+class SendZeroCopy(NamedTuple):
     """Send `length` bytes of a part, a file or memory, from its byte `offset` on, uncopied.
 
     The result is the number of bytes sent, fewer than `length` where it was interrupted or has
@@ -132,7 +132,7 @@ class SendZero(NamedTuple):
 
 
 class SendMemory(NamedTuple):
-    """What an engine makes of a SendZero: `length` bytes of memory from `address` on.
+    """What an engine makes of a SendZeroCopy: `length` bytes of memory from `address` on.
 
     `cold`: it is a file's, and its pages may have to be read first. Where it is not `lent` the
     kernel makes a copy, and is done with it when the result is there.
@@ -188,7 +188,7 @@ Lending = SendMemory | ReadFixed | SendFixed
 Moving = Splice | TakeByte | SendCached | Offer | Pass | Receive | Give
 Step = PollIn | PollOut | Pause | Moving | Lending
 Chain = Sequence[Step]
-LoanStep = SendZero | SendCopied | AwaitRoom | Pause
+LoanStep = SendZeroCopy | SendCopied | AwaitRoom | Pause
 
 UNLUCKY = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
 """Errors that say that this was not the moment, and nothing else (but see `Backoff`)."""

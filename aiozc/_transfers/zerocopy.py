@@ -37,7 +37,7 @@ from aiozc._transfers.steps import (
     LoanStep,
     Pause,
     SendCopied,
-    SendZero,
+    SendZeroCopy,
 )
 
 CHUNK = 2 << 20
@@ -192,7 +192,7 @@ class ZeroCopy:
             while offset < end and left > 0 and len(chain) < most_steps:
                 # Up to a boundary of a page: the next one then counts none twice.
                 size = min(self._chunk - offset % self.alignment, end - offset, left)
-                chain.append(SendZero(part, offset, size))
+                chain.append(SendZeroCopy(part, offset, size))
                 offset += size
                 left -= size
         return chain
@@ -209,7 +209,7 @@ class ZeroCopy:
             self._waited(results[0])
         elif isinstance(first, SendCopied):
             self._sent_copied(results[0])
-        elif self._count([step for step in chain if isinstance(step, SendZero)], results):
+        elif self._count([step for step in chain if isinstance(step, SendZeroCopy)], results):
             self._grow()
         else:
             self._judge(results)
@@ -217,7 +217,7 @@ class ZeroCopy:
             self._backoff.moved()
         NEXT.check(state, self.state)
 
-    def _count(self, sends: Sequence[SendZero], results: Sequence[int]) -> bool:
+    def _count(self, sends: Sequence[SendZeroCopy], results: Sequence[int]) -> bool:
         """Count what was sent, and say whether it was all."""
         for step, result in zip(sends, results, strict=False):
             self.position += max(0, result)

@@ -181,7 +181,7 @@ def test_where_no_more_workers_may_be_had_what_needs_no_disk_goes_by_readiness(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(workers, "MOST", NUMBER)
-    workers._tell_of_most.cache_clear()
+    workers._warn_of_limit.cache_clear()
 
     async def main() -> None:
         async with aiozc.Reactor() as reactor:

@@ -33,7 +33,7 @@ async def test_where_no_thread_can_be_started_files_are_written_in_the_loops_thr
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    threads._tell_of_refusal.cache_clear()
+    threads._warn_of_refusal.cache_clear()
     monkeypatch.setattr(threads, "FILES", Pool(2, 3, may_be_inline=True))
     source, file = ends.source("tcp", CONTENT[:50_000]), ends.file(b"", "wb")
     async with aiozc.Reactor(backend="readiness"):

@@ -29,9 +29,9 @@ CONTENT = pattern(3 * MIB + 1)
 def nothing_asked_for(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: ARG001
     """Let each test choose."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    engine._tell_once.cache_clear()
+    engine._log_once.cache_clear()
     yield
-    engine._tell_once.cache_clear()
+    engine._log_once.cache_clear()
 
 
 @pytest.fixture

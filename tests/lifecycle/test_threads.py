@@ -144,7 +144,7 @@ async def test_threads_that_are_stuck_are_made_up_for_up_to_a_bound_that_is_told
 ) -> None:
     monkeypatch.setattr(threads, "STUCK_S", 0.01)
     monkeypatch.setattr(threads, "LOOK_S", 0.005)
-    threads._tell_of_most.cache_clear()
+    threads._warn_of_limit.cache_clear()
     files, tasks = await fill(connect, 2)
     assert await in_thread(lambda: 5) == 5
     more, more_tasks = await fill(connect, 1)
@@ -179,7 +179,7 @@ async def test_where_no_thread_can_be_started_the_loops_own_does_it(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(threads, "FILES", Pool(2, 3, may_be_inline=True))
-    threads._tell_of_refusal.cache_clear()
+    threads._warn_of_refusal.cache_clear()
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

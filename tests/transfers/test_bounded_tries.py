@@ -20,7 +20,7 @@ from aiozc._transfers.steps import (
     PollIn,
     PollOut,
     Receive,
-    SendZero,
+    SendZeroCopy,
     Splice,
 )
 from aiozc._transfers.zerocopy import Piece, ZeroCopy
@@ -76,14 +76,14 @@ def advance(machine: Machine, chain: Sequence[object], results: list[int]) -> No
 
 def goes_on(step: object) -> bool:
     """Return whether the chain goes on behind this step, though it has failed."""
-    return isinstance(step, SendZero) or (isinstance(step, Splice) and step.may_be_short)
+    return isinstance(step, SendZeroCopy) or (isinstance(step, Splice) and step.may_be_short)
 
 
 def with_bytes_in_hand(machine: Machine) -> None:
     """Have something in the pipe, where there is one."""
     for _ in range(3):
         chain = next_chain(machine)
-        if isinstance(chain[0], AwaitRoom | Offer | SendZero):
+        if isinstance(chain[0], AwaitRoom | Offer | SendZeroCopy):
             return
         results = []
         for step in chain:

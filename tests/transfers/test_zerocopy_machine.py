@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiozc._transfers.machine import MOST_TRIES
-from aiozc._transfers.steps import AwaitRoom, LoanStep, Pause, SendCopied, SendZero
+from aiozc._transfers.steps import AwaitRoom, LoanStep, Pause, SendCopied, SendZeroCopy
 from aiozc._transfers.zerocopy import CHAIN, CHUNK, FIRST, LEAST, Piece, State, ZeroCopy
 
 MIB = 1 << 20
@@ -45,7 +45,7 @@ class World:
     @staticmethod
     def whole(step: LoanStep, result: int) -> bool:
         """Return whether a step did all that it was to do."""
-        return isinstance(step, SendZero | SendCopied) and result == step.length
+        return isinstance(step, SendZeroCopy | SendCopied) and result == step.length
 
     def step(self, step: LoanStep) -> int:
         """Do one step, in full, in part, or not at all, as drawn."""
@@ -57,7 +57,7 @@ class World:
         self.unlucky = self.unlucky + 1 if percent < 15 else 0
         if 0 < self.unlucky < MOST_TRIES:
             return UNLUCKY[percent % 3]
-        if percent < 40 and isinstance(step, SendZero):
+        if percent < 40 and isinstance(step, SendZeroCopy):
             return FULL[percent % 2]
         sent = step.length if percent >= 60 else max(1, step.length * percent // 60)
         self.arrived.append((step.part, step.offset, sent))
@@ -70,7 +70,7 @@ def drive(transfer: ZeroCopy, world: World, most_steps: int) -> int:
     while not transfer.done:
         chain = transfer.next_chain(most_steps)
         assert 1 <= len(chain) <= most_steps
-        sizes = [step.length for step in chain if isinstance(step, SendZero | SendCopied)]
+        sizes = [step.length for step in chain if isinstance(step, SendZeroCopy | SendCopied)]
         assert all(0 < size <= CHUNK for size in sizes)
         assert sum(sizes) <= CHAIN
         transfer.advance(chain, world.run(chain))
@@ -130,7 +130,7 @@ def test_an_error_ends_it_with_what_was_sent_before(
 
 def length_of(chain: Sequence[LoanStep]) -> int:
     """Return how many bytes a chain sends."""
-    return sum(step.length for step in chain if isinstance(step, SendZero | SendCopied))
+    return sum(step.length for step in chain if isinstance(step, SendZeroCopy | SendCopied))
 
 
 def test_chains_shrink_while_memory_is_short_and_grow_again() -> None:
@@ -172,14 +172,14 @@ def test_where_others_have_the_memory_one_piece_is_copied_and_the_next_is_not() 
     assert isinstance(copy, SendCopied)
     transfer.advance((copy,), [copy.length])
     assert transfer.copied
-    assert isinstance(transfer.next_chain(24)[0], SendZero)
+    assert isinstance(transfer.next_chain(24)[0], SendZeroCopy)
 
 
 def test_what_may_not_be_copied_waits_for_the_others() -> None:
     transfer = ZeroCopy([Piece(0, 0, MIB)], may_copy=False)
     run_out(transfer)
     transfer.advance((AwaitRoom(),), [1])
-    assert isinstance(transfer.next_chain(1)[0], SendZero)
+    assert isinstance(transfer.next_chain(1)[0], SendZeroCopy)
     transfer.advance(transfer.next_chain(1), [-errno.EOPNOTSUPP])
     assert transfer.error == errno.EOPNOTSUPP
 
@@ -220,7 +220,7 @@ def test_a_file_that_ends_before_its_end_is_an_error() -> None:
 
 def test_sends_end_on_the_boundaries_of_pages() -> None:
     chain = ZeroCopy([Piece(0, 5, 2 * CHUNK - 7)]).next_chain(24)
-    ends = [step.offset + step.length for step in chain if isinstance(step, SendZero)]
+    ends = [step.offset + step.length for step in chain if isinstance(step, SendZeroCopy)]
     assert all(end % mmap.PAGESIZE == 0 for end in ends[:-1])
     assert ends[-1] == 2 * CHUNK - 2
 
