@@ -81,11 +81,12 @@ async def loop_sendfile(
     loop: Loop = plain_loop() or await checked_loop()
     inline: int | None = None
     status: os.stat_result | None = None
+    is_plain = False
     try:
         engine = latest_engine(loop)
         # The way of most transfers of a server, made of the fewest calls: of 6 us for 4 KiB, the
         # checks, the status and the state machine of the other way take 2. It keeps each promise.
-        if engine is not None and _is_plain(sock, file, offset, count):
+        if engine is not None and (is_plain := _is_plain(sock, file, offset, count)):
             if count is None or not fallback:
                 status = os.fstat(file.fileno())
             length = count or (status.st_size - offset if status else 0)
@@ -113,7 +114,7 @@ async def loop_sendfile(
     except BaseException as error:
         annotate(error, max(inline or 0, 0), 0)
         raise
-    return await _send_file(loop, sock, file, offset, count, fallback, inline, status)
+    return await _send_file(loop, sock, file, offset, count, fallback, inline, status, is_plain)
 
 
 def _is_plain(sock: Any, file: Any, offset: int, count: int | None) -> bool:
@@ -142,17 +143,21 @@ async def _send_file(
     fallback: bool,
     inline: int | None,
     status: os.stat_result | None,
+    is_plain: bool,
 ) -> int:
     """Send by whatever way the socket and the file allow.
 
-    `inline` is the result of a SendCached done before, `status` the file's where it is known.
+    `inline` is the result of a SendCached done before, `status` the file's where it is known,
+    `is_plain` what `_is_plain` says.
     """
     position = max(inline or 0, 0)
+    timeout: float | None = 0
     try:
-        sock = socket_of(sock)
-        timeout = timeout_on(loop, sock)
-        file = plain_file(file)
-        check(sock, file, offset, count)
+        if not is_plain:
+            sock = socket_of(sock)
+            timeout = timeout_on(loop, sock)
+            file = plain_file(file)
+            check(sock, file, offset, count)
         check_unowned(loop, sock)
         try:
             check_moved_by_kernel(sock, timeout)

@@ -36,10 +36,15 @@ class Liveness:
         self._answers: list[object] = []
         self._owners: list[Asked] = []
         self._places: dict[Asked, int] = {}
+        self._new: dict[Asked, None] = {}
+        """Those that are asked from the next look on: most transfers are over before that."""
         self._next = 0
 
     def add(self, owner: Asked) -> None:
         """Ask a record's objects from now on."""
+        self._new[owner] = None
+
+    def _admit(self, owner: Asked) -> None:
         self._places[owner] = len(self._owners)
         self._owners.append(owner)
         for ask, answer in owner.asks():
@@ -48,6 +53,7 @@ class Liveness:
 
     def discard(self, owner: Asked) -> None:
         """Ask them no more."""
+        self._new.pop(owner, None)
         place = self._places.pop(owner, None)
         if place is None:
             return
@@ -62,7 +68,7 @@ class Liveness:
 
     def clear(self) -> None:
         """Ask nobody any more."""
-        for held in (self._asks, self._answers, self._owners, self._places):
+        for held in (self._asks, self._answers, self._owners, self._places, self._new):
             held.clear()
 
     def find_closed(self, most: int) -> set[Asked]:
@@ -71,6 +77,8 @@ class Liveness:
         All are asked, in as many looks as that takes.
         """
         found: set[Asked] = set()
+        while self._new:
+            self._admit(self._new.popitem()[0])
         end, left = time.monotonic() + SLICE_S, len(self._owners)
         while left > 0 and len(found) < most:
             self._next %= len(self._owners)

@@ -73,7 +73,7 @@ def current() -> Runtime:
 
 def running_loop() -> Loop:
     """Return what `current().loop` is."""
-    return current().loop
+    return plain_loop() or current().loop
 
 
 def plain_loop() -> asyncio.AbstractEventLoop | None:
