@@ -4,6 +4,7 @@ import asyncio
 import email
 import errno
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -360,6 +361,25 @@ async def test_a_client_that_leaves_ends_its_file(serve: Serve, root: Path) -> N
             await client.reader.readexactly(100_000)
         await asyncio.wait_for(ended.wait(), 10)
         ended.clear()
+
+
+@pytest.mark.usefixtures("each_backend")
+async def test_clients_that_leave_anywhere_leave_nothing_behind(serve: Serve, root: Path) -> None:
+    chance = random.Random(7)
+    served = await serve(static(root, precompressed=True))
+
+    async def leave_somewhere(asked: str, size: int) -> None:
+        async with await served.connect() as client:
+            client.ask("GET", "/file", **({"Range": asked} if asked else {}))
+            assert len(await client.reader.read(size)) > 0 or not size
+            client.writer.transport.abort()
+
+    for _ in range(10):
+        asked = [chance.choice(["", "bytes=9-", "bytes=0-99,5000-900000"]) for _ in range(10)]
+        await asyncio.gather(*(leave_somewhere(one, chance.randrange(MIB)) for one in asked))
+    await until(lambda: not served.state.tasks)
+    async with await served.connect() as client:
+        assert_same((await ask(client, "/file")).body, CONTENT)
 
 
 @pytest.mark.usefixtures("each_backend")
