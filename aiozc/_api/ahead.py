@@ -18,7 +18,7 @@ Move = Callable[[Any, int, int | None], Coroutine[Any, Any, int]]
 
 
 class ReadAhead:
-    """Chunks of bytes, which the transfers can have as sockets. What they leave in these stays."""
+    """Chunks of bytes, which the transfers can have as sockets. What came nowhere stays."""
 
     def __init__(self, chunks: deque[Any]) -> None:
         self._chunks = chunks

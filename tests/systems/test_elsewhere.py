@@ -4,14 +4,16 @@ import inspect
 import json
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import aiozc
-from aiozc import _elsewhere
+from aiozc import _elsewhere, streams
 
-SAME = sorted(name for name in aiozc.__all__ if inspect.isfunction(getattr(aiozc, name, None)))
+FUNCTIONS = [name for name in aiozc.__all__ if inspect.isfunction(getattr(aiozc, name, None))]
+SAME = [*sorted(FUNCTIONS), *(f"streams.{name}" for name in streams.__all__)]
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
@@ -43,7 +45,7 @@ def test_a_function_takes_the_same_on_every_system(name: str) -> None:
     here, elsewhere = (
         [
             (parameter.name, parameter.kind, parameter.default)
-            for parameter in inspect.signature(getattr(module, name)).parameters.values()
+            for parameter in inspect.signature(attrgetter(name)(module)).parameters.values()
         ]
         for module in (aiozc, _elsewhere)
     )

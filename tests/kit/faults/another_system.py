@@ -55,6 +55,7 @@ from aiozc import _elsewhere
 from aiozc.__main__ import main
 
 CONTENT = bytes(range(256)) * 12_000
+STREAMS: Any = (None, None)
 
 
 async def arrives(file: BinaryIO, expected: bytes, *where: Any) -> None:
@@ -65,8 +66,10 @@ async def arrives(file: BinaryIO, expected: bytes, *where: Any) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=far)
     reading = loop.create_task(reader.read())
     assert await aiozc.loop_sendfile(near, file, *where) == len(expected)
-    near.close()
-    assert await reading == expected
+    _, by_stream = await asyncio.open_unix_connection(sock=near)
+    assert await _elsewhere.streams.send_file(by_stream, file, *where) == len(expected)
+    by_stream.close()
+    assert await reading == expected * 2
     writer.close()
     await writer.wait_closed()
 
@@ -87,6 +90,9 @@ async def refuse() -> None:
         lambda: aiozc.loop_recvfile(None, None),
         lambda: aiozc.splice_pipe(0, 1),
         lambda: aiozc.relay(None, None),
+        lambda: _elsewhere.streams.receive_file(STREAMS, STREAMS, None),
+        lambda: _elsewhere.streams.relay(STREAMS, STREAMS),
+        lambda: _elsewhere.streams.splice(*STREAMS),
         lambda: _elsewhere.sendfile_zc(None, None),
         aiozc.Reactor,
         _elsewhere.Statistics,
