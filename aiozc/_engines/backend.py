@@ -15,7 +15,7 @@ from aiozc._resources.polls import Polls, Watch
 from aiozc._resources.records import Record
 from aiozc._runtime.runtime import running_loop
 from aiozc._runtime.waiting import Loop, Timer, Waited
-from aiozc._transfers.steps import Chain, Pause, PollIn, PollOut, Splice, Step
+from aiozc._transfers.steps import Chain, Splice, Step
 
 TICK_S = 0.1
 """Seconds between two looks at the callers' objects."""
@@ -49,8 +49,8 @@ class Run(Waited):
     """
 
     __slots__ = (
-        *("_engine", "_loop", "_place", "_timer", "_watch", "age", "asked", "chain", "evicted"),
-        *("number", "record", "results"),
+        *("_engine", "_loop", "_place", "_timer", "_watch", "age", "chain", "number", "record"),
+        "results",
     )
 
     in_kernel = False
@@ -66,13 +66,9 @@ class Run(Waited):
         self.number = number
         self.record = record
         self.chain = chain
-        # What every step gives that is complete: on a ring nothing else tells so (K3).
-        self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
-        self.asked = 0
-        """How often it was asked to end."""
-        self.evicted = False
-        """Whether it was taken out of a queue."""
+        self.results: list[int] = []
         self.age = 0
+        """Ticks that it has kept a pipe for."""
 
     def begin(self) -> None:
         """Begin it. What waits for nothing is done, and told, when this returns.
@@ -97,20 +93,6 @@ class Run(Waited):
     def stopping(self) -> bool:
         """Whether it was told to end."""
         return self.record.phase in (Phase.STOPPING, Phase.ABANDONED)
-
-    def complete(self, index: int, result: int) -> bool:
-        """Take in the result of the last step, or of one that was short or has failed.
-
-        Return whether none is to come any more: then the chain is to be retired.
-        """
-        step = self.chain[index]
-        if isinstance(step, PollIn | PollOut):
-            result = min(result, 0)
-        self.results[index] = 0 if isinstance(step, Pause) else result
-        if index == len(self.chain) - 1 or not may_be_short(step):
-            del self.results[index + 1 :]
-            return True
-        return False
 
     def _stop_waiting(self) -> None:
         place, watch, timer = self._place, self._watch, self._timer

@@ -39,7 +39,7 @@ LONGEST_CHAIN = 8
 class Course(Run):
     """A chain that is run as system calls: by the loop's thread, or by the one that has its job."""
 
-    __slots__ = ("_granted", "_index", "_job", "_told")
+    __slots__ = ("_granted", "_index", "_job")
 
     def begin(self) -> None:
         """Begin it, and go on to where it has to wait."""
@@ -48,7 +48,6 @@ class Course(Run):
         """Whether the next step has its share of a turn of the loop."""
         self._job: Job | None = None
         """What a thread does of it, or will do, until its end was taken in."""
-        self._told: list[tuple[int, int]] = []
         self._go_on()
 
     def interrupt(self) -> None:
@@ -86,21 +85,15 @@ class Course(Run):
             except Exception as error:
                 # No descriptor, no thread, no memory: what the steps before have moved counts.
                 self.record.fault = error
-        # Of the steps that were done, where a fault cut it.
-        del self.results[self._index :]
-        for index, result in self._told:
-            self.complete(index, result)
         self._engine.retire(self)
 
     def _did(self, result: int) -> None:
         """Take in the next step's result."""
-        step, last = self.chain[self._index], self._index == len(self.chain) - 1
+        step = self.chain[self._index]
         complete = result == step.length if isinstance(step, Splice) else result >= 0
-        if last or not complete:
-            self._told.append((self._index, result))
-        self._index += 1
-        if not complete and not may_be_short(step):
-            self._index = len(self.chain)
+        self.results.append(0 if isinstance(step, Pause) else result)
+        goes_on = complete or may_be_short(step)
+        self._index = self._index + 1 if goes_on else len(self.chain)
 
     def _do_step(self) -> bool:
         """Do the next step and return True; return False where it waits and is resumed later."""

@@ -76,9 +76,9 @@ _NOTIF = int(CqeFlag.NOTIF)
 
 
 class Submission(Run):
-    """A chain of linked SQEs."""
+    """A chain of linked SQEs. The results of steps that are complete are known before (K3)."""
 
-    __slots__ = ("_uring",)
+    __slots__ = ("_uring", "asked", "evicted")
 
     in_kernel = True
 
@@ -87,6 +87,11 @@ class Submission(Run):
     ) -> None:
         super().__init__(engine, number, record, chain)
         self._uring = uring
+        self.results = [step.length if isinstance(step, Splice) else 0 for step in chain]
+        self.asked = 0
+        """How often it was asked to end."""
+        self.evicted = False
+        """Whether it was taken out of a queue."""
 
     def begin(self) -> None:
         """Submit it."""
@@ -95,6 +100,20 @@ class Submission(Run):
     def interrupt(self) -> None:
         """Ask the kernel to cancel it."""
         self._uring.interrupt(self)
+
+    def complete(self, index: int, result: int) -> bool:
+        """Take in the result of the last step, or of one that was short or has failed.
+
+        Return whether none is to come any more: then the chain is to be retired.
+        """
+        step = self.chain[index]
+        if isinstance(step, PollIn | PollOut):
+            result = min(result, 0)
+        self.results[index] = 0 if isinstance(step, Pause) else result
+        if index == len(self.chain) - 1 or not may_be_short(step):
+            del self.results[index + 1 :]
+            return True
+        return False
 
 
 class LendingSubmission(Submission):
@@ -136,7 +155,7 @@ class Uring:
         kind = Submission if record.loan is None else LendingSubmission
         return kind(self, self._engine, number, record, chain)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Submission) -> None:
         """Submit a chain, and take in what was ready at once (K6): no trip round the loop."""
         self._workers.begin(run)
         try:
@@ -176,7 +195,7 @@ class Uring:
                 self._engine.loans.take_back(user_data, result)
                 continue
             run = self._engine.runs.get(user_data >> INDEX_BITS)
-            if run is None:
+            if not isinstance(run, Submission):
                 continue
             if result <= INTERRUPTED:
                 result = -errno.EINTR
@@ -190,7 +209,7 @@ class Uring:
             # Last: it drains too, and what it found must not overtake what is older.
             self._engine.tick()
 
-    def interrupt(self, run: Run) -> None:
+    def interrupt(self, run: Submission) -> None:
         """Ask the kernel to cancel what is under way on the record's numbers."""
         with contextlib.suppress(OSError):
             fds = run.record.numbers() if run.stopping else run.record.waits()

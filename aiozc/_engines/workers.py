@@ -18,12 +18,16 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from aiozc._engines.backend import Port, Run
+from aiozc._engines.backend import Port
 from aiozc._kernel import abi
 from aiozc._kernel.abi import SqeFlag
 from aiozc._kernel.ring import Ring, Sqe, prep_cancel, prep_nop, prep_splice
 from aiozc._transfers.steps import Pause, PollIn, PollOut
+
+if TYPE_CHECKING:
+    from aiozc._engines.uring import Submission
 
 WORKERS = 8
 """Kernel threads of one ring, for regular files and for all else, each."""
@@ -47,7 +51,7 @@ class Workers:
         self._engine = engine
         self._submit = submit
         self._bound = WORKERS
-        self._at_work: dict[int, Run] = {}
+        self._at_work: dict[int, Submission] = {}
         self._outlasted: set[int] = set()
         """Of the chains that were at work when there were too few workers those that still are."""
         self._asked = 0
@@ -63,12 +67,12 @@ class Workers:
         """Ask no more: the ring ends, and cancels its operations itself."""
         self._ended = True
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: "Submission") -> None:
         """Take in that a chain is begun."""
         if len(run.chain) > 1 or not isinstance(run.chain[0], PollIn | PollOut | Pause):
             self._at_work[run.number] = run
 
-    def end(self, run: Run) -> None:
+    def end(self, run: "Submission") -> None:
         """Take in that a chain has ended."""
         if self._at_work.pop(run.number, None) is None:
             return
@@ -157,7 +161,7 @@ class Workers:
             run.evicted = True
             self.take_out(run)
 
-    def take_out(self, run: Run) -> None:
+    def take_out(self, run: "Submission") -> None:
         """Cancel a chain that no worker has begun with; one that has one is left to it.
 
         By `user_data`: what is queued has no file yet by which it could be found.
@@ -179,7 +183,7 @@ BESIDE = 1 << 63
 """A bit of the `user_data` of what goes before a step, and is nobody's result."""
 
 
-def numbers_of(run: Run) -> list[int]:
+def numbers_of(run: "Submission") -> list[int]:
     """Return the `user_data` of a chain's steps that take a worker."""
     first = run.number << INDEX_BITS
     steps = [
