@@ -76,7 +76,7 @@ class Offers(dict[str, Any]):
     """`scope["extensions"]` of one request: what others offer, and the extensions for files.
 
     `names` are those that are offered. The `send` that the server gave to `application` is a method
-    of an object whose `offers` these are; its `may_be_file` notes that somebody has asked. Copies
+    of an object whose `offers` these are; its `expect_files` is called where they may come. Copies
     as plain dictionaries have what others offer alone.
     """
 
@@ -138,7 +138,7 @@ class Offers(dict[str, Any]):
             send = getattr(places.get("self"), "_send", None)
         for _ in range(_MOST_WRAPPERS):
             if self._is_servers(send):
-                send.__self__.may_be_file = True
+                send.__self__.expect_files()
                 return True
             if _is_of(send, _BASE, f"{_CALL_NEXT}.send_no_error"):
                 middleware = _middleware_of(send, asking)

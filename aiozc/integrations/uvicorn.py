@@ -76,35 +76,56 @@ class Response:
     """What the application sends in answer to one request.
 
     Responses without a file come through here too: so nothing is kept where nobody has asked for
-    files, much is done without a coroutine, and attributes have their first values from the class.
+    files, much is done without a coroutine, and slots are set where it is made, without a call.
     """
+
+    __slots__ = (
+        *("cycle", "held", "is_mixed", "is_plain", "leaving", "offers", "protocol", "start"),
+        "_busy",
+    )
 
     protocol: "SendsFiles"
     cycle: Any
     offers: Offers
-    may_be_file = False
-    """Whether the application has asked, and was told that a file may come."""
-    held: Message = None
+    is_plain: bool
+    """Whether nobody has been told that files may come, and none has."""
+    start: Message
+    """What the application has begun with."""
+    is_mixed: bool
+    """Whether more has followed."""
+    held: Message
     """The start of the response, until it is sent."""
-    leaving: asyncio.Task[None] | None = None
+    leaving: asyncio.Task[None] | None
     """What sends it, where the application waits for something else first."""
-    _start: Message = None
-    _mixed = False
-    _busy = False
+    _busy: bool
+
+    def expect_files(self) -> None:
+        """Take files from here on."""
+        if self.is_plain:
+            self.is_plain = self._busy = False
+            self.held = self.leaving = None
 
     def send(self, message: Message) -> Any:
         """Do as the application says: ASGI's `send`."""
         kind = message["type"]
-        if self._start is None:
-            if kind != START:
-                return self.cycle.send(message)
-            self._start = message
-            return self._hold(message) if self.may_be_file else self.cycle.send(message)
+        if not self.is_plain or kind in _FILES:
+            return self._send(kind, message)
+        if self.start is not None:
+            self.is_mixed = True
+        elif kind == START:
+            self.start = message
+        return self.cycle.send(message)
+
+    def _send(self, kind: str, message: Message) -> Any:
+        """Do so where there may be files."""
+        self.expect_files()
+        if self.start is None:
+            return self._hold(message) if kind == START else self.cycle.send(message)
         if self._busy:
             return _refuse_during_file(kind)
         if kind in _FILES and self._may_send_file(kind):
             return self._send_file(message)
-        self._mixed = True
+        self.is_mixed = True
         if self.held is None and self.leaving is None:
             return self.cycle.send(message)
         return self._send_behind_start(message)
@@ -112,7 +133,7 @@ class Response:
     def _hold(self, start: Message) -> Coroutine[Any, Any, None]:
         """Keep the start of the response for the rest of this turn of the loop."""
         cycle = self.cycle
-        self.held = start
+        self.start = self.held = start
         cycle.waiting_for_100_continue = False
         if cycle.flow.write_paused and not cycle.disconnected:
             return self.flush()
@@ -160,9 +181,9 @@ class Response:
         return offered and not self.cycle.response_complete
 
     async def _send_path(self, message: Message) -> None:
-        if self._mixed:
+        if self.is_mixed:
             raise RuntimeError(f"Unexpected ASGI message {PATHSEND!r} sent, after other content.")
-        self._mixed = True
+        self.is_mixed = True
         cycle = self.cycle
         if not self._has_body():
             await self._end(False)
@@ -203,10 +224,10 @@ class Response:
                 file = _as_file(message["file"])
                 offset, count = _place(file, message.get("offset"), message.get("count"))
             except Exception:
-                if not self._mixed:
+                if not self.is_mixed:
                     self._forget_start()
                 raise
-            self._mixed = True
+            self.is_mixed = True
             try:
                 rest = max(0, size_of_regular(file) - offset)
                 count = rest if count is None else min(count, rest)
@@ -219,14 +240,14 @@ class Response:
                     return send_regular(loop, sock, file, offset, count, end)
 
                 await self._send_content(send, file, offset, count)
-        self._mixed = True
+        self.is_mixed = True
         await self._end(message.get("more_body", False))
 
     def _forget_start(self) -> None:
         """Let the application, or uvicorn, answer otherwise, if nothing has left."""
         if self.held is not None:
-            self.held = self._start = None
-            self._mixed = False
+            self.held = self.start = None
+            self.is_mixed = False
 
     async def _end(self, more_body: bool) -> None:
         """End the response, as an empty last body message does, if nothing more is to come."""
@@ -238,10 +259,10 @@ class Response:
 
     def _has_body(self) -> bool:
         """Return whether the response has any, as to its request and its status."""
-        return self.cycle.scope["method"] != "HEAD" and self._start["status"] not in (204, 304)
+        return self.cycle.scope["method"] != "HEAD" and self.start["status"] not in (204, 304)
 
     def _content_length(self) -> int | None:
-        for name, value in self._start.get("headers", []):
+        for name, value in self.start.get("headers", []):
             if name.lower() == b"content-length":
                 return int(value)
         return None
@@ -386,7 +407,10 @@ class SendsFiles:
     """Shut while something of a file is sent."""
     is_plain: bool
     """Whether the kernel may send into the connection's socket."""
-    _application: Any
+    app: Any
+    application: Any
+    """The application that is served: `app` offers it files."""
+    _names: tuple[str, ...]
 
     def connection_made(self, transport: Any) -> None:
         """See uvicorn's protocols."""
@@ -396,31 +420,29 @@ class SendsFiles:
         _tell()
         self.running_loop = asyncio.get_running_loop()
         self.is_plain = self.scheme == "http" and can_be_held(transport)
+        self._names = (_PLAIN if self.is_plain else _TLS) if self.offers_files else ()
+        self.application, self.app = self.app, self._run
 
-    @property
-    def app(self) -> Any:
-        """The application as uvicorn's cycle calls it."""
-        return self._run
-
-    @app.setter
-    def app(self, app: Any) -> None:
-        self._application = app
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See uvicorn's protocols."""
+        parent: Any = super()
+        parent.connection_lost(exc)
+        self.app = self.application  # the other leads here: a circle
 
     def _run(self, scope: Any, receive: Any, send: Any) -> Any:
         """Call the application with what is offered here, for one request."""
-        application = self._application
-        if not self.offers_files:
-            return application(scope, receive, send)
+        if not self._names:
+            return self.application(scope, receive, send)
+        offers = Offers(scope["extensions"]) if "extensions" in scope else Offers()
+        offers.application, offers.names = self.application, self._names
+        scope["extensions"] = offers
         response = Response()
-        response.protocol = self
-        response.cycle = cycle = send.__self__
-        others = scope.get("extensions")
-        scope["extensions"] = response.offers = offers = Offers(others) if others else Offers()
-        offers.application = application
-        offers.names = _PLAIN if self.is_plain else _TLS
+        response.protocol, response.cycle, response.offers = self, send.__self__, offers
+        response.is_plain, response.start, response.is_mixed = True, None, False
+        cycle = response.cycle
         if cycle.more_body and self.is_plain and (length := length_of_body(scope["headers"])):
-            return Body(self, cycle, length).run(application, scope, response.send, offers)
-        return application(scope, receive, response.send)
+            return Body(self, cycle, length).run(self.application, scope, response.send, offers)
+        return self.application(scope, receive, response.send)
 
     def frame(self, cycle: Any, count: int) -> tuple[bytes, bytes]:
         """Note that a file's bytes are sent as content; return what to put around them."""
