@@ -27,7 +27,8 @@ def exclusive(transport: Any) -> AbstractAsyncContextManager[Any]:
     - What was written to the transport before has left when the block begins.
     - `write`, `writelines` and `write_eof` are a RuntimeError in the block.
     - The transport reads nothing in the block, whatever is resumed meanwhile. What it has read
-      before is its protocol's (of a StreamReader: in its buffer), and comes before what
+      before is its protocol's (of a StreamReader: in its buffer; `aiozc.streams` has the
+      transfers that begin with that), and comes before what
       `loop_recvfile` or `relay` receive; what they leave in the socket comes to the protocol
       afterwards.
     - The transport may be closed and aborted: a transfer ends then.

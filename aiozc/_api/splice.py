@@ -131,7 +131,7 @@ async def loop_recvfile(
     """Receive from a connected stream socket into a file; return the number of bytes written.
 
     The mirror of `loop_sendfile`. `sock` is a non-blocking TCP or UNIX stream socket that no
-    transport uses (which would read by itself: see `aiozc.lowlevel.exclusive`), `file` a file
+    transport uses (which would read by itself: see `aiozc.streams`), `file` a file
     object opened for writing in binary mode, not for appending, or an async one of aiofiles, anyio
     or trio around such. What arrives is written from `offset` (0 or more) on, until `count` bytes
     (1 or more) are or, with None, until the peer ends the stream; no more than `count` bytes leave
