@@ -198,7 +198,7 @@ def test_a_step_that_fails_ends_the_transfer_with_what_the_socket_took(
 
 
 def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
-    chain = Sendfile(5 * PAGE + 1, 3 << 20).next_chain(16 * PAGE, 9)
+    chain = Sendfile(5 * PAGE + 1, 16 * MIB).next_chain(16 * PAGE, 9)
     reads = [step for step in chain if isinstance(step, Splice) and step.source is End.SOURCE]
     assert [(step.source_offset, step.length) for step in reads] == [
         (5 * PAGE + 1, 16 * PAGE - 1),
@@ -209,13 +209,13 @@ def test_chunks_behind_an_unaligned_offset_end_on_page_boundaries() -> None:
 
 
 def test_a_peer_found_slow_costs_no_pipe_until_there_is_room() -> None:
-    transfer = Sendfile(0, 4 << 20)
+    transfer = Sendfile(0, 16 * MIB)
     transfer.advance(transfer.next_chain(16 * PAGE, 3), [16 * PAGE, -errno.EAGAIN])
     transfer.advance(transfer.next_chain(16 * PAGE, 3), [-errno.ECANCELED])
     assert transfer.state is State.WAITING
     assert transfer.in_pipe == 16 * PAGE, "whoever gives up the pipe must know that it is not empty"
     assert not transfer.needs_pipe
-    assert transfer.next_chain(0, 6) == (Offer(0, 4 * MIB, full=True),)
+    assert transfer.next_chain(0, 6) == (Offer(0, 16 * MIB, full=True),)
 
 
 def test_a_peer_that_takes_more_than_its_buffers_hold_in_a_row_gets_a_pipe_again() -> None:
@@ -245,7 +245,7 @@ def test_where_the_next_bytes_go() -> None:
 
 
 def test_an_empty_pipe_that_takes_nothing_is_an_error_and_no_endless_loop() -> None:
-    transfer = Sendfile(0, 4 << 20)
+    transfer = Sendfile(0, 16 * MIB)
     chain = transfer.next_chain(16 * PAGE, 6)
     transfer.advance(chain, [-errno.EAGAIN])
     assert transfer.error == errno.EAGAIN
@@ -263,7 +263,7 @@ def test_polls_stand_only_in_the_chain_behind_a_full_socket() -> None:
 
 
 def test_what_stays_in_the_pipe_goes_first() -> None:
-    transfer = Sendfile(0, 4 << 20)
+    transfer = Sendfile(0, 16 * MIB)
     chain = transfer.next_chain(16 * PAGE, 3)
     transfer.advance(chain, [16 * PAGE, 5 * PAGE])
     left = transfer.next_chain(16 * PAGE, 3)
