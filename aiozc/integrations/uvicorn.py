@@ -24,11 +24,16 @@ cannot be opened is a 500 as long as it has not left.
 """
 
 import asyncio
+import fcntl
 import functools
 import io
 import logging
 import os
+import stat
+import sys
+import termios
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, NoReturn
 
 import h11
@@ -36,7 +41,7 @@ import uvicorn
 import uvicorn.config
 from uvicorn.protocols.http import h11_impl
 
-from aiozc import probe
+from aiozc import probe, splice_pipe
 from aiozc._api.arguments import check_binary, check_offset, check_readable, plain_file, shown
 from aiozc._api.gates import Gate, can_be_held, refusing
 from aiozc._api.sendfile import send_regular, size_of_regular
@@ -308,8 +313,8 @@ class Response:
     async def _read_content(self, file: Any, offset: int, count: int | None) -> int:
         """Send what can be read from a file, as body messages; return how much that was.
 
-        `send` refuses what it is asked for meanwhile, but not the coroutines that it made before
-        and that other tasks run now: so the transport does.
+        What stands in a pipe is spliced. `send` refuses what it is asked for meanwhile, but not the
+        coroutines that it made before and that other tasks run now: so the transport does.
         """
         await self.flush()
         count_fallback(self.protocol.running_loop)
@@ -320,8 +325,14 @@ class Response:
             seekable = _is_seekable(file)
             if seekable:
                 await in_thread(file.seek, offset)
-            while count is None or done < count:
+            while (count is None or done < count) and not cycle.disconnected:
                 size = READ if count is None else min(READ, count - done)
+                if spliced := min(size, _bytes_in_pipe(file)) if self.protocol.is_plain else 0:
+                    gate.open()
+                    await self._send_content(partial(_splice, file, spliced), file, done, spliced)
+                    gate.shut()
+                    done += spliced
+                    continue
                 data: Any = await (
                     in_thread(file.read, size) if seekable else _read_some(file, size)
                 )
@@ -366,6 +377,17 @@ def _place(file: Any, offset: int | None, count: int | None) -> tuple[int, int |
 
 def _is_seekable(file: Any) -> bool:
     return bool(file.seekable()) if hasattr(file, "seekable") else hasattr(file, "seek")
+
+
+def _bytes_in_pipe(file: Any) -> int:
+    """Return how many bytes stand in a pipe that nobody reads ahead; 0 for what is none."""
+    if not isinstance(file, io.FileIO) or not stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+        return 0
+    return int.from_bytes(fcntl.ioctl(file.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _splice(pipe: Any, count: int, sock: Any) -> Coroutine[Any, Any, int]:
+    return splice_pipe(pipe, sock, count)
 
 
 async def _read_some(stream: Any, size: int) -> Any:

@@ -578,6 +578,33 @@ async def test_a_stream_is_sent_until_its_end_as_it_comes(
             assert await client.reader.readexactly(5) == b"0\r\n\r\n"
 
 
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+async def test_what_stands_in_a_pipe_goes_by_the_kernel(framing: str, serve: Serve) -> None:
+    """Up to the end or `count`: what is behind that stays in the pipe."""
+    content = pattern(50_000)
+    left: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:  # noqa: ARG001
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        await send(start(len(content) if framing == "content-length" else None))
+        await send(zerocopysend(reading, more_body=True, count=20_000))
+        await send(zerocopysend(reading, more_body=True, count=20_000))
+        left.append(os.read(reading, 1))
+        await send(body(left[0], more_body=True))
+        await send(zerocopysend(reading))
+        os.close(reading)
+
+    served = await serve(app)
+    before = sent()
+    async with await served.connect() as client:
+        for _ in range(2):
+            assert_same((await client.get()).body, content)
+    assert left == [content[40_000:40_001]] * 2
+    await until(functools.partial(has_sent, before + 2 * (len(content) - 1)))
+
+
 async def test_a_place_in_what_has_none_is_refused(serve: Serve, errors: list[str]) -> None:
     reading, writing = os.pipe()
     try:
