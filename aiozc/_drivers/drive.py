@@ -228,8 +228,8 @@ async def _run(engine: Engine, record: Record, transfer: Transfer, *, is_new: bo
                 results, cancellation = await engine.run(record, chain)
             except BaseException:
                 # Thrown away; what an Offer has sent is known all the same.
-                if isinstance(chain[0], Offer) and record.told is not None:
-                    transfer.advance(chain, record.told)
+                if isinstance(chain[0], Offer) and record.unclaimed is not None:
+                    transfer.advance(chain, record.unclaimed)
                 raise
             transfer.advance(chain, results)
             if cancellation is not None:

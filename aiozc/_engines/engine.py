@@ -255,7 +255,7 @@ class Engine:
         except BaseException:
             # The coroutine will not come back: the chain ends without it.
             self._stop(run)
-            record.told = run.results if run.ended else None
+            record.unclaimed = run.results if run.ended else None
             raise
         return Outcome(run.results, cancellation)
 

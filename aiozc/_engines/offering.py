@@ -134,7 +134,7 @@ class Offering(Run):
                 return
             self._watch = watch
             watch.call = self._woken
-        watch.told = False
+        watch.pending = False
 
     def interrupt(self) -> None:
         """Offer no more."""

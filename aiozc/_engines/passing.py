@@ -126,7 +126,7 @@ class Passing(Run):
         except OSError as error:
             self._end(self._passed, -(error.errno or errno.EIO))
             return
-        watch.told = False
+        watch.pending = False
         watch.call = self.begin
         self._short_is_last = is_tcp(self.record.source.fd)
 

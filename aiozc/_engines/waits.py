@@ -55,8 +55,8 @@ def find_unready(polls: Polls, record: Record, step: Step) -> Watch | None:
     Raises OSError where there can be no watch.
     """
     watch = record.watches.get(End.SOURCE if isinstance(step, PollIn) else End.TARGET)
-    if watch is not None and watch.told:
-        watch.told = False
+    if watch is not None and watch.pending:
+        watch.pending = False
         return None
     fd, event = awaited(record, step)
     return None if is_ready(fd, event) else watch_for(polls, record, step)

@@ -98,7 +98,7 @@ class Watchdog:
             if run.record.find_fault(writes=writes):
                 self._stop(run)
             elif isinstance(run.chain[0], Offer):
-                run.record.tell_of_room()
+                run.record.notify_of_room()
 
     def _look_at_pipe(self, run: Run) -> None:
         if run.ended or run.stopping:

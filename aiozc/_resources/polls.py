@@ -25,29 +25,29 @@ _BEYOND = select.POLLHUP | select.POLLNVAL
 class Watch:
     """A registration of one descriptor, and the function that is called when it is ready.
 
-    `told`: there was news that nobody was called for; `gone`: it is looked at no more; `more`: it
-    told once of more than bytes and room (an end, an error, urgent data).
+    `pending`: it was ready, and nobody was called; `gone`: it is registered no more; `more`: there
+    was once more than bytes and room (an end, an error, urgent data).
     """
 
-    __slots__ = ("_polls", "call", "event", "fd", "gone", "more", "told")
+    __slots__ = ("_polls", "call", "event", "fd", "gone", "more", "pending")
 
     def __init__(self, polls: "Polls", fd: int, event: int) -> None:
         self._polls = polls
         self.fd = fd
         self.event = event
-        self.told = False
+        self.pending = False
         self.gone = False
         self.more = False
         self.call: Callable[[], object] | None = None
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Call who waits, or remember that it is ready."""
         if self.call is not None:
             self.call()
-        elif self.told:
+        elif self.pending:
             self.drop()
         else:
-            self.told = True
+            self.pending = True
 
     def drop(self) -> None:
         """Unregister it."""
@@ -122,7 +122,7 @@ class Polls:
                 if events & ~(select.EPOLLOUT if watch.event == select.POLLIN else _READ):
                     watch.more = watch.more or bool(events & _MORE)
                     try:
-                        watch.tell()
+                        watch.notify()
                     except BaseException as error:
                         raised = raised or error
         if raised is not None:

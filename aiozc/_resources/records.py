@@ -373,17 +373,16 @@ def set_position(file: Any, position: int) -> None:
 class Record:
     """Duplicates of a source and a target, and the pipe lent to the transfer, if any.
 
-    `phase` is where it stands, `in_flight` the chain that names them, if there is one; `fault` is
-    what was found to be wrong, for the coroutine to raise; `loan`
-    is the memory that its sends lend to the kernel, where they do; `watches` tell of its ends;
-    `held` is what was received and not sent, where that is in memory; `may_let_go`: its transfer
-    can wait for its peer without the duplicates; `told`: the results of a chain whose coroutine was
-    thrown away, where it has ended.
+    `phase`: where it stands; `in_flight`: the chain that uses it, if there is one; `fault`: what
+    was found to be wrong, for the coroutine to raise; `loan`: the memory that its sends lend to the
+    kernel, if they do; `watches`: the registrations of its ends; `held`: what was received and not
+    sent, where that is in memory; `may_let_go`: its transfer can wait for its peer without the
+    duplicates; `unclaimed`: the results of a chain that has ended, whose coroutine was thrown away.
     """
 
     __slots__ = (
         *("_pipes", "fault", "held", "in_flight", "loan", "may_let_go", "phase", "pipe", "source"),
-        *("target", "told", "watches"),
+        *("target", "unclaimed", "watches"),
     )
 
     def __init__(
@@ -393,7 +392,7 @@ class Record:
         self.phase = Phase.IDLE
         self.in_flight: object = None
         self.may_let_go = False
-        self.told: list[int] | None = None
+        self.unclaimed: list[int] | None = None
         self.fault: BaseException | None = None
         self.pipe: Pipe | None = None
         self.loan = loan
@@ -441,11 +440,11 @@ class Record:
             watch.drop()
         self.watches.clear()
 
-    def tell_of_room(self) -> None:
+    def notify_of_room(self) -> None:
         """Tell who waits for room in the target that there is some, should no edge have told."""
         watch = self.watches.get(End.TARGET)
         if watch is not None and watch.call is not None and is_ready(watch.fd, watch.event):
-            watch.tell()
+            watch.notify()
 
     def shrink_pipe(self) -> None:
         """Shrink the pipe to what is in it."""
