@@ -42,6 +42,6 @@ app = Starlette(
     ]
 )
 if os.environ.get("BENCH_SERVESTATIC"):
-    from servestatic import ServeStaticASGI  # type: ignore[import-not-found]
+    from servestatic import ServeStaticASGI  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     app = ServeStaticASGI(app, root=str(_DIRECTORY))
