@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from urllib.request import urlopen
 import pytest
 
 from aiozc.integrations import uvicorn as protocols
+from tests.kit.content import assert_same, pattern
 from tests.kit.folding import each
+from tests.kit.waiting import wait_until
 
 APP = """
 {first}
@@ -181,3 +184,66 @@ def test_it_is_said_where_the_offers_are_turned_off(
     assert [record.getMessage() for record in caplog.records] == [
         "aiozc: files are sent by uvicorn itself: AIOZC_PATHSEND=0"
     ]
+
+
+UPLOADS = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from aiozc.integrations.starlette import receive_file
+
+async def put(request):
+    with open("uploaded", "wb", 0) as file:
+        return PlainTextResponse(str(await receive_file(request, file)))
+
+app = Starlette(routes=[Route("/", put, methods=["PUT"])])
+"""
+SIZE = 1_000_000
+PUT = b"PUT / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % SIZE
+
+
+@pytest.mark.parametrize("name", ["HttpToolsProtocol", "H11Protocol"])
+def test_an_upload_is_received_to_its_end_while_the_server_ends(name: str, tmp_path: Path) -> None:
+    (tmp_path / "uploading.py").write_text(UPLOADS)
+    uploaded = tmp_path / "uploaded"
+    content = pattern(SIZE)
+    http = f"{protocols.__name__}:{name}"
+    command = ("uvicorn", "--port", "0", "--http", http, "uploading:app")
+    with started(tmp_path, *command) as (url, lines), connected(url) as client:
+        client.sendall(PUT + content[:1000])
+        wait_until(lambda: uploaded.exists() and uploaded.stat().st_size == 1000)
+        client.sendall(content[1000:2000])
+        wait_until(lambda: uploaded.stat().st_size == 2000)
+        os.kill(int(re.findall(r"process \[(\d+)\]", "".join(lines))[0]), signal.SIGTERM)
+        client.sendall(content[2000:])
+        answer = client.makefile("rb").read()
+    assert answer.endswith(b"\r\n\r\n%d" % SIZE)
+    assert_same(uploaded.read_bytes(), content)
+
+
+def test_uploads_are_counted_by_a_server_with_a_limit_of_requests(tmp_path: Path) -> None:
+    (tmp_path / "uploading.py").write_text(UPLOADS)
+    auto = f"{protocols.__name__}:Auto"
+    limit = ("--limit-max-requests", "2")
+    command = ("uvicorn", "--port", "0", "--http", auto, *limit, "uploading:app")
+    with started(tmp_path, *command) as (url, _):
+        for _ in range(2):
+            with connected(url) as client:
+                client.sendall(PUT + pattern(SIZE))
+                assert client.recv(1)
+        wait_until(lambda: refuses(url))
+
+
+def connected(url: str) -> socket.socket:
+    """Return a connection to a server."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)))
+
+
+def refuses(url: str) -> bool:
+    """Return whether nobody listens there any more."""
+    try:
+        connected(url).close()
+    except ConnectionError:
+        return True
+    return False
