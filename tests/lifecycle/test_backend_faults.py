@@ -11,10 +11,15 @@ from collections.abc import Iterator
 import pytest
 
 import aiozc
+from aiozc._engines.inline import Inline
+from aiozc._engines.registry import current_engine
 from aiozc._engines.uring import Uring
 from aiozc._kernel.ring import BrokenRingError, Completion, Ring, Sqe
+from aiozc._resources.lifecycle import Phase
+from aiozc._resources.records import Original, Record, outlet
 from aiozc._runtime import threads
 from aiozc._runtime.threads import Pool
+from aiozc._transfers.steps import End, Splice
 from tests.kit.children import Child
 from tests.kit.connections import fill, socket_pair
 from tests.kit.content import MIB, MakeFile, assert_same, pattern
@@ -69,6 +74,35 @@ async def test_where_no_thread_can_be_started_what_writes_into_a_terminal_waits_
                 await until(lambda: len(tried) > 1)
             assert await moving == 500
         assert reader.read(500) == CONTENT[:500]
+
+
+@pytest.mark.anyio
+async def test_a_fault_in_a_thread_is_the_records_and_no_cancellation(
+    connect: Connect, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock, _ = connect()
+    fault = OSError(errno.EINVAL, "found by a thread")
+    threads_of_faults = []
+
+    def find(_: Record) -> None:
+        threads_of_faults.append(threading.get_ident())
+        raise fault
+
+    async with aiozc.Reactor(backend="readiness"):
+        engine = current_engine()
+        record = engine.open(Original(make_file(CONTENT)), outlet(sock))
+        record.take_pipe()
+        chain = (Splice(End.SOURCE, End.PIPE, 4096, 0), Splice(End.PIPE, End.TARGET, 4096))
+        with monkeypatch.context() as patch:
+            patch.setattr(Inline, "is_cached", lambda *_: False)
+            patch.setattr(Record, "check_nonblocking", find)
+            outcome = await engine.run(record, chain)
+        assert outcome == ([], None)
+        assert record.fault is fault
+        assert record.is_idle
+        assert threads_of_faults[0] != threading.get_ident()
+        engine.release(record)
+        assert record.phase is Phase.CLOSED
 
 
 @pytest.mark.anyio

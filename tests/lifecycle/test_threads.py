@@ -215,6 +215,27 @@ async def test_where_no_more_can_be_started_one_waits_for_those_there_are(
     assert await task == 0
 
 
+async def test_a_seat_may_be_given_back_in_the_midst_of_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the interpreter's collector does it, in whatever line of the pool's it comes."""
+    pool = Pool(2, 2)
+    given_up = await pool.take()
+    start = threading.Thread.start
+
+    def collect(thread: threading.Thread) -> None:
+        given_up.give_back()
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", collect)
+        seats = [await pool.take()]
+    seats.append(await pool.take())
+    for seat in seats:
+        assert await seat.run(threading.get_ident) != threading.get_ident()
+        seat.give_back()
+
+
 async def test_what_a_thread_raises_reaches_who_waits() -> None:
     def fail(error: BaseException) -> None:
         raise error
