@@ -132,6 +132,7 @@ USAGE = {
     "tee_to_socket.py": "HOST:PORT",
     "file_server.py": "DIR",
     "starlette_app.py": "DIR",
+    "fastapi_media.py": "DIR",
     "aiohttp_app.py": "DIR",
 }
 

@@ -1,6 +1,7 @@
 """The examples that are web servers do what their docstrings say."""
 
 import asyncio
+import base64
 import contextlib
 import errno
 import gc
@@ -19,12 +20,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 import pytest
 
-from tests.kit.content import KIB, MIB, assert_same, pattern
+from tests.kit.browser import CHROMIUM, browsing
+from tests.kit.content import KIB, MIB, assert_same, case, digest, pattern
+from tests.kit.waiting import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"empty": 0, "small.txt": 4 * KIB, "medium.html": 256 * KIB + 1, "large": 8 * MIB + 3}
@@ -136,6 +140,194 @@ def test_starlettes_example_finds_the_newest_file(
         response = client.get(f"{url}/latest")
         assert response.headers["content-disposition"] == 'attachment; filename="large"'
         assert_same(response.content, pattern(SIZES["large"]))
+
+
+# fastapi_media.py
+
+PASSWORD = "for the tests"
+SECONDS = 4000  # of a sound of 8,000 bytes a second
+HEAD = struct.pack(
+    "<4sI8sIHHIIHH4sI",
+    *(b"RIFF", 36 + SECONDS * 8000, b"WAVEfmt ", 16, 1, 1, 8000, 8000, 1, 8),
+    *(b"data", SECONDS * 8000),
+)
+SOUND = HEAD + pattern(SECONDS * 8000)
+PLACE = 3500 * 8000  # where it is played from
+
+
+@pytest.fixture
+def library(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run examples/fastapi_media.py, with a sound to upload beside it."""
+    monkeypatch.setenv("MEDIA_PASSWORD", PASSWORD)
+    (tmp_path / "sound.wav").write_bytes(SOUND)
+    (tmp_path / "media").mkdir()
+    return start("fastapi_media.py", tmp_path / "media")
+
+
+class Visit(NamedTuple):
+    """What a visitor of the library was told, got, and asked for."""
+
+    said: str
+    downloaded: str  # its digest
+    ranges: list[str]
+
+
+def visit_by_httpx(url: str, folder: Path) -> Visit:
+    """Upload the sound, download it, and go to a place of it."""
+    with httpx.Client(base_url=url, auth=("me", PASSWORD), timeout=60, trust_env=False) as client:
+        said = client.put("/media/sound.wav", content=(folder / "sound.wav").read_bytes())
+        download = client.get("/download/sound.wav")
+        assert download.headers["content-disposition"] == 'attachment; filename="sound.wav"'
+        parts = [
+            client.get("/media/sound.wav", headers={"Range": f"bytes={first}-"})
+            for first in (0, PLACE)
+        ]
+    for part, first in zip(parts, (0, PLACE), strict=True):
+        assert_same(part.content, SOUND[first:])
+    ranges = [part.headers["content-range"] for part in parts]
+    return Visit(f"sound.wav: {said.text} bytes", digest(download.content), ranges)
+
+
+SCRIPTS = """
+    const happens = (name, about = video) => new Promise((then, otherwise) => {
+        about.addEventListener(name, then, {once: true});
+        video.onerror = () => otherwise(video.error.message);
+    });
+    const upload = async () => {
+        output.value = "";
+        form.requestSubmit();
+        while (!output.value) await new Promise(setTimeout);
+        return output.value;
+    };
+    const canvas = document.createElement("canvas"), picture = canvas.getContext("2d");
+    const seen = () => {
+        picture.clearRect(0, 0, canvas.width, canvas.height);
+        picture.drawImage(video, 0, 0);
+        const [red, green] = picture.getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data;
+        return red > 2 * green ? "red" : green > 2 * red ? "green" : [red, green];
+    };
+"""
+UPLOAD = """
+    const progress = [];
+    const observer = new MutationObserver(() => progress.push(bar.value / bar.max));
+    observer.observe(bar, {attributes: true});
+    return [await upload(), progress, list.innerText];
+"""
+DOWNLOAD = """
+    const content = await (await fetch("/download/sound.wav")).arrayBuffer();
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+    return Array.from(digest, byte => byte.toString(16).padStart(2, "0")).join("");
+"""
+SEEK = """
+    list.querySelector("a").click();
+    await happens("loadedmetadata");
+    video.currentTime = 3500;
+    await happens("seeked");
+    await video.play();
+    while (video.currentTime <= 3500) await happens("timeupdate");
+    video.pause();
+    return video.duration;
+"""
+RECORD_AND_SEEK = """
+    const paint = async colour => {
+        for (let frame = 0; frame < 8; frame++) {
+            picture.fillStyle = colour;
+            picture.fillRect(0, 0, canvas.width, canvas.height);
+            await new Promise(then => setTimeout(then, 40));
+        }
+    };
+    const recorder = new MediaRecorder(canvas.captureStream()), parts = [];
+    recorder.ondataavailable = event => parts.push(event.data);
+    recorder.start();
+    await paint("red");
+    await paint("green");
+    recorder.stop();
+    await happens("stop", recorder);
+    const files = new DataTransfer();
+    files.items.add(new File(parts, "a film.webm"));
+    input.files = files.files;
+    await upload();
+    list.querySelector("a").click();
+    await happens("loadeddata");
+    const colours = [];
+    for (const time of [1e9, 0]) {  // its end, and its beginning
+        video.currentTime = time;
+        await happens("seeked");
+        colours.push(seen());
+    }
+    return colours;
+"""
+
+
+def visit_by_chromium(url: str, folder: Path) -> Visit:
+    """Do the same on its page, and record a film there that is uploaded and seeks too."""
+    with browsing(folder / "profile") as page:
+        page.go(url.replace("//", f"//me:{quote(PASSWORD)}@"))
+        page.go(url)
+        page.choose("input", folder / "sound.wav")
+        said, progress, listed = page.run(SCRIPTS + UPLOAD)
+        assert (progress, progress[-1]) == (sorted(progress), 1)
+        assert listed == "sound.wav download"
+        downloaded = page.run(SCRIPTS + DOWNLOAD)
+        assert page.run(SCRIPTS + SEEK) == SECONDS
+        parts = [each for each in page.answers(f"{url}/media/sound.wav") if each["status"] == 206]
+        assert page.run(SCRIPTS + RECORD_AND_SEEK) == ["green", "red"]
+    ranges = [httpx.Headers(part["headers"])["content-range"] for part in parts]
+    return Visit(said, downloaded, ranges)
+
+
+def test_a_library_of_media_is_uploaded_to_downloaded_from_and_played(
+    library: str, tmp_path: Path
+) -> None:
+    """By httpx, and in a browser where there is Chromium."""
+    for visit in (visit_by_httpx, *([visit_by_chromium] if CHROMIUM else [])):
+        with case(visit=visit.__name__):
+            said, downloaded, ranges = visit(library, tmp_path)
+            (arrived,) = (tmp_path / "media").glob("*.wav")
+            assert_same(arrived.read_bytes(), SOUND)
+            assert downloaded == digest(SOUND)
+            assert said == f"sound.wav: {len(SOUND)} bytes"
+            first, *others = (int(each.split()[1].split("-")[0]) for each in ranges)
+            assert first == 0
+            assert any(abs(other - PLACE) < MIB for other in others), ranges
+            arrived.unlink()
+
+
+def test_a_library_of_media_is_behind_its_password(
+    library: str, client: httpx.Client, tmp_path: Path
+) -> None:
+    for path in ("/", "/media", "/media/a.wav", "/download/a.wav"):
+        for auth in (None, ("me", "wrong")):
+            answer = client.get(library + path, auth=auth)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Basic"
+    answer = client.put(f"{library}/media/a.wav", content=SOUND[:MIB], auth=("me", "wrong"))
+    assert answer.status_code == 401
+    assert not list((tmp_path / "media").iterdir())
+
+
+def test_a_library_of_media_takes_no_name_that_leads_elsewhere_or_is_no_medium(
+    library: str, client: httpx.Client, tmp_path: Path
+) -> None:
+    client.auth = httpx.BasicAuth("me", PASSWORD)
+    names = ".a.wav a.html a.wav%00 a%00.wav a.wav%0A -a.wav %5C.wav %2E%2E wav .wav"
+    for name in (*names.split(), "a" * 60 + ".wav"):
+        assert client.put(f"{library}/media/{name}", content=b"RIFF").status_code == 422
+    for path in ("/media/..%2Fsound.wav", "/download/..%2Fsound.wav", "/download/nobody.wav"):
+        assert client.get(library + path).status_code == 404
+    assert not list((tmp_path / "media").iterdir())
+
+
+def test_of_an_upload_that_breaks_off_a_library_of_media_keeps_nothing(
+    library: str, client: httpx.Client, tmp_path: Path
+) -> None:
+    address, auth = httpx.URL(library), base64.b64encode(f"me:{PASSWORD}".encode())
+    head = b"PUT /media/a.wav HTTP/1.1\r\nHost: here\r\nAuthorization: Basic %s\r\n" % auth
+    with socket.create_connection((address.host, address.port or 80)) as sock:
+        sock.sendall(head + b"Content-Length: %d\r\n\r\n" % len(SOUND) + SOUND[:MIB])
+        wait_until(lambda: any(p.stat().st_size for p in (tmp_path / "media").iterdir()))
+        assert client.get(f"{library}/media", auth=("me", PASSWORD)).json() == []
+    wait_until(lambda: not list((tmp_path / "media").iterdir()))
 
 
 # file_server.py
