@@ -186,7 +186,7 @@ def _open(engine: Engine, transfer: Transfer, source: Original, target: Original
 
 def _close(engine: Engine, record: Record, transfer: Transfer) -> None:
     """Give a record back; the files' positions are where the transfer is."""
-    # Where it is not done, an outcome may not have been taken in: the pipe is closed.
+    # Where it is not done, an outcome may be unknown: the pipe is closed.
     if transfer.done and not transfer.in_pipe and record.is_idle:
         record.drop_pipe(empty=True)
     try:

@@ -53,7 +53,7 @@ class Gather:
             self._buffers.append(bytes(view) if view.nbytes <= TINY else view)
 
     def take(self, view: memoryview) -> bool:
-        """Take in one more, if there is room."""
+        """Add one more, if there is room."""
         fits = len(self._buffers) < MOST and self.nbytes + view.nbytes <= TOGETHER
         if fits:
             self._add(view)
@@ -216,7 +216,7 @@ class Parts(Original):
         self.fd = -1
 
     def add(self, source: Source, offset: int, length: int) -> None:
-        """Take in the next part, `length` bytes of a source. OSError (EBADF) for a closed file."""
+        """Add the next part, `length` bytes of a source. OSError (EBADF) for a closed file."""
         piece = Piece(len(self.pieces), offset, length)
         if isinstance(source, memoryview | Gather):
             self._parts.append(source)

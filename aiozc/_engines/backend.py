@@ -135,7 +135,7 @@ class Port(Protocol):
         """Return the loop, or None where it is closed or gone."""
 
     def retire(self, run: Run) -> None:
-        """Take in that a chain has ended."""
+        """Note that a chain has ended."""
 
     def tick(self) -> None:
         """Look at the callers' objects: TICK_S seconds after `Backend.tick_later`."""
@@ -170,7 +170,7 @@ class Backend(Protocol):
         """Return a chain that is to be begun."""
 
     def drain(self) -> None:
-        """Take in what has happened: the descriptor is readable."""
+        """Process what has happened: the descriptor is readable."""
 
     def tick_later(self) -> None:
         """Have the engine's `tick` called in TICK_S seconds. Raises OSError where it cannot be."""

@@ -305,7 +305,7 @@ class Engine:
         return None if loop is None or loop.is_closed() else loop
 
     def retire(self, run: Run) -> None:
-        """Take in that a chain has ended."""
+        """Note that a chain has ended."""
         self.runs.pop(run.number, None)
         self._count_shortness(run)
         run.record.end()

@@ -101,7 +101,7 @@ class Offering(Run):
         return False
 
     def _took(self, size: int, taken: int) -> bool:
-        """Take in what the socket took; return whether to offer more at once."""
+        """Note what the socket took; return whether to offer more at once."""
         self._offset += taken
         self._left -= taken
         self._sent += taken

@@ -47,7 +47,7 @@ class Course(Run):
         self._granted = False
         """Whether the next step has its share of a turn of the loop."""
         self._job: Job | None = None
-        """What a thread does of it, or will do, until its end was taken in."""
+        """What a thread does of it, or will do, until its end is known."""
         self._go_on()
 
     def interrupt(self) -> None:
@@ -88,7 +88,7 @@ class Course(Run):
         self._engine.retire(self)
 
     def _did(self, result: int) -> None:
-        """Take in the next step's result."""
+        """Note the next step's result."""
         step = self.chain[self._index]
         complete = result == step.length if isinstance(step, Splice) else result >= 0
         self.results.append(0 if isinstance(step, Pause) else result)

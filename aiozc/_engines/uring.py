@@ -102,7 +102,7 @@ class Submission(Run):
         self._uring.interrupt(self)
 
     def complete(self, index: int, result: int) -> bool:
-        """Take in the result of the last step, or of one that was short or has failed.
+        """Note the result of the last step, or of one that was short or has failed.
 
         Return whether none is to come any more: then the chain is to be retired.
         """
@@ -127,7 +127,7 @@ class LendingSubmission(Submission):
         super().begin()
 
     def complete(self, index: int, result: int) -> bool:
-        """Take in the result of a step; return whether it was the last that was due."""
+        """Note the result of a step; return whether it was the last that was due."""
         self.results[index] = result
         self._due -= 1
         return not self._due
@@ -156,7 +156,7 @@ class Uring:
         return kind(self, self._engine, number, record, chain)
 
     def start(self, run: Submission) -> None:
-        """Submit a chain, and take in what was ready at once (K6): no trip round the loop."""
+        """Submit a chain, and process what was ready at once (K6): no trip round the loop."""
         self._workers.begin(run)
         try:
             self._submit(tuple(_sqes(run.number, run.record, run.chain)))

@@ -68,12 +68,12 @@ class Workers:
         self._ended = True
 
     def begin(self, run: "Submission") -> None:
-        """Take in that a chain is begun."""
+        """Note that a chain is begun."""
         if len(run.chain) > 1 or not isinstance(run.chain[0], PollIn | PollOut | Pause):
             self._at_work[run.number] = run
 
     def end(self, run: "Submission") -> None:
-        """Take in that a chain has ended."""
+        """Note that a chain has ended."""
         if self._at_work.pop(run.number, None) is None:
             return
         if self._outlasted:
@@ -118,7 +118,7 @@ class Workers:
         self._asked += 2
 
     def answered(self, result: int) -> None:
-        """Take in the result of a question."""
+        """Note the result of a question."""
         self._asked -= 1
         if self._ended:
             return

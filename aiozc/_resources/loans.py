@@ -49,7 +49,7 @@ class Loan:
         self._all: list[Future] = []
 
     def take_back(self, *, copied: bool) -> None:
-        """Take in a notification."""
+        """Process a notification."""
         self.outstanding -= 1
         self.copied |= copied
         if not self.outstanding:
@@ -135,7 +135,7 @@ class Loans:
         self.copied = 0
 
     def lend(self, user_data: int, loan: Loan, step: Step) -> None:
-        """Take in a send's result: its notification is due."""
+        """Note a send's result: its notification is due."""
         loan.outstanding += 1
         self._due[user_data] = loan, step
         if isinstance(step, SendFixed):
@@ -173,7 +173,7 @@ class Loans:
             del self._waiting[turn]
 
     def lose(self, *, wake: bool) -> None:
-        """Take in that the ring has ended."""
+        """Note that the ring has ended."""
         due, self._due = {loan for loan, _ in self._due.values()}, {}
         for loan in due:
             loan.lose(wake=wake)

@@ -508,17 +508,17 @@ class Record:
         return self.phase is Phase.IDLE
 
     def begin(self, chain: object) -> None:
-        """Take in that a chain begins."""
+        """Note that a chain begins."""
         self._enter(Phase.RUNNING)
         self.in_flight = chain
 
     def stop(self) -> None:
-        """Take in that the chain is to end."""
+        """Note that the chain is to end."""
         if self.phase is Phase.RUNNING:
             self._enter(Phase.STOPPING)
 
     def end(self) -> None:
-        """Take in that the chain has ended."""
+        """Note that the chain has ended."""
         self.in_flight = None
         if self.phase is Phase.ABANDONED:
             self.close()
@@ -526,7 +526,7 @@ class Record:
             self._enter(Phase.IDLE)
 
     def lose(self) -> None:
-        """Take in that nobody tells of the chain's end any more."""
+        """Note that nobody tells of the chain's end any more."""
         self.stop()
         self.in_flight = None
         self._enter(Phase.LOST)

@@ -76,7 +76,7 @@ class Transfer(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step that ran."""
+        """Go on from the results of a chain, one for each step that ran."""
 
 
 class Backoff:
@@ -113,18 +113,18 @@ class Backoff:
         return Pause(min(self._level, LONGEST_PAUSE))
 
     def paused(self) -> None:
-        """Take in that a pause is over."""
+        """Note that a pause is over."""
         self._spurious = self._interrupted = 0
         self._ready = self._tried = False
         self._level += 1
 
     def waited(self, *, interrupted: bool) -> None:
-        """Take in the end of a wait."""
+        """Note the end of a wait."""
         self._interrupted = self._interrupted + 1 if interrupted else 0
         self._ready = not interrupted
 
     def moved(self, *, arrived: bool = True) -> None:
-        """Take in that bytes have left the source, and whether some reached the target."""
+        """Note that bytes have left the source, and whether some reached the target."""
         self._spurious = self._interrupted = self._level = 0
         self._ready = False
         if arrived:
@@ -132,13 +132,13 @@ class Backoff:
             self._tried = False
 
     def moved_nothing(self) -> None:
-        """Take in that nothing has moved, behind a wait or not."""
+        """Note that nothing has moved, behind a wait or not."""
         self._spurious += self._ready
         self._interrupted = 0
         self._ready = False
 
     def fail(self, error: int) -> int:
-        """Take in a try that failed by that errno; return what to end with if it was the last."""
+        """Note a try that failed by that errno; return what to end with if it was the last."""
         self._tries += 1
         self._tried = True
         self._began = self._began or error

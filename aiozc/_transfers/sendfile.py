@@ -187,7 +187,7 @@ class Sendfile(Transfer):
         return chain
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step that ran.
+        """Go on from the results of a chain, one for each step that ran.
 
         (For an Offer two, where something stood in its way.)
         """
@@ -216,7 +216,7 @@ class Sendfile(Transfer):
         NEXT.check(state, self.state)
 
     def _offered(self, sent: int, way: int | None = None) -> None:
-        """Take in what an Offer sent, and what stood in its way."""
+        """Note what an Offer sent, and what stood in its way."""
         if sent:
             self.position += sent
             self._taken = self.position
@@ -246,14 +246,14 @@ class Sendfile(Transfer):
             self._state = State.SENDING
 
     def _moved(self, result: int) -> None:
-        """Take in whether a poll that came true was worth it."""
+        """Note whether a poll that came true was worth it."""
         if result > 0:
             self._backoff.moved()
         elif result == -errno.EAGAIN:
             self._backoff.moved_nothing()
 
     def _sent_inline(self, asked: int, result: int) -> None:
-        """Take in what became of a send of what was thought to be cached."""
+        """Go on from the result of a send of what was thought to be cached."""
         if result == -errno.ENODATA:
             self._cached = False
             self._state = State.FLOWING

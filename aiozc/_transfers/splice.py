@@ -315,7 +315,7 @@ class Splicing(Transfer):
         return Splice(End.PIPE, End.TARGET, size, None, self._target_offset + position)
 
     def advance(self, chain: Chain, results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step that ran."""
+        """Go on from the results of a chain, one for each step that ran."""
         reads: list[int] = []
         state, taken, position = self.state, self._taken, self.position
         interrupted = self._at_mark = False
@@ -383,7 +383,7 @@ class Splicing(Transfer):
             self._source_error = -result
 
     def _receive(self, result: int) -> None:
-        """Take in what recv(2) says: other than splice(2), it knows a stream's end."""
+        """Go by what recv(2) says: other than splice(2), it knows a stream's end."""
         if result == 0:
             self._ended = True
         else:

@@ -198,7 +198,7 @@ class ZeroCopy:
         return chain
 
     def advance(self, chain: Sequence[LoanStep], results: Sequence[int]) -> None:
-        """Take in what became of a chain: a result for each step, or none where none is known."""
+        """Go on from the results of a chain, one for each step, or none where none is known."""
         if not results:
             return
         first, state, before = chain[0], self.state, self.position
@@ -226,7 +226,7 @@ class ZeroCopy:
         return True
 
     def _judge(self, results: Sequence[int]) -> None:
-        """Take in why a chain was cut. Where one is refused, those before it are cancelled."""
+        """Find out why a chain was cut. Where one is refused, those before it are cancelled."""
         errors = [-result for result in results if result < 0 and -result not in UNLUCKY]
         if 0 in results:
             self.error = errno.EIO  # a send of bytes that sends none
