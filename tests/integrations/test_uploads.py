@@ -297,6 +297,17 @@ async def test_files_of_anyio_and_places_in_files_are_kept(serve: Serve, uploads
     assert_same(uploads.path("a").read_bytes(), b"before", pattern(LARGE), b"behind")
 
 
+async def test_a_request_that_is_the_last_ends_the_connection(
+    serve: Serve, uploads: Uploads
+) -> None:
+    served = await serve(uploads.app)
+    async with await served.connect() as client:
+        client.writer.write(put("a", LARGE, "Connection: close") + pattern(LARGE))
+        assert await count_of(client) == LARGE
+        assert await client.rest() == b""
+    assert_same(uploads.path("a").read_bytes(), pattern(LARGE))
+
+
 # The extension
 
 
