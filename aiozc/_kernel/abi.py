@@ -64,12 +64,6 @@ class Feature(enum.IntFlag):
     CQE_SKIP = 1 << 11
 
 
-class SqRingFlag(enum.IntFlag):
-    """`IORING_SQ_*`: what the kernel tells in the SQ ring's flags."""
-
-    CQ_OVERFLOW = 1 << 1
-
-
 class CancelFlag(enum.IntFlag):
     """`IORING_ASYNC_CANCEL_*`: what an ASYNC_CANCEL is to match."""
 

@@ -214,7 +214,6 @@ class Ring:
         word = ctypes.c_uint32
         self._sq_mask = self.entries - 1
         self._sq_head = word.from_address(sq.khead)
-        self._sq_flags = word.from_address(sq.kflags)
         self._sqes = (ctypes.c_char * (self.entries * abi.SQE_SIZE)).from_address(sq.sqes)
         cq_entries = word.from_address(cq.kring_entries).value
         self._cq_mask = cq_entries - 1
@@ -289,7 +288,7 @@ class Ring:
         raise error_from(-result if result < 0 else errno.EAGAIN, "submitting to the ring")
 
     def drain(self) -> list[Completion]:
-        """Return every CQE that is there, oldest first, those that overflowed included."""
+        """Return every CQE that is there, oldest first, those beyond the CQ included (K9)."""
         found: list[Completion] = []
         if self.fd < 0:
             return found
@@ -303,11 +302,6 @@ class Ring:
             found += [new(unpack_from(cqes, (place & mask) * 16)) for place in places]
             self._cq_head.value = (head + ready) & 0xFFFFFFFF
         return found
-
-    @property
-    def overflowed(self) -> bool:
-        """Whether CQEs wait in the kernel because the CQ was full."""
-        return self.fd >= 0 and bool(self._sq_flags.value & abi.SqRingFlag.CQ_OVERFLOW)
 
     def close(self) -> None:
         """Unmap the ring and close its descriptor; twice does nothing more.
