@@ -26,13 +26,18 @@ from aiozc._drivers.fallback import write_whole
 from aiozc._errors import annotate
 
 RECEIVEFILE = "http.request.receivefile"
+_MOST_DIGITS = 20
+"""Those of 2**64 - 1."""
 
 
 def length_of_body(headers: Any) -> int:
-    """Return the bytes that frame a body, as Content-Length says; 0 where that says nothing."""
+    """Return the bytes that frame a body, as Content-Length says; 0 where that says nothing.
+
+    A parser takes zeros in front without an end; Python makes no number of thousands of digits.
+    """
     length = 0
     for name, value in headers:
-        if name == b"content-length" and value.isdigit():
+        if name == b"content-length" and value.isdigit() and len(value) <= _MOST_DIGITS:
             length = int(value)
         elif name in (b"transfer-encoding", b"upgrade"):
             return 0
@@ -116,6 +121,8 @@ class Body:
         cycle.message_event.clear()
         if ahead:
             await write_whole(file, ahead)
+            if cycle.response_complete or cycle.disconnected:  # nobody would end what follows
+                return len(ahead)
         try:
             return len(ahead) + await self._receive_rest(file, self._length - len(ahead))
         except BaseException as error:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from aiozc._api.arguments import check_binary, check_writable, plain_file
 from aiozc._drivers.fallback import write_whole
 from aiozc._errors import annotate
-from aiozc.integrations._bodies import RECEIVEFILE
+from aiozc.integrations._bodies import RECEIVEFILE, length_of_body
 
 
 async def receive_file(request: Request[Any], file: Any, *, max_size: int | None = None) -> int:
@@ -44,8 +44,7 @@ async def receive_file(request: Request[Any], file: Any, *, max_size: int | None
     file = plain_file(file)
     check_binary(file)
     check_writable(file, 0)
-    declared = request.headers.get("content-length", "")
-    _check_size(int(declared) if declared.isdecimal() else 0, max_size)
+    _check_size(length_of_body(request.scope["headers"]), max_size)
     written = 0
     try:
         offer = (request.scope.get("extensions") or {}).get(RECEIVEFILE)

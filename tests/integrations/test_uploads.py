@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,18 @@ async def test_it_is_not_offered_where_nothing_is(
         assert (await client.answer()).body == b"False"
 
 
+async def test_a_length_may_have_thousands_of_zeros_in_front(
+    serve: Serve, uploads: Uploads
+) -> None:
+    """Where the parser takes that: h11 answers 400, by itself."""
+    served = await serve(uploads.app)
+    async with await served.connect() as client:
+        head = put("a", 3).replace(b"Length: ", b"Length: " + b"0" * 5000)
+        client.writer.write(head + b"abc")
+        status, _ = await client.head()
+        assert status == (400 if issubclass(serve.protocol, UvicornsH11) else 200)
+
+
 # What is asked for, and what is refused
 
 
@@ -604,6 +617,39 @@ async def test_a_response_that_is_complete_ends_it(serve: Serve, uploads: Upload
         assert await count_of(client) == LARGE
     assert_same(uploads.path("next").read_bytes(), pattern(LARGE, 1))
     assert pattern(LARGE).startswith(uploads.path("early").read_bytes())
+
+
+async def test_a_response_that_is_complete_ends_it_while_a_disk_is_slow(
+    serve: Serve, uploads: Uploads
+) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    class Slow(io.FileIO):
+        def write(self, data: Any) -> int:
+            began.set()
+            may_end.wait()
+            return super().write(data)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] != "/early":
+            await uploads.app(scope, receive, send)
+            return
+        with Slow(uploads.path("early"), "wb") as file:
+            receiving = asyncio.ensure_future(receive_file(Request(scope, receive), file))
+            await until(began.is_set)
+            await PlainTextResponse("early")(scope, receive, send)
+            may_end.set()
+            with pytest.raises(ClientDisconnect):
+                await receiving
+
+    served = await serve(app)
+    async with await served.connect() as client:
+        client.writer.write(put("early", LARGE) + pattern(AHEAD))
+        assert (await client.answer()).body == b"early"
+        await until(lambda: not served.state.tasks)
+        assert uploads.is_there("early", AHEAD)
+        client.writer.write(bytes(LARGE - AHEAD) + put("next", 1) + b"a")
+        assert await count_of(client) == 1
 
 
 async def test_a_response_and_a_body_pass_each_other(serve: Serve, uploads: Uploads) -> None:
