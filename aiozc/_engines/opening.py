@@ -131,7 +131,12 @@ async def open_beneath(directory: str, path: str, *, follow: bool) -> Opened:
 def _look_beneath(directory: str, path: str, follow: bool) -> Opened:
     """Do it by the calls that every kernel has, however long they take."""
     resolve = os.path.abspath if follow else os.path.realpath
-    root, full = resolve(directory), resolve(os.path.join(directory, path))
+    try:
+        root, full = resolve(directory), resolve(os.path.join(directory, path))
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of readlink(2)
+            raise
+        raise error_from(errno.ENOENT, f"{path!r} led by what is no symbolic link now") from None
     if os.path.commonpath([root, full]) != root:
         raise error_from(errno.ENOENT, f"{path!r} leads out of {directory!r}")
     status = os.stat(full)

@@ -194,6 +194,22 @@ async def test_a_link_that_is_put_into_the_way_leads_nowhere(
     assert (answer.status, answer.body) == (404, b"Not Found")
 
 
+async def test_a_link_that_is_none_any_more_when_it_is_read_leads_nowhere(
+    serve: Serve, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "link").symlink_to("file")
+    readlink = os.readlink
+
+    def replace(path: str) -> str:
+        (root / "link").unlink()
+        (root / "link").write_bytes(CONTENT)
+        return readlink(path)
+
+    monkeypatch.setattr(os, "readlink", replace)
+    answer = await get(serve, static(root), "/link")
+    assert (answer.status, answer.body) == (404, b"Not Found")
+
+
 async def test_what_was_opened_is_sent_whatever_its_path_leads_to_now(
     serve: Serve, root: Path
 ) -> None:
