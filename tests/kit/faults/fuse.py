@@ -99,6 +99,8 @@ class Fuse:
         (error,) = struct.unpack("<i", answer)
         if error:
             raise OSError(error, os.strerror(error))
+        # Killed before it has closed its own number, the server would wait for itself in exit(2).
+        assert self._calls.recv(1) == b"."
         return int(array.array("i", ancillary[0][2])[0])
 
     def asked(self, op: Op) -> int:
@@ -181,6 +183,7 @@ def _open_for(server: "_Server", folder: str, calls: socket.socket) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
         calls.sendmsg([struct.pack("<i", 0)], [rights])
         os.close(fd)
+        calls.send(b".")
     os._exit(0)
 
 
