@@ -165,15 +165,15 @@ async def relay(a: Side, b: Side) -> tuple[int, int]:
     the other is not passed on to it, and its own end is the end of both ways.
 
     Raises, beside what `aiozc.relay` does:
-        TypeError: what is no asyncio.StreamReader, or no StreamWriter.
-        ValueError: a reader and a writer that are of two connections.
+        TypeError: what is no pair of an asyncio.StreamReader and a StreamWriter.
+        ValueError: a reader and a writer that are of two connections; `a` and `b` that are one.
         RuntimeError: somebody else is reading, or sending, or `write_eof` was called.
         ConnectionError: in place of the OSError of a connection that is lost, or was closed.
     """
     with nothing_moved((0, 0)):
-        for reader, writer in (a, b):
-            _reader(reader)
-            _transport_of(writer)
+        a, b = _side(a), _side(b)
+        if a[0] is b[0] or a[1] is b[1]:
+            raise ValueError(f"{shown(a)} cannot be relayed to itself")
         by_kernel = all(can_be_held(writer.transport) for _, writer in (a, b))
         if by_kernel:
             _check_one(*a)
@@ -197,16 +197,31 @@ async def relay(a: Side, b: Side) -> tuple[int, int]:
 # What is looked at, and held.
 
 
+_WANTED = (
+    "the functions of aiozc.streams take what asyncio.open_connection and start_server give;"
+    " aiozc.loop_sendfile, loop_recvfile, relay and splice_pipe take sockets, pipes and files"
+)
+
+
+def _side(side: Any) -> Side:
+    """Return a pair. Raises TypeError where it is none, or of other things."""
+    if not isinstance(side, tuple | list) or len(side) != 2:
+        raise TypeError(f"{shown(side)} is no pair (reader, writer) of one connection: {_WANTED}")
+    reader, writer = side
+    _transport_of(writer)
+    return _reader(reader), writer
+
+
 def _reader(reader: Any) -> asyncio.StreamReader:
     if not isinstance(reader, asyncio.StreamReader):
-        raise TypeError(f"{shown(reader)} is no asyncio.StreamReader")
+        raise TypeError(f"{shown(reader)} is no asyncio.StreamReader: {_WANTED}")
     return reader
 
 
 def _transport_of(writer: Any) -> Any:
     """Return a writer's transport. Raises TypeError where it would write beneath TLS."""
     if not isinstance(writer, asyncio.StreamWriter):
-        raise TypeError(f"{shown(writer)} is no asyncio.StreamWriter")
+        raise TypeError(f"{shown(writer)} is no asyncio.StreamWriter: {_WANTED}")
     if can_be_held(writer.transport):
         check_plain(writer.transport)
     return writer.transport

@@ -8,18 +8,19 @@ Then, to fetch it (port 8080 unless another was given; with 0 the system picks o
     curl --http0.9 --output copy http://127.0.0.1:8080/
 """
 
+import argparse
 import asyncio
 import contextlib
 import socket
-import sys
+from pathlib import Path
 
 import aiozc
 
 
-async def answer(sock: socket.socket, path: str) -> None:
-    """Send the file, and end the connection."""
-    with sock, contextlib.suppress(ConnectionError):
-        with await asyncio.to_thread(open, path, "rb") as file:
+async def answer(sock: socket.socket, path: Path) -> None:
+    """Send the file, and end the connection; one that breaks, or has no file, ends alone."""
+    with sock, contextlib.suppress(OSError):
+        with await asyncio.to_thread(path.open, "rb") as file:
             await aiozc.loop_sendfile(sock, file)
         sock.shutdown(socket.SHUT_WR)
         # Closed over an unread request the connection would be reset, and the answer cut short.
@@ -27,7 +28,7 @@ async def answer(sock: socket.socket, path: str) -> None:
             pass
 
 
-async def main(path: str, port: int = 8080) -> None:
+async def main(path: Path, port: int = 8080) -> None:
     """Serve the file until cancelled."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setblocking(False)
@@ -39,5 +40,11 @@ async def main(path: str, port: int = 8080) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Answer every connection with a file.")
+    parser.add_argument("path", metavar="FILE", type=Path)
+    parser.add_argument("port", metavar="PORT", type=int, nargs="?", default=8080)
+    given = parser.parse_args()
+    if not given.path.is_file():
+        parser.error(f"{given.path} is no file")
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:3])))
+        asyncio.run(main(given.path, given.port))

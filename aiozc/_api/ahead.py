@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from aiozc._api.arguments import check_count
+from aiozc._api.arguments import check_count, check_offset
 from aiozc._api.splice import loop_recvfile
 from aiozc._errors import annotate
 
@@ -119,7 +119,8 @@ class Moving(Moved):
 
 
 def into_file(file: Any, offset: int, *, fallback: bool) -> Move:
-    """Return what receives into a file, from `offset` on."""
+    """Return what receives into a file, from `offset` on. Raises as `check_offset` does."""
+    check_offset(offset)
     has_places = not hasattr(file, "seekable") or file.seekable()
 
     async def move(sock: Any, moved: int, left: int | None) -> int:

@@ -132,7 +132,11 @@ async def test_a_reset_is_passed_on_and_told_to_the_readers(kinds: Kinds, connec
 
 async def test_a_connection_is_not_relayed_to_itself(connect: Connect) -> None:
     line = await connect("tcp")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="cannot be relayed to itself"):
         await relay(line.both, line.both)
+    wrong: Any
+    for wrong in (line.writer, line.both[::-1], (line.reader,), None):
+        with pytest.raises(TypeError, match=r"is no .*aiozc.streams take"):
+            await relay(line.both, wrong)
     line.writer.write(b"used on")
     assert await line.finish() == b"used on"
