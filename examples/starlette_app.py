@@ -11,7 +11,7 @@ one):
 Nothing in the application knows of aiozc: `FileResponse` and `StaticFiles` hand over a path where
 the server takes one (`http.response.pathsend`). So any other application needs the flag alone:
 
-    uvicorn --http aiozc.integrations.uvicorn:HttpToolsProtocol module:app
+    uvicorn --http aiozc.integrations.uvicorn:Auto module:app
 """
 
 import argparse
@@ -62,5 +62,5 @@ if __name__ == "__main__":
         host=arguments.host,
         port=arguments.port,
         loop=arguments.loop,
-        http="aiozc.integrations.uvicorn:HttpToolsProtocol",
+        http="aiozc.integrations.uvicorn:Auto",
     )

@@ -85,6 +85,9 @@ class Offers(dict[str, Any]):
     application: Any
     names: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return bool(self.names) or len(self) > 0  # `scope["extensions"] or {}` is this
+
     def __contains__(self, name: object) -> bool:
         if name in self.names:
             return self._arrives(name, sys._getframe(1))
@@ -277,10 +280,12 @@ def _stands_around(code: types.CodeType) -> bool:
     names = code.co_varnames[: code.co_argcount]
     if "send" not in names[1:]:
         return False
+    receive = names[names.index("send") - 1]
+    if receive == "scope":  # a part of an application that receives nothing
+        return False
     node = _node_of(code)
     if node is None:
         return True
-    receive = names[names.index("send") - 1]
     made = {
         target.id
         for part in ast.walk(node)
