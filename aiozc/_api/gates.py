@@ -127,7 +127,7 @@ class SelectorGate:
     def shut(self) -> None:
         """Refuse what is written from here on, and its end."""
         self._transport._empty_waiter = self
-        self._put_method("write_eof", functools.partial(_refuse, "write_eof"))
+        self._put_method("write_eof", _refuse_end)
 
     def defer_reading(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Have these called in place of the transport's own."""
@@ -221,7 +221,7 @@ class Proxy(asyncio.Transport):
     def write_eof(self) -> None:
         """See `asyncio.WriteTransport.write_eof`."""
         if self._gate is not None:
-            _refuse("write_eof")
+            _refuse_end()
         self._real.write_eof()
         self._ended = True
 
@@ -353,6 +353,14 @@ class ProxyGate:
 
 def _refuse(name: str, *_: object) -> NoReturn:
     raise RuntimeError(f"unable to {name}; {IN_PROGRESS}")
+
+
+class EndRefusedError(RuntimeError, OSError):
+    """The refusal of `write_eof`, as an OSError too: anyio before 4.15 calls it in `aclose`."""
+
+
+def _refuse_end() -> NoReturn:
+    raise EndRefusedError(f"unable to write_eof; {IN_PROGRESS}")
 
 
 class Flow:

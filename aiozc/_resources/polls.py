@@ -10,7 +10,9 @@ By edges (K22), which a poll on a ring does not give (K20). So:
   epoll would go on telling about it.
 """
 
+import os
 import select
+import stat
 from collections.abc import Callable
 
 MOST = 64
@@ -60,11 +62,16 @@ class Watch:
 def is_ready(fd: int, event: int) -> bool:
     """Return whether a wait for exactly this, POLLIN or POLLOUT, would be over at once.
 
-    Files and some devices are always ready.
+    Files and some devices are always ready. POLLERR alone is of a socket's error queue (K20), or of
+    a pipe whose readers have gone: that is ready.
     """
     poll = select.poll()
     poll.register(fd, event)
-    return any(events & (event | _BEYOND) for _, events in poll.poll(0))
+    for _, events in poll.poll(0):
+        if events & (event | _BEYOND):
+            return True
+        return bool(events & select.POLLERR) and not stat.S_ISSOCK(os.fstat(fd).st_mode)
+    return False
 
 
 class Polls:

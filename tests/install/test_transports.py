@@ -258,6 +258,9 @@ async def test_what_is_written_meanwhile_is_refused_and_nothing_of_it_arrives(
         for refused in attempts:
             with pytest.raises(RuntimeError, match="sendfile is in progress"):
                 refused()
+        # As anyio's streams of before 4.15 expect it, which end before they close.
+        with pytest.raises(OSError, match="sendfile is in progress"):
+            line.transport.write_eof()
 
     assert_refused()
     with pytest.raises(RuntimeError, match="sendfile is in progress"):

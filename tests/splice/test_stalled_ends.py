@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import tty
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 import aiozc
 from aiozc._resources.pipes import LARGE
+from aiozc._resources.polls import is_ready
 from tests.kit.connections import socket_pair
 from tests.kit.content import KIB, MIB, MakeFile, assert_same, pattern
 from tests.kit.ends import Ends, Told
@@ -228,3 +230,19 @@ async def test_a_terminals_master_that_blocks_is_waited_for_and_not_within_a_wri
                     await asyncio.sleep(0.001)
                 await moving
                 assert_same(held, content)
+
+
+async def test_a_pipe_whose_readers_go_while_it_is_full_is_ready_and_ends_a_transfer(
+    make_file: MakeFile,
+) -> None:
+    """It tells of an error alone, and by one edge: who waits once more must see it at once."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    with os.fdopen(writing, "wb", 0) as pipe:
+        moving = asyncio.create_task(aiozc.splice_pipe(make_file(pattern(MIB)), pipe))
+        read_all(reading)
+        await until(lambda: not is_ready(writing, select.POLLOUT))
+        os.close(reading)
+        assert is_ready(writing, select.POLLOUT)
+        assert isinstance(await outcome_of(moving), BrokenPipeError)
