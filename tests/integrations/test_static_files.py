@@ -194,7 +194,7 @@ async def test_a_link_that_is_put_into_the_way_leads_nowhere(
     assert (answer.status, answer.body) == (404, b"Not Found")
 
 
-async def test_a_link_that_is_none_any_more_when_it_is_read_leads_nowhere(
+async def test_a_link_that_is_none_any_more_when_it_is_read_leads_to_what_stands_there_or_nowhere(
     serve: Serve, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "link").symlink_to("file")
@@ -207,7 +207,8 @@ async def test_a_link_that_is_none_any_more_when_it_is_read_leads_nowhere(
 
     monkeypatch.setattr(os, "readlink", replace)
     answer = await get(serve, static(root), "/link")
-    assert (answer.status, answer.body) == (404, b"Not Found")
+    # From CPython 3.13 on `os.path.realpath` takes what stands there now.
+    assert (answer.status, answer.body) in ((404, b"Not Found"), (200, CONTENT))
 
 
 async def test_what_was_opened_is_sent_whatever_its_path_leads_to_now(
