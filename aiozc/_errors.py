@@ -47,6 +47,15 @@ def annotate(error: BaseException, transferred: Any, lost: Any) -> None:
     error.lost = lost  # type: ignore[attr-defined]
 
 
+def annotate_behind(error: BaseException, transferred: int) -> None:
+    """Have what a part of a transfer raised say how many bytes all of it moved.
+
+    `transferred` of these were moved before that part.
+    """
+    part = getattr(error, "transferred", 0)
+    annotate(error, transferred + part, getattr(error, "lost", 0))
+
+
 def lacks_descriptors(error: OSError) -> bool:
     """Return whether it says that this process, or the system, may open no more."""
     return error.errno in (errno.EMFILE, errno.ENFILE)

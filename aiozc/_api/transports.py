@@ -4,7 +4,6 @@ import asyncio
 import enum
 import errno
 import functools
-import select
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -20,6 +19,7 @@ from aiozc._api.gates import Flow, Gate, force_close
 from aiozc._drivers.fallback import READ, read_some, seek, seek_if_it_can
 from aiozc._engines.registry import count_fallback
 from aiozc._errors import annotate, connection_lost, nothing_moved, tells_of_lost_connection
+from aiozc._kernel.sockets import has_error
 from aiozc._kernel.status import identity
 from aiozc._resources.owners import owners_of
 from aiozc._resources.records import HasFileno, check_sendable, is_readable, is_used
@@ -67,7 +67,7 @@ class TransportSocket:
         except BlockingIOError:
             return True
         except OSError as error:
-            return error.errno == errno.ENOTSOCK and not _is_broken_pipe(number)
+            return error.errno == errno.ENOTSOCK and not has_error(number)
         return True
 
     def can_be_read(self) -> bool:
@@ -77,13 +77,6 @@ class TransportSocket:
 
 def _yes() -> bool:
     return True
-
-
-def _is_broken_pipe(number: int) -> bool:
-    """Return whether nobody will read what is written into a pipe."""
-    failed = select.poll()
-    failed.register(number, 0)
-    return any(events & select.POLLERR for _, events in failed.poll(0))
 
 
 def check_unowned(loop: Loop, stream: HasFileno) -> None:

@@ -97,7 +97,7 @@ class Inline:
     def __init__(self) -> None:
         self._probe, self._probe_by_reading = Probe(), ProbeByReading()
         self._has_ends, self._copy = copier(SMALL)
-        self._scratch = memoryview(bytearray(1))
+        self._byte = memoryview(bytearray(1))
         self._spent = 0
         self._renewing = False
         self._small: deque[Place] = deque()
@@ -208,7 +208,7 @@ class Inline:
         """Do the step TakeByte. The byte leaves the socket when it is in the pipe, not before."""
         room = select.poll()
         room.register(target, select.POLLOUT)
-        byte = self._scratch[:1]
+        byte = self._byte
         try:
             if not room.poll(0):
                 return -errno.EAGAIN

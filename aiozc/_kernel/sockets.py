@@ -47,9 +47,7 @@ def was_reset(fd: int) -> bool:
 
     Asking for the error itself (SO_ERROR) would take it away from whoever reads next.
     """
-    failed = select.poll()
-    failed.register(fd, 0)
-    if not any(events & select.POLLERR for _, events in failed.poll(0)):
+    if not has_error(fd):
         return False
     if is_unix(fd):
         return True
@@ -57,6 +55,13 @@ def was_reset(fd: int) -> bool:
     state, length = ctypes.c_ubyte(), ctypes.c_uint32(1)
     _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, ctypes.byref(state), ctypes.byref(length))
     return state.value == _TCP_CLOSE
+
+
+def has_error(fd: int) -> bool:
+    """Return whether poll(2) tells of an error: of a socket, or of a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def is_unix(fd: int) -> bool:

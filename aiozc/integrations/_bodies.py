@@ -23,7 +23,7 @@ from aiozc import loop_recvfile
 from aiozc._api.arguments import plain_file
 from aiozc._api.transports import Hold, Reading
 from aiozc._drivers.fallback import write_whole
-from aiozc._errors import annotate
+from aiozc._errors import annotate_behind
 
 RECEIVEFILE = "http.request.receivefile"
 _MOST_DIGITS = 20
@@ -126,9 +126,7 @@ class Body:
         try:
             return len(ahead) + await self._receive_rest(file, self._length - len(ahead))
         except BaseException as error:
-            annotate(
-                error, len(ahead) + getattr(error, "transferred", 0), getattr(error, "lost", 0)
-            )
+            annotate_behind(error, len(ahead))
             raise
 
     async def _receive_rest(self, file: Any, rest: int) -> int:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from aiozc._api.arguments import check_binary, check_writable, plain_file
 from aiozc._drivers.fallback import write_whole
-from aiozc._errors import annotate
+from aiozc._errors import annotate_behind
 from aiozc.integrations._bodies import RECEIVEFILE, length_of_body
 
 
@@ -57,7 +57,7 @@ async def receive_file(request: Request[Any], file: Any, *, max_size: int | None
                 await write_whole(file, data)
                 written += len(data)
     except BaseException as error:
-        annotate(error, written + getattr(error, "transferred", 0), getattr(error, "lost", 0))
+        annotate_behind(error, written)
         raise
     return written
 

@@ -74,6 +74,15 @@ class Uploads:
             raise
         return JSONResponse(count)
 
+    def held(self, may_begin: asyncio.Event) -> Any:
+        """Return the application, which begins with each request when it may."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await may_begin.wait()
+            await self.app(scope, receive, send)
+
+        return app
+
     def path(self, name: str) -> Path:
         """Return the path of an upload."""
         return self.folder / name
@@ -141,12 +150,7 @@ async def test_what_has_come_already_stands_before_what_is_in_the_socket(
 ) -> None:
     """And the requests behind the body, which came with its end, are answered."""
     may_begin = asyncio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await may_begin.wait()
-        await uploads.app(scope, receive, send)
-
-    served = await serve(app)
+    served = await serve(uploads.held(may_begin))
     content = pattern(LARGE)
     async with await served.connect() as client:
         client.writer.write(put("first", LARGE) + content[:ahead])
@@ -392,12 +396,7 @@ async def test_a_client_that_waits_is_asked_for_the_body_when_the_application_wa
     serve: Serve, uploads: Uploads
 ) -> None:
     may_begin = asyncio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await may_begin.wait()
-        await uploads.app(scope, receive, send)
-
-    served = await serve(app)
+    served = await serve(uploads.held(may_begin))
     async with await served.connect() as client:
         for size in (1, LARGE):
             client.writer.write(put("a", size, "Expect: 100-continue"))
